@@ -1,0 +1,53 @@
+# make run: install and run the five stages; make test: install and test; make retrain: stages 1-3 from the embedded data.
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS := 1
+
+WEIGHTS := models/weights
+RETRAINED := models/weights/embedded
+LAYERS := data/processed_layers
+NUM ?= 24
+
+.PHONY: run test retrain install data lint
+
+install: .venv/installed
+.venv/installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps mattersim==1.2.3
+	touch $@
+
+run: install
+	@echo "[1/5] pretrain_dimenet.py"
+	@if [ -f $(WEIGHTS)/dimenet.pt ]; then echo "taking the shipped weights $(WEIGHTS)/dimenet.pt"; \
+	else $(BIN)/python pretrain_dimenet.py --lmdb data/her2d_h_train.lmdb data/her2d_h_val.lmdb data/her2d_h_test.lmdb --out $(WEIGHTS)/dimenet.pt; fi
+	@echo "[2/5] material_dataset.py"
+	@if [ -f $(LAYERS)/processed/train.pt ]; then echo "taking the graphs in $(LAYERS)"; \
+	else $(BIN)/python material_dataset.py --db data/her2d.db --dimenet $(WEIGHTS)/dimenet.pt --out $(LAYERS); fi
+	@echo "[3/5] optimization.py"
+	@if [ -f $(WEIGHTS)/best_diffusion_model.pth ]; then echo "taking the shipped weights $(WEIGHTS)/best_diffusion_model.pth and their loss curve"; \
+	  $(BIN)/python optimization.py --plot $(WEIGHTS)/best_diffusion_model.csv; \
+	else $(BIN)/python optimization.py --data $(LAYERS) --out $(WEIGHTS)/best_diffusion_model.pth; fi
+	@echo "[4/5] structure_generator.py"
+	$(BIN)/python structure_generator.py --checkpoint $(WEIGHTS)/best_diffusion_model.pth --num $(NUM) --seed 0 --out results/generated_cifs
+	@echo "[5/5] evaluate_external.py and test.py"
+	$(BIN)/python evaluate_external.py --cifs results_external/random_baseline --out results_external --resume
+	$(BIN)/python test.py --cifs results/generated_cifs --out results --resume
+
+retrain: install
+	@echo "[1/3] pretrain_dimenet.py"
+	$(BIN)/python pretrain_dimenet.py --lmdb data/her2d_h_train.lmdb data/her2d_h_val.lmdb data/her2d_h_test.lmdb --epochs 60 --out $(RETRAINED)/dimenet.pt
+	@echo "[2/3] material_dataset.py"
+	$(BIN)/python material_dataset.py --db data/her2d.db --dimenet $(RETRAINED)/dimenet.pt --out $(RETRAINED)/layers --synthesis-out $(RETRAINED)/synthesis.pt
+	@echo "[3/3] optimization.py"
+	$(BIN)/python optimization.py --data $(RETRAINED)/layers --out $(RETRAINED)/best_diffusion_model.pth --figure $(RETRAINED)/loss_curve.png
+
+data: install
+	$(BIN)/python data/build.py
+
+test: install
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/python -m ruff format .

@@ -1,0 +1,163 @@
+"""Packs the builder's shards into what the pipeline reads: ASE databases in C2DB's schema and OC20-schema LMDBs."""
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+import ase.db
+import numpy as np
+import torch
+from pymatgen.core import Composition
+from torch_geometric.data import Data
+
+from models.cli import write_json
+from models.hull import Hull
+from models.lmdb_data import write_lmdb
+from models.matching import Fingerprint, Register, layer_group
+from models.potentials import load_potential
+from models.shards import unpack_atoms
+from models.split import split_of
+
+HERE = Path(__file__).resolve().parent
+TABLE_NAMES = {  # names of known_layers.csv -> of prototypes.py, where they differ
+    "BN": {"graphene"}, "silicene": {"silicene", "honeycomb-A"}, "graphene": {"graphene", "honeycomb-A"},
+    "MgOH2": {"brucite"}, "perovskite": {"K2NiF4"}, "RuCl3": {"CrI3"}, "MPX3": {"CrGeTe3"},
+    "MXene-M2XT2": {"MXene-M2XT2", "MXene-M2X(OH)2"}, "other": {"MnBi2Te4", "Janus-1T", "CuI"},
+}  # fmt: skip
+
+
+def known_layers() -> dict:
+    """(reduced formula, prototype) -> source, of the layers made in experiment."""
+    with (HERE / "known_layers.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    names = lambda row: TABLE_NAMES.get(row["prototype"], {row["prototype"]})  # noqa: E731
+    return {(row["formula"], name): row["doi"] or row["source"] for row in rows for name in names(row)}
+
+
+def fresh(path: Path):
+    """A new ASE database under a temporary name, and the function that moves it into place."""
+    temporary = path.with_name(path.stem + ".tmp.db")
+    temporary.unlink(missing_ok=True)
+    return ase.db.connect(temporary), lambda: temporary.replace(path)
+
+
+def pack_references(references, layers, path: Path, potential: str) -> Hull:
+    """Lowest converged phase of each formula and prototype kind, layers included."""
+    best = {}
+    for row in [*references, *layers]:
+        if row["reason"]:
+            continue
+        atoms = unpack_atoms(row["atoms"])
+        formula, units = Composition(atoms.get_chemical_formula()).get_reduced_formula_and_factor()
+        if formula not in best or row["energy"] / units < best[formula][0]:
+            best[formula] = row["energy"] / units, row, atoms
+    database, done = fresh(path)
+    with database:
+        for _, row, atoms in (best[formula] for formula in sorted(best)):
+            database.write(atoms, name=row["key"], energy_eV=row["energy"])
+    database.metadata = {"potential": potential}
+    done()
+    return Hull.read(path)
+
+
+def pack_layers(layers, hull: Hull, path: Path, potential: str) -> tuple[list[str], Counter]:
+    """her2d.db, duplicates dropped (the stablest stays); returns the keys kept and what was dropped."""
+    known, seen, dropped, rows = known_layers(), Register(), Counter(), []
+    for row in layers:
+        if row["reason"]:
+            dropped[row["reason"] if ":" not in row["reason"] else "calculation failed"] += 1
+            continue
+        atoms = unpack_atoms(row["atoms"])
+        try:
+            stability = hull.stability(atoms.get_chemical_formula(), row["energy"])
+        except ValueError as error:
+            dropped[str(error)] += 1
+            continue
+        rows.append((stability, row, atoms))
+    kept = []
+    database, done = fresh(path)
+    with database:
+        for stability, row, atoms in sorted(rows, key=lambda item: (item[0].e_form, item[1]["key"])):
+            fingerprint = Fingerprint(atoms)
+            if seen.find(fingerprint) is not None:
+                dropped["duplicate"] += 1
+                continue
+            seen.add(row["key"], fingerprint)
+            kept.append(row["key"])
+            source = known.get((fingerprint.formula, row["prototype"]))
+            database.write(
+                atoms,
+                uid=row["key"],
+                hform=stability.e_form,
+                ehull=stability.e_hull,
+                layergroup=layer_group(atoms),
+                prototype=row["prototype"],
+                crystal_type=row["prototype"],
+                source=f"{potential}, data/build.py",
+                **({"doi": source} if source else {}),
+            )
+    database.metadata = {"potential": potential, "counts": dict(dropped)}
+    done()
+    return kept, dropped
+
+
+def adsorption_records(row, sid: int):
+    """OC20-schema records of a host's sites; what is no adsorption is counted, not trained on."""
+    records, dropped = [], Counter()
+    if row["reason"]:
+        return records, Counter({"calculation failed" if ":" in row["reason"] else row["reason"]: 1})
+    slab = unpack_atoms(row["sites"][0]["slab"])
+    numbers = torch.tensor([*slab.numbers, 1])
+    tags = torch.tensor([1] * len(slab) + [2])
+    for k, site in enumerate(row["sites"]):
+        if site["flag"] or not site["converged"]:
+            dropped[site["flag"] or "not converged"] += 1
+            continue
+        start, end = (np.vstack([slab.positions, site[name]]) for name in ("start", "end"))
+        records.append(
+            Data(
+                pos=torch.tensor(start, dtype=torch.float32),
+                pos_relaxed=torch.tensor(end, dtype=torch.float32),
+                cell=torch.tensor(slab.cell.array[None], dtype=torch.float32),
+                atomic_numbers=numbers,
+                natoms=len(numbers),
+                tags=tags,
+                fixed=(tags != 2).float(),
+                sid=sid * 100 + k,
+                y_relaxed=site["delta_e"],
+                host_uid=row["key"],
+                site=f"{site['kind']}-{'top' if site['face'] > 0 else 'bottom'}",
+            )
+        )
+    return records, dropped
+
+
+def pack_adsorption(rows, out: Path) -> dict:
+    """her2d_h_{train,val,test}.lmdb, split by the host's reduced formula."""
+    splits, dropped, hosts = {"train": [], "val": [], "test": []}, Counter(), Counter()
+    for sid, row in enumerate(rows):
+        records, lost = adsorption_records(row, sid)
+        dropped += lost
+        if records:
+            split = split_of(unpack_atoms(row["host"]).get_chemical_formula())
+            splits[split] += records
+            hosts[split] += 1
+    for name, records in splits.items():
+        write_lmdb(out / f"her2d_h_{name}.lmdb", records)
+    return {"records": {k: len(v) for k, v in splits.items()}, "hosts": dict(hosts), "dropped": dict(dropped)}
+
+
+def pack(shards: dict, out: Path, potential: str) -> None:
+    """Writes databases, LMDBs and data.json with the counts."""
+    name = load_potential(potential).name
+    rows = {level: shard.sorted_rows() for level, shard in shards.items()}
+    hull = pack_references(rows["references"], rows["layers"], out / "reference_phases.db", name)
+    kept, dropped = pack_layers(rows["layers"], hull, out / "her2d.db", name)
+    counts = {
+        "potential": name,
+        "reference_phases": sum(not row["reason"] for row in rows["references"]),
+        "layers": {"tried": len(rows["layers"]), "kept": len(kept), "dropped": dict(dropped)},
+        "adsorption": pack_adsorption(rows["adsorption"], out),
+    }
+    write_json(out / "data.json", counts)
+    print(counts)

@@ -1,0 +1,26 @@
+"""Stage 5, for anybody's structures: scores a folder of CIFs with the same evaluator and compares it with ours.
+
+    python evaluate_external.py --cifs DIR --out results_external
+"""
+
+import argparse
+from pathlib import Path
+
+from geo_utils import add_evaluation_flags, run_evaluation
+from models.cli import add_system, resolve
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_evaluation_flags(parser, Path("results_external/random_baseline"), Path("results/metrics.csv"))
+    add_system(parser, out=Path("results_external"), resume="keep what OUT/evaluated.jsonl already holds of these structures")
+    return parser
+
+
+def main():
+    args = resolve(build_parser().parse_args())
+    run_evaluation(args, args.cifs.name)
+
+
+if __name__ == "__main__":
+    main()

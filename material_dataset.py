@@ -1,0 +1,164 @@
+"""Stage 2: a C2DB database (ASE db) becomes cleaned 2D graphs labelled with ΔG_H.
+
+    python material_dataset.py --db c2db.db --dimenet models/weights/dimenet.pt --out data/c2db
+"""
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+
+import ase.db
+import numpy as np
+import torch
+from torch_geometric.data import InMemoryDataset
+from tqdm import tqdm
+
+from models.adsorption import CORRECTION
+from models.cli import add_system, resolve, write_json
+from models.delta_g import predict_delta_g
+from models.dimenet import load_dimenet
+from models.graphs import layer_graph
+from models.layer import MAX_THICKNESS, OVERLAP_SCALE, NotALayer, extract_layer, min_distance_ratio
+from models.matching import Fingerprint, Register
+from models.shards import Shard
+from models.split import split_of
+from models.synthesis import save_synthesis, train_synthesis
+
+EXPERIMENT = ("icsd_id", "cod_id", "doi")  # a row with one of these has been made
+METADATA = ("dynamic_stability_phonons", "dynamic_stability_stiffness", "gap", "crystal_type", "thermodynamic_stability_level")
+
+
+def synthesizable(row) -> float:
+    """1 for a layer known from experiment, 0 for an unlabelled one, NaN where the row carries no metadata at all."""
+    if any(row.get(key) for key in EXPERIMENT):
+        return 1.0
+    return 0.0 if any(row.get(key) is not None for key in METADATA) else float("nan")
+
+
+def clean(row, seen: Register, max_atoms: int, max_e_hull: float):
+    """The row's layer in the convention.
+
+    Raises:
+        ValueError: with the reason why the row is dropped.
+    """
+    if row.get("ehull") is None or row.get("hform") is None:
+        raise ValueError("no energy")
+    if row.natoms > max_atoms:
+        raise ValueError(f"more than {max_atoms} atoms")
+    if row.ehull > max_e_hull:
+        raise ValueError(f"ehull above {max_e_hull} eV/atom")
+    try:
+        layer = extract_layer(row.toatoms())
+    except NotALayer as error:
+        raise ValueError("not one 2D component") from error
+    if min_distance_ratio(layer.atoms) < OVERLAP_SCALE:
+        raise ValueError("overlapping atoms")
+    if layer.thickness > MAX_THICKNESS:
+        raise ValueError(f"thicker than {MAX_THICKNESS} Å")
+    fingerprint = Fingerprint(layer.atoms)
+    if seen.find(fingerprint) is not None:
+        raise ValueError("duplicate")
+    seen.add(row.get("uid", str(row.id)), fingerprint)
+    return layer.atoms
+
+
+def read_layers(path: Path, max_atoms: int, max_e_hull: float, limit: int = 0):
+    """Cleaned rows of a database, most stable first so that of duplicates the stablest stays.
+
+    Returns:
+        rows: list of (uid, atoms, labels), and a Counter of what was dropped and why.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist: give an ASE database with --db")
+    rows = sorted(ase.db.connect(path).select(limit=limit or None), key=lambda row: row.get("ehull", np.inf))
+    kept, dropped, seen = [], Counter(), Register()
+    for row in tqdm(rows, desc=f"cleaning {Path(path).name}", mininterval=2):
+        try:
+            atoms = clean(row, seen, max_atoms, max_e_hull)
+        except Exception as error:  # one bad row costs one row
+            dropped[str(error) if type(error) is ValueError else f"unreadable ({type(error).__name__})"] += 1
+            continue
+        labels = {"e_hull": row.ehull, "e_form": row.hform, "synthesizable": synthesizable(row)}
+        kept.append((row.get("uid", str(row.id)), atoms, labels))
+    return kept, dropped
+
+
+def write_splits(rows, delta_g: dict, out: Path) -> dict:
+    """Writes processed/{train,val,test}.pt and says how many graphs each holds."""
+    splits = {"train": [], "val": [], "test": []}
+    for uid, atoms, labels in rows:
+        found = delta_g.get(uid) or {}
+        hydrogen = {"delta_g_h": found.get("delta_g_h"), "delta_g_h_std": found.get("delta_g_h_std")}
+        known = {name: value for name, value in hydrogen.items() if value is not None}
+        splits[split_of(atoms.get_chemical_formula())].append(layer_graph(atoms, uid, **labels, **known))
+    (out / "processed").mkdir(parents=True, exist_ok=True)
+    for name, graphs in splits.items():
+        path = out / "processed" / f"{name}.pt"
+        InMemoryDataset.save(graphs or [layer_graph(rows[0][1][:0], "none")], path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+    return {name: len(graphs) for name, graphs in splits.items()}
+
+
+def fit_synthesis(rows, args):
+    """Trains the substitute for CSLLM on which of these layers are known from experiment."""
+    structures = [atoms for _, atoms, _ in rows]
+    columns = [[labels[name] for _, _, labels in rows] for name in ("e_hull", "synthesizable")]
+    model, report = train_synthesis(structures, *columns, [atoms.get_chemical_formula() for atoms in structures], args.seed)
+    save_synthesis(args.synthesis_out, model, report=report)
+    print(json.dumps(report, indent=2))
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    data = parser.add_argument_group("data")
+    data.add_argument("--db", type=Path, default=Path("data/her2d.db"), help="ASE database in C2DB's schema")
+    data.add_argument("--max-atoms", type=int, default=20, help="drop larger cells")
+    data.add_argument("--max-e-hull", type=float, default=0.3, help="drop rows above this, eV/atom")
+    data.add_argument("--limit", type=int, default=0, help="read only the first so many rows, 0 for all")
+    model = parser.add_argument_group("model")
+    model.add_argument("--dimenet", type=Path, default=Path("models/weights/dimenet.pt"), help="checkpoint of stage 1")
+    model.add_argument("--correction", type=float, default=CORRECTION, help="ΔE_ZPE − TΔS in ΔG_H, eV")
+    model.add_argument("--batch-size", type=int, default=64, help="adsorption graphs a batch")
+    model.add_argument("--synthesis-out", type=Path, help="train the positive-unlabelled synthesizability classifier into this file")
+    add_system(parser, out=Path("data/processed_layers"), resume="labels already in OUT/delta_g.jsonl are kept")
+    return parser
+
+
+def main():
+    args = resolve(build_parser().parse_args())
+    rows, dropped = read_layers(args.db, args.max_atoms, args.max_e_hull, args.limit)
+    if not rows:
+        raise SystemExit(f"{args.db}: no row is left after cleaning ({dict(dropped)})")
+    for reason, count in dropped.most_common():
+        print(f"dropped {count:6d}  {reason}")
+    print(f"kept    {len(rows):6d}")
+
+    if args.synthesis_out:
+        fit_synthesis(rows, args)
+
+    cache = Shard(args.out / "delta_g.jsonl", args.resume)
+    model = load_dimenet(args.dimenet, args.device)
+    todo = [(uid, atoms) for uid, atoms, _ in rows if uid not in cache.rows]
+    for uid, result in predict_delta_g(model, todo, args.batch_size, args.correction, progress=True):
+        cache.append(uid, result)
+    values = np.array([row["delta_g_h"] for row in cache.rows.values() if row.get("delta_g_h") is not None])
+    counts = write_splits(rows, cache.rows, args.out)
+
+    report = {
+        "db": args.db.name,
+        "kept": len(rows),
+        "dropped": dict(dropped),
+        "splits": counts,
+        "labelled": len(values),
+        "delta_g_h_eV": dict(zip(("p5", "median", "p95"), np.percentile(values, [5, 50, 95]).round(3).tolist())) if len(values) else {},
+        "share_within_0.1_eV": float(np.mean(abs(values) <= 0.1)) if len(values) else None,
+        "share_within_0.2_eV": float(np.mean(abs(values) <= 0.2)) if len(values) else None,
+    }
+    write_json(args.out / "report.json", report)
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

@@ -1,0 +1,1 @@
+"""Networks, scorers and the physics they share, one idea a file."""

@@ -1,0 +1,272 @@
+"""Hydrogen on a layer: sites, supercells, starting poses, and ΔE_H from an interatomic potential.
+
+ΔE_H = E(layer + H) − E(layer) − ½ E(H2), all from one potential; ΔG_H ≈ ΔE_H + CORRECTION.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import spglib
+from ase import Atoms
+from ase.build import make_supercell
+from ase.constraints import FixAtoms
+from ase.data import covalent_radii
+from ase.optimize import BFGS
+from scipy.spatial import QhullError, Voronoi
+
+from models.layer import VACUUM, flipped, primitive_layer, reduce_plane
+from models.potentials import relax_layer, single_point
+
+CORRECTION = 0.27  # eV, ΔE_ZPE − TΔS of adsorbed H at 300 K, 1 bar (the mission's constant)
+H_SPACING = 6.0  # Å, least distance between a hydrogen and its periodic images
+PROBE_RADIUS = 1.2  # Å, Bondi van der Waals radius of H: what the rolling probe can reach is surface
+START_SCALE = 1.1  # first guess of an H bond, in sums of covalent radii
+MIN_CLEARANCE = 0.5  # Å above the atoms around a site, where no bond of that length fits
+DESORBED_SCALE = 1.35  # shortest H bond beyond this is no adsorption (design, section 4)
+SCAN = (-0.35, 0.0, 0.35)  # Å, heights tried about the starting one
+SAME_SITE = 0.25  # Å, distance under which two sites are one
+SUNK_MARGIN = 0.01  # Å: H right in the middle of a symmetric layer is sunk, whatever the rounding says
+H_RADIUS = covalent_radii[1]
+
+
+@dataclass(frozen=True)
+class Site:
+    """An adsorption site of a layer.
+
+    Attributes:
+        kind: "ontop", "bridge" or "hollow".
+        face: +1 for the top (+z) face, −1 for the bottom.
+        position: [3] Å, starting position of H.
+    """
+
+    kind: str
+    face: int
+    position: np.ndarray
+
+    @property
+    def label(self):
+        return f"{self.kind}-{'top' if self.face > 0 else 'bottom'}"
+
+
+def spaced_supercell(atoms: Atoms, spacing: float = H_SPACING) -> Atoms:
+    """The supercell of fewest atoms whose in-plane lattice vectors are all at least `spacing` Å long."""
+    plane = atoms.cell.array[:2]
+    for determinant in range(1, 400):
+        best = None
+        for p in (d for d in range(1, determinant + 1) if determinant % d == 0):
+            for q in range(p):
+                transform = np.array([[p, 0], [q, determinant // p]])
+                shortest = np.linalg.norm(reduce_plane(transform @ plane)[0])
+                if shortest >= spacing - 1e-6 and (best is None or shortest > best[0] + 1e-6):
+                    best = shortest, transform
+        if best:
+            reduced = reduce_plane(best[1] @ plane)
+            if np.cross(*reduced) @ atoms.cell.array[2] < 0:  # right-handed, as VASP wants it
+                reduced = reduced[::-1]
+            full = np.eye(3, dtype=int)
+            full[:2, :2] = np.round(reduced @ np.linalg.pinv(plane)).astype(int)
+            return make_supercell(atoms, full, wrap=True)
+    raise ValueError(f"{atoms.get_chemical_formula()}: no supercell with images {spacing} Å apart")
+
+
+def _images(atoms: Atoms, reach: float):
+    """Indices and positions of all in-plane images of the atoms within `reach` Å of the cell."""
+    inverse_heights = np.linalg.norm(np.linalg.inv(atoms.cell.array[:2, :2]), axis=0)
+    na, nb = np.ceil(reach * inverse_heights).astype(int)
+    shifts = np.array([[a, b] for a in range(-na, na + 1) for b in range(-nb, nb + 1)])
+    positions = (shifts @ atoms.cell.array[:2])[:, None] + atoms.positions[None]
+    return np.tile(np.arange(len(atoms)), len(shifts)), positions.reshape(-1, 3)
+
+
+def _contact_height(xy, positions, radii):
+    """Height at which a probe coming down at `xy` touches the first sphere (−inf where it falls through)."""
+    lateral = ((positions[:, :2] - xy) ** 2).sum(1)
+    inside = radii**2 > lateral
+    return max(positions[inside, 2] + np.sqrt(radii[inside] ** 2 - lateral[inside]), default=-np.inf)
+
+
+def surface_atoms(atoms: Atoms) -> np.ndarray:
+    """Indices of the atoms that a probe of H's van der Waals size touches first from above."""
+    index, positions = _images(atoms, 8.0)
+    radii = covalent_radii[atoms.numbers][index] + PROBE_RADIUS
+    own = atoms.positions[:, 2] + covalent_radii[atoms.numbers] + PROBE_RADIUS
+    top = [_contact_height(p[:2], positions, radii) for p in atoms.positions]
+    return np.flatnonzero(own >= np.array(top) - 1e-6)
+
+
+def _start_height(xy, positions, numbers):
+    """Starting height of H at `xy`: on bonds of START_SCALE covalent sums, never sunk between the atoms."""
+    bonds = START_SCALE * (covalent_radii[numbers] + H_RADIUS)
+    near = np.linalg.norm(positions[:, :2] - xy, axis=1)
+    around = positions[near < near.min() + 0.3, 2].max()
+    return max(_contact_height(xy, positions, bonds), around + MIN_CLEARANCE)
+
+
+def _top_sites(atoms: Atoms) -> list[Site]:
+    """Ontop, bridge and hollow sites of the top face: vertices, edges and corners of its Voronoi diagram."""
+    surface = surface_atoms(atoms)
+    face = atoms[surface]
+    index, positions = _images(face, 12.0)
+    numbers = face.numbers[index]
+    home = [np.flatnonzero((index == k) & (np.linalg.norm(positions - p, axis=1) < 1e-6))[0] for k, p in enumerate(face.positions)]
+    points = [("ontop", p[:2]) for p in face.positions]
+    try:
+        diagram = Voronoi(positions[:, :2])
+    except QhullError:
+        diagram = None
+    if diagram is not None:
+        for pair, ridge in zip(diagram.ridge_points, diagram.ridge_vertices):
+            if not set(pair) & set(home) or -1 in ridge:
+                continue
+            ends = diagram.vertices[ridge]
+            if np.linalg.norm(ends[0] - ends[1]) > SAME_SITE:
+                points.append(("bridge", positions[pair, :2].mean(0)))
+            points += [("hollow", end) for end in ends]
+    points.sort(key=lambda point: ("ontop", "bridge", "hollow").index(point[0]))  # of two within SAME_SITE the first kind stays
+    return [Site(kind, +1, np.array([*xy, _start_height(xy, positions, numbers)])) for kind, xy in points]
+
+
+def _layer_operations(atoms: Atoms, symprec: float):
+    cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
+    found = spglib.get_symmetry(cell, symprec=symprec)
+    if found is None:
+        return np.eye(3, dtype=int)[None], np.zeros((1, 3))
+    keeps_c = np.all(found["rotations"][:, 2, :2] == 0, axis=1) & np.all(found["rotations"][:, :2, 2] == 0, axis=1)
+    return found["rotations"][keeps_c], found["translations"][keeps_c]
+
+
+def adsorption_sites(atoms: Atoms, symprec: float = 0.05) -> list[Site]:
+    """Symmetry-distinct ontop, bridge and hollow sites on both faces of a layer.
+
+    Args:
+        atoms: a layer in the project's convention (models.layer).
+        symprec: tolerance in Å of the symmetry that makes sites equal.
+    """
+    atoms = primitive_layer(atoms, symprec)  # a supercell's own lattice would hide rotations
+    top = _top_sites(atoms)
+    mirror = np.array([1, 1, -1])
+    height = np.array([0, 0, atoms.cell[2, 2]])
+    bottom = [Site(s.kind, -1, s.position * mirror + height) for s in _top_sites(flipped(atoms))]
+    rotations, translations = _layer_operations(atoms, symprec)
+    inverse = np.linalg.inv(atoms.cell.array)
+    kept, kept_frac = [], []
+    for site in top + bottom:
+        frac = site.position @ inverse
+        images = rotations @ frac + translations
+        for other in kept_frac:
+            delta = images - other
+            delta -= np.round(delta)
+            if np.linalg.norm(delta @ atoms.cell.array, axis=1).min() < SAME_SITE:
+                break
+        else:
+            kept.append(site)
+            kept_frac.append(frac)
+    return kept
+
+
+def with_hydrogen(atoms: Atoms, site: Site) -> Atoms:
+    """Supercell of the layer with one H at the site (last atom, tag 2; the layer's atoms have tag 1)."""
+    slab = spaced_supercell(atoms)
+    slab.set_tags(1)
+    slab.append("H")
+    slab.positions[-1] = site.position
+    slab[-1].tag = 2
+    slab.wrap(pbc=(True, True, False))
+    return slab
+
+
+def roomy(atoms: Atoms) -> Atoms:
+    """A copy with VACUUM Å beyond its outermost nuclei, centred in z: H must not see the layer's next image."""
+    copy = atoms.copy()
+    extent = np.ptp(copy.positions[:, 2])
+    copy.cell[2] = (0, 0, extent + VACUUM)
+    copy.positions[:, 2] += copy.cell[2, 2] / 2 - (copy.positions[:, 2].max() + copy.positions[:, 2].min()) / 2
+    return copy
+
+
+def shortest_bond(atoms: Atoms) -> float:
+    """Shortest distance of the last atom (H) to the layer over the sum of covalent radii."""
+    distance = atoms.get_distances(-1, range(len(atoms) - 1), mic=True)
+    return float((distance / (covalent_radii[atoms.numbers[:-1]] + H_RADIUS)).min())
+
+
+def adsorption_flag(atoms: Atoms, face: int) -> str:
+    """What became of H (last atom): "" for adsorbed, else "desorbed" or "sunk"."""
+    if shortest_bond(atoms) > DESORBED_SCALE:
+        return "desorbed"
+    layer_z = atoms.positions[:-1, 2] - atoms.positions[:-1, 2].mean()
+    depth = face * (atoms.positions[-1, 2] - atoms.positions[:-1, 2].mean())
+    bonded = atoms.get_distances(-1, range(len(atoms) - 1), mic=True)
+    near = bonded < bonded.min() + 1.5
+    return "sunk" if depth < (face * layer_z[near]).mean() + SUNK_MARGIN else ""
+
+
+@dataclass(frozen=True)
+class Adsorption:
+    """ΔE_H at one site.
+
+    Attributes:
+        site: where H started.
+        start, end: supercell with H (last atom, tag 2) before and after relaxation.
+        delta_e: eV.
+        converged: whether the forces on the free atoms fell below fmax.
+        flag: "" for adsorbed, else why this is no adsorption.
+    """
+
+    site: Site
+    start: Atoms
+    end: Atoms
+    delta_e: float
+    converged: bool
+    flag: str
+
+
+def hydrogen_energy(calculator) -> float:
+    """½ E(H2) in eV from the potential, the bond relaxed."""
+    molecule = Atoms("H2", [(0, 0, 0), (0, 0, 0.75)], cell=[15.0] * 3, pbc=True)
+    molecule.calc = calculator
+    BFGS(molecule, logfile=None).run(fmax=0.01, steps=100)
+    return molecule.get_potential_energy() / 2
+
+
+def scan(atoms: Atoms, calculator, site: Site) -> tuple[Atoms, Atoms, float]:
+    """Height scan of H over a rigid layer: (starting pose, best height, its energy in eV)."""
+    start = roomy(with_hydrogen(atoms, site))
+    trials = []
+    for lift in SCAN:
+        trial = start.copy()
+        trial.positions[-1, 2] += site.face * lift
+        trials.append((single_point(trial, calculator), trial))
+    energy, best = min(trials, key=lambda item: item[0])
+    return start, best, energy
+
+
+def adsorb(
+    atoms: Atoms, calculator, sites: list[Site], layer_energy: float, half_h2: float, top: int = 0, rigid=True, fmax=0.05, steps=60
+) -> list[Adsorption]:
+    """ΔE_H: a height scan at every site, then H (or everything) relaxed at the best of them.
+
+    Args:
+        atoms: the relaxed layer.
+        layer_energy: eV of `atoms` by the same potential.
+        half_h2: ½ E(H2), eV, by the same potential.
+        top: how many sites are relaxed, lowest scan first; 0 for all.
+        rigid: whether only H moves.
+    """
+    scanned = [(site, *scan(atoms, calculator, site)) for site in sites]
+    results = []
+    for site, start, moved, _ in sorted(scanned, key=lambda item: item[3])[: top or None]:
+        if rigid:
+            moved.set_constraint(FixAtoms(range(len(moved) - 1)))
+        relaxed = relax_layer(moved, calculator, fmax=fmax, steps=steps, cell=False)
+        end = relaxed.atoms
+        end.set_constraint()
+        delta_e = relaxed.energy - (len(end) - 1) // len(atoms) * layer_energy - half_h2
+        results.append(Adsorption(site, start, end, delta_e, relaxed.converged, adsorption_flag(end, site.face)))
+    return results
+
+
+def site_counts(sites) -> dict:
+    """How many sites of each label, for reports and tests."""
+    return dict(Counter(site.label for site in sites))

@@ -1,0 +1,212 @@
+"""The forward process of a layer and the joint loss.
+
+One noise level σ(t) in Å drives all channels, ᾱ_t = 1 / (1 + σ_t²):
+  in-plane coordinates  Cartesian Gaussian of width σ_t wrapped onto the torus of the current cell (variance exploding)
+  z                     √ᾱ_t z + √(1 − ᾱ_t) ε, mean-free, Å (variance preserving; its noise-to-signal is σ_t Å too)
+  lattice               the same update on S = ½ log(L Lᵀ), less ½ log N, standardised over the training set
+  slot elements         masked (absorbing), at a rate drawn apart from t
+The in-plane noise lives in the metric of the noised cell, so it is isotropic in Å in every cell, skewed or not.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.egnn import MASK, Denoised, DenoisingEGNN, Layers
+
+IMAGES = (10, 2)  # terms along the short and the long direction in the sums of the wrapped normal
+
+
+class Diffusion(nn.Module):
+    """Schedule, lattice scale and forward noise.
+
+    Args:
+        steps: T, number of discrete times.
+        sigma_min, sigma_max: noise level in Å at t = 1 and t = T.
+        lattice_mean, lattice_std: [3] statistics of the unscaled lattice over the training set.
+    """
+
+    def __init__(self, steps=1000, sigma_min=0.01, sigma_max=8.0, lattice_mean=(0.0,) * 3, lattice_std=(1.0,) * 3):
+        super().__init__()
+        self.hparams = dict(steps=steps, sigma_min=sigma_min, sigma_max=sigma_max)
+        sigmas = torch.exp(torch.linspace(math.log(sigma_min), math.log(sigma_max), steps))
+        self.register_buffer("sigmas", torch.cat([torch.zeros(1), sigmas]), persistent=False)
+        self.register_buffer("alphas_cumprod", 1 / (1 + self.sigmas**2), persistent=False)
+        self.register_buffer("betas", 1 - self.alphas_cumprod[1:] / self.alphas_cumprod[:-1], persistent=False)
+        self.register_buffer("lattice_mean", torch.as_tensor(lattice_mean, dtype=torch.float32))
+        self.register_buffer("lattice_std", torch.as_tensor(lattice_std, dtype=torch.float32))
+
+    @property
+    def steps(self):
+        return self.hparams["steps"]
+
+    def time(self, t):
+        """Network time in [0, 1] of the integer time t."""
+        return t / self.steps
+
+    def encode_lattice(self, cell, count):
+        """Standardised lattice [B, 3] of in-plane cells [B, 2, 2] Å with `count` [B] atoms."""
+        return (raw_lattice(cell, count) - self.lattice_mean) / self.lattice_std
+
+    def decode_lattice(self, lattice, count):
+        """In-plane cells [B, 2, 2] Å, symmetric, of standardised lattices [B, 3]."""
+        s = lattice * self.lattice_std + self.lattice_mean
+        size = 0.5 * count.to(s.dtype).log()
+        matrix = torch.stack([torch.stack([s[:, 0] + size, s[:, 2]], -1), torch.stack([s[:, 2], s[:, 1] + size], -1)], -2)
+        return torch.linalg.matrix_exp(matrix)
+
+    def noise(self, layers: Layers, t, generator=None):
+        """Noised structure at integer times t [B].
+
+        Returns:
+            layers_t, lattice_t [B, 3], and the targets: σ·score [B, N, 2], v of z [B, N], v of the lattice [B, 3].
+        """
+        keep = layers.mask.to(layers.z.dtype)
+        count = keep.sum(1)
+        sigma, abar = self.sigmas[t], self.alphas_cumprod[t]
+        normal = lambda like: torch.randn(like.shape, generator=generator).to(like)  # noqa: E731
+        a, b = abar.sqrt()[:, None], (1 - abar).sqrt()[:, None]
+
+        lattice = self.encode_lattice(layers.cell, count)
+        eps_l = normal(lattice)
+        lattice_t = a * lattice + b * eps_l
+        cell = self.decode_lattice(lattice_t, count)
+
+        z = mean_free(layers.z, keep)
+        eps_z = mean_free(normal(z), keep)
+        z_t = a * z + b * eps_z
+
+        displacement = sigma[:, None, None] * normal(layers.frac_coords) * keep[..., None]
+        frac = (layers.frac_coords + displacement @ torch.linalg.inv(cell)) % 1.0
+        score = wrapped_normal_score(displacement, sigma, cell) * keep[..., None]
+        score = (score - score.sum(1, keepdim=True) / count[:, None, None]) * keep[..., None]
+        noised = layers.replace(frac_coords=frac, z=z_t, cell=cell)
+        return noised, lattice_t, score, a * eps_z - b * z, a * eps_l - b * lattice
+
+    def epsilon(self, v, x_t, t):
+        """Noise ε of a variance-preserving channel from its v-prediction."""
+        shape = (-1,) + (1,) * (x_t.dim() - 1)
+        abar = self.alphas_cumprod[t].view(shape)
+        return abar.sqrt() * v + (1 - abar).sqrt() * x_t
+
+
+def raw_lattice(cell, count):
+    """S = ½ log(L Lᵀ) as (11, 22, 12), less ½ log N on the diagonal: [B, 3] from [B, 2, 2] Å and [B]."""
+    values, vectors = torch.linalg.eigh(cell @ cell.transpose(-1, -2))
+    s = 0.5 * torch.einsum("bij,bj,bkj->bik", vectors, values.log(), vectors)
+    size = 0.5 * count.to(s.dtype).log()
+    return torch.stack([s[:, 0, 0] - size, s[:, 1, 1] - size, s[:, 0, 1]], -1)
+
+
+def mean_free(x, keep):
+    """x [B, N] less its mean over the atoms; 0 on padding (keep [B, N])."""
+    return (x - (x * keep).sum(1, keepdim=True) / keep.sum(1, keepdim=True)) * keep
+
+
+def reduced(cell):
+    """Gauss-reduced rows [B, 2, 2] of the same lattices: a the shortest, |a·b| <= a·a / 2."""
+    a, b = cell[:, :1], cell[:, 1:]
+    for _ in range(16):
+        longer = a.norm(dim=-1, keepdim=True) > b.norm(dim=-1, keepdim=True)
+        a, b = torch.where(longer, b, a), torch.where(longer, a, b)
+        b = b - torch.round((a * b).sum(-1, keepdim=True) / (a * a).sum(-1, keepdim=True)) * a
+    return torch.cat([a, b], 1)
+
+
+def wrapped_normal_score(displacement, sigma, cell):
+    """σ ∇ log p of a normal of width σ wrapped onto the torus of a cell.
+
+    Sums over lattice images while σ is small against the cell, over reciprocal vectors otherwise; either sum runs far
+    along its own short direction, so that together they hold in cells up to about 12 times as long as wide.
+
+    Args:
+        displacement: [B, N, 2] Å from the centre; any image.
+        sigma: [B] Å.
+        cell: [B, 2, 2] Å, any basis.
+
+    Returns:
+        [B, N, 2], dimensionless.
+    """
+    far, near = (torch.arange(-n, n + 1, device=cell.device, dtype=cell.dtype) for n in IMAGES)
+    cell = reduced(cell)
+    inverse = torch.linalg.inv(cell)
+    frac = displacement @ inverse
+    home = (frac - torch.round(frac)) @ cell
+    images = home[:, :, None] + (torch.cartesian_prod(far, near) @ cell)[:, None]  # [B, N, M, 2]
+    width = sigma[:, None, None]
+    share = torch.softmax(-(images**2).sum(-1) / (2 * width**2), -1)
+    direct = -(share[..., None] * images).sum(2) / width
+
+    reciprocal = 2 * torch.pi * torch.cartesian_prod(near, far) @ inverse.transpose(-1, -2)  # [B, M, 2]
+    decay = torch.exp(-(reciprocal**2).sum(-1) * sigma[:, None] ** 2 / 2)[:, None]
+    phase = home @ reciprocal.transpose(-1, -2)
+    density = (decay * phase.cos()).sum(-1, keepdim=True).clamp(min=1e-6)
+    dual = -width * torch.einsum("bnm,bmd->bnd", decay * phase.sin(), reciprocal) / density
+
+    heights = 1 / inverse.norm(dim=1)  # spacing of the lattice lines, Å
+    missing = (heights * heights.new_tensor([n + 0.5 for n in IMAGES])).min(-1).values  # Å to the first image left out
+    return torch.where((sigma > missing / 6)[:, None, None], dual, direct)
+
+
+def mask_slots(layers: Layers, generator=None) -> Layers:
+    """Hides the element of each slot with a probability drawn uniformly for each graph."""
+    rate = torch.rand(len(layers), 1, generator=generator)
+    hidden = torch.rand(layers.slots.shape, generator=generator) < rate
+    hidden = torch.gather(hidden.to(layers.slots.device), 1, layers.slots) & layers.mask
+    return layers.replace(atomic_numbers=torch.where(hidden, MASK, layers.atomic_numbers))
+
+
+LOSS_WEIGHTS = {"coordinates": 1.0, "z": 1.0, "lattice": 0.5, "elements": 0.3, "delta_g_h": 0.5, "e_hull": 2.0, "synthesizable": 0.2}  # fmt: skip
+
+
+def joint_loss(
+    model: DenoisingEGNN, diffusion: Diffusion, layers: Layers, labels: Tensor, weights=LOSS_WEIGHTS, drop=0.15, generator=None
+):
+    """L_total = E‖ε − ε_θ(x_t, t)‖² + λ1 ‖ΔG_H − ΔG_H*‖₁ + λ2 ‖E_hull − E_hull*‖² + λ3 BCE(P_synth, y_synth).
+
+    Args:
+        labels: [B, 3] ΔG_H (eV), E_hull (eV/atom), synthesizable (1, 0); NaN is unknown and masked.
+        weights: of the four diffusion channels, and λ1, λ2, λ3.
+        drop: probability with which each condition is replaced by its learned null.
+
+    Returns:
+        total loss, and its unweighted terms by name.
+    """
+    t = torch.randint(1, diffusion.steps + 1, (len(layers),), generator=generator).to(layers.z.device)
+    noised, lattice_t, score, v_z, v_lattice = diffusion.noise(layers, t, generator)
+    noised = mask_slots(noised, generator)
+    dropped = torch.rand(labels.shape, generator=generator).to(labels.device) < drop
+    out = model(noised, diffusion.time(t), lattice_t, labels.masked_fill(dropped, torch.nan))
+    terms = channel_losses(out, layers, noised, score, v_z, v_lattice) | property_losses(out.properties, labels)
+    return sum(weights[name] * value for name, value in terms.items()), terms
+
+
+def channel_losses(out: Denoised, layers: Layers, noised: Layers, score, v_z, v_lattice):
+    """Mean squared errors of the continuous channels and the cross-entropy of the hidden slots."""
+    atoms = layers.mask.sum()
+    hidden = (noised.atomic_numbers == MASK) & layers.mask
+    logits = torch.gather(out.slot_logits, 1, layers.slots[..., None].expand(-1, -1, out.slot_logits.shape[-1]))
+    surprise = F.cross_entropy(logits[hidden], layers.atomic_numbers[hidden], reduction="sum") / hidden.sum().clamp(min=1)
+    return {
+        "coordinates": ((out.score - score) ** 2).sum() / (2 * atoms),
+        "z": ((out.z - v_z) ** 2).sum() / atoms,
+        "lattice": ((out.lattice - v_lattice) ** 2).mean(),
+        "elements": surprise,
+    }
+
+
+def property_losses(predicted, labels):
+    """L1 on ΔG_H, squared error on E_hull, cross-entropy on synthesizability; unknown labels count for nothing."""
+
+    def known_mean(loss, column):
+        known = ~torch.isnan(labels[:, column])
+        values = loss(predicted[:, column], torch.nan_to_num(labels[:, column]))
+        return torch.where(known, values, 0).sum() / known.sum().clamp(min=1)
+
+    return {
+        "delta_g_h": known_mean(lambda p, y: (p - y).abs(), 0),
+        "e_hull": known_mean(lambda p, y: (p - y) ** 2, 1),
+        "synthesizable": known_mean(lambda p, y: F.binary_cross_entropy_with_logits(p, y, reduction="none"), 2),
+    }

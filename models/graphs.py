@@ -1,0 +1,92 @@
+"""Processed graphs on disk (torch-geometric) and the padded batches that the diffusion model takes."""
+
+from pathlib import Path
+
+import torch
+from ase import Atoms
+from torch_geometric.data import Data, InMemoryDataset
+
+from models.egnn import Layers
+from models.layer import layer_atoms
+
+
+class LayerGraphs(InMemoryDataset):
+    """Labelled layers of one split: <root>/processed/<split>.pt, written by material_dataset.py.
+
+    Each graph: atomic_numbers [N], pos [N, 3] Å, cell [1, 3, 3] Å, delta_g_h and delta_g_h_std eV, e_hull and e_form
+    eV/atom, synthesizable (1, 0 or NaN), uid.
+    """
+
+    def __init__(self, root: Path, split: str):
+        path = Path(root) / "processed" / f"{split}.pt"
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing: run material_dataset.py --out {root}")
+        super().__init__(str(root))
+        self.load(str(path))
+
+
+def layer_graph(atoms: Atoms, uid: str, **labels) -> Data:
+    """Graph of a layer in the convention; labels default to NaN (unknown)."""
+    names = ("delta_g_h", "delta_g_h_std", "e_hull", "e_form", "synthesizable")
+    values = {name: torch.tensor([float(labels.get(name, torch.nan))]) for name in names}
+    return Data(
+        atomic_numbers=torch.tensor(atoms.numbers),
+        pos=torch.tensor(atoms.positions, dtype=torch.float32),
+        cell=torch.tensor(atoms.cell.array[None], dtype=torch.float32),
+        num_nodes=len(atoms),
+        uid=uid,
+        **values,
+    )
+
+
+def graph_atoms(graph: Data) -> Atoms:
+    """ASE layer of a graph."""
+    return Atoms(graph.atomic_numbers.numpy(), graph.pos.double().numpy(), cell=graph.cell[0].double().numpy(), pbc=(1, 1, 0))
+
+
+def collate(graphs: list[Data]) -> tuple[Layers, torch.Tensor]:
+    """Padded batch and its labels [B, 3]: ΔG_H, E_hull, synthesizable."""
+    layers = pad([graph.atomic_numbers for graph in graphs], [graph.pos for graph in graphs], [graph.cell[0] for graph in graphs])
+    labels = torch.tensor([[g.delta_g_h.item(), g.e_hull.item(), g.synthesizable.item()] for g in graphs])
+    return layers, labels
+
+
+def layers_of(structures: list[Atoms]) -> Layers:
+    """Padded batch of ASE layers in the convention."""
+    tensor = lambda x: torch.tensor(x, dtype=torch.float32)  # noqa: E731
+    return pad(
+        [torch.tensor(a.numbers) for a in structures],
+        [tensor(a.positions) for a in structures],
+        [tensor(a.cell.array) for a in structures],
+    )
+
+
+def pad(numbers, positions, cells) -> Layers:
+    """Layers from lists of numbers [N], positions [N, 3] Å and cells [3, 3] Å; atoms of one element are one slot."""
+    b, n = len(numbers), max(len(x) for x in numbers)
+    cell = torch.stack(cells)[:, :2, :2]
+    out = Layers(
+        torch.zeros(b, n, dtype=torch.long), torch.zeros(b, n, dtype=torch.long),
+        torch.zeros(b, n, 2), torch.zeros(b, n), cell, torch.zeros(b, n, dtype=torch.bool),
+    )  # fmt: skip
+    inverse = torch.linalg.inv(cell)
+    for k, (number, position) in enumerate(zip(numbers, positions)):
+        m = len(number)
+        out.atomic_numbers[k, :m] = number
+        out.slots[k, :m] = torch.unique(number, return_inverse=True)[1]
+        out.frac_coords[k, :m] = (position[:, :2] @ inverse[k]) % 1.0
+        out.z[k, :m] = position[:, 2] - position[:, 2].mean()
+        out.mask[k, :m] = True
+    return out
+
+
+def to_atoms(layers: Layers) -> list[Atoms]:
+    """ASE layers, in the convention, of a padded batch."""
+    structures = []
+    for k in range(len(layers)):
+        keep = layers.mask[k]
+        cell = layers.cell[k].double()
+        plane = layers.frac_coords[k, keep].double() @ cell
+        positions = torch.cat([plane, layers.z[k, keep, None].double()], -1)
+        structures.append(layer_atoms(layers.atomic_numbers[k, keep].numpy(), positions.numpy(), cell.numpy()))
+    return structures

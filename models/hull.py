@@ -1,0 +1,118 @@
+"""Formation energy and energy above the convex hull, from reference phases of one potential.
+
+E_form = (E − Σ n_i μ_i) / N with μ_i the lowest elemental phase; E_stable^ref is the formation energy of the hull at the
+structure's composition, so E_form − E_stable^ref = E_hull. The hull holds bulk phases and the layers of the database.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import ase.db
+from ase import Atoms
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS
+from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+from pymatgen.core import Composition
+
+from models.potentials import relax_layer
+
+DEFAULT = Path(__file__).resolve().parent.parent / "data" / "reference_phases.db"
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Where a structure stands against its competing phases, eV/atom.
+
+    Attributes:
+        e_form: formation energy.
+        e_stable: formation energy of the hull at the composition.
+        phases: how many phases of more than one element span the hull of its chemical system; 0 means that only the
+            elements were known, and E_hull is a lower bound.
+    """
+
+    e_form: float
+    e_stable: float
+    phases: int
+
+    @property
+    def e_hull(self):
+        return self.e_form - self.e_stable
+
+
+class Hull:
+    """Competing phases with energies of one potential.
+
+    Args:
+        phases: list of (formula, energy per formula unit cell in eV).
+    """
+
+    def __init__(self, phases: list[tuple[str, float]]):
+        self.entries = [PDEntry(Composition(formula), energy) for formula, energy in phases]
+        self.diagrams = {}
+
+    @classmethod
+    def read(cls, path: Path = DEFAULT) -> "Hull":
+        """Phases and stored energies of a reference database (row key `energy_eV`)."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path} is missing: run data/build.py")
+        return cls([(row.formula, row.energy_eV) for row in ase.db.connect(path).select()])
+
+    def diagram(self, elements: frozenset) -> PhaseDiagram:
+        """Phase diagram of a chemical system, cached.
+
+        Raises:
+            ValueError: names the elements that have no reference phase.
+        """
+        if elements not in self.diagrams:
+            inside = [entry for entry in self.entries if set(entry.composition.elements) <= elements]
+            known = {entry.composition.elements[0] for entry in inside if entry.is_element}
+            if known != set(elements):
+                missing = sorted(element.symbol for element in elements - known)
+                raise ValueError(f"no reference phase of {', '.join(missing)}")
+            self.diagrams[elements] = PhaseDiagram(inside)
+        return self.diagrams[elements]
+
+    def stability(self, formula: str, energy: float) -> Stability:
+        """Stability of a structure.
+
+        Args:
+            formula: of the cell.
+            energy: of the cell, eV, by the same potential.
+        """
+        composition = Composition(formula)
+        diagram = self.diagram(frozenset(composition.elements))
+        entry = PDEntry(composition, energy)
+        e_form = diagram.get_form_energy_per_atom(entry)
+        hull = diagram.get_hull_energy_per_atom(composition)
+        elemental = sum(diagram.el_refs[el].energy_per_atom * composition.get_atomic_fraction(el) for el in composition)
+        compounds = sum(not e.is_element for e in diagram.all_entries)
+        return Stability(float(e_form), float(hull - elemental), compounds)
+
+
+def relax_phase(atoms: Atoms, calculator, steps: int = 120) -> tuple[Atoms, float, bool]:
+    """Relaxes a reference phase: a bulk in all directions, a layer in its plane; (atoms, eV, converged)."""
+    if not atoms.pbc.all():
+        relaxed = relax_layer(atoms, calculator, steps=steps)
+        return relaxed.atoms, relaxed.energy, relaxed.converged
+    atoms = atoms.copy()
+    atoms.calc = calculator
+    converged = BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=0.05, steps=steps)
+    return atoms, float(atoms.get_potential_energy()), bool(converged)
+
+
+def hull_for(potential, formulas, path: Path = DEFAULT) -> Hull:
+    """Hull of a potential over the chemical systems of some formulas.
+
+    The stored energies serve the potential that made them; for any other potential the phases inside these chemical
+    systems are relaxed with it.
+    """
+    database = ase.db.connect(path)
+    if database.metadata["potential"] == potential.name:
+        return Hull.read(path)
+    systems = [{el.symbol for el in Composition(formula).elements} for formula in formulas]
+    phases = []
+    for row in database.select():
+        if any(set(row.symbols) <= system for system in systems):
+            phases.append((row.formula, relax_phase(row.toatoms(), potential.calculator)[1]))
+    return Hull(phases)
+

@@ -1,0 +1,192 @@
+"""Gradient-guided Langevin sampling of layers.
+
+z and the lattice follow the mission's update literally,
+    x_{t−1} = 1/√α_t (x_t − (1−α_t)/√(1−ᾱ_t) ε_θ) − η σ_t² ∇L_target + σ_t ζ ,  L_target = |ΔG_H − target| + max(0, E_hull − bound),
+in-plane coordinates its variance-exploding form on the torus; masked slot elements are revealed on the way.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from models.diffusion import Diffusion, mean_free
+from models.egnn import CONDITIONS, MASK, DenoisingEGNN, Layers
+
+GRADIENT_CAP = 1.0  # largest norm, per atom, of the gradient of L_target in eV/Å (eV for the lattice)
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What to steer towards.
+
+    Attributes:
+        cfg_scale: s in ε = ε_∅ + s (ε_c − ε_∅); 0 is unconditional.
+        gradient_scale: η; 0 is no gradient.
+        delta_g_h: target of ΔG_H, eV.
+        e_hull: bound of E_hull, eV/atom.
+        synthesizable: whether to condition on P_synth = 1.
+    """
+
+    cfg_scale: float = 0.0
+    gradient_scale: float = 0.0
+    delta_g_h: float = 0.0
+    e_hull: float = 0.0
+    synthesizable: bool = True
+
+    def conditions(self, count: int, device) -> torch.Tensor:
+        """Targets [count, 3] in the order of CONDITIONS."""
+        values = dict(delta_g_h=self.delta_g_h, e_hull=self.e_hull, synthesizable=1.0 if self.synthesizable else torch.nan)
+        return torch.tensor([[values[name] for name in CONDITIONS]], device=device).repeat(count, 1)
+
+    def loss(self, properties: torch.Tensor) -> torch.Tensor:
+        """L_target [B] of predicted properties [B, 3]."""
+        return (properties[:, 0] - self.delta_g_h).abs() + (properties[:, 1] - self.e_hull).clamp(min=0)
+
+
+def kept_times(start: int, steps: int) -> list[int]:
+    """Descending integer times from `start` to 0 in at most `steps` updates."""
+    return sorted({round(x) for x in torch.linspace(0, start, steps + 1).tolist()}, reverse=True)
+
+
+class Sampler:
+    """Draws layers from a trained model.
+
+    Args:
+        model, diffusion: as trained; the schedule is the diffusion's own.
+        guide: targets and scales.
+        generator: source of all randomness.
+    """
+
+    def __init__(self, model: DenoisingEGNN, diffusion: Diffusion, guide: Guide, generator: torch.Generator):
+        self.model, self.diffusion, self.guide, self.generator = model, diffusion, guide, generator
+
+    def normal(self, like):
+        return torch.randn(like.shape, generator=self.generator).to(like)
+
+    def prior(self, layers: Layers) -> tuple[Layers, torch.Tensor]:
+        """Pure noise with the slots and atom counts of `layers`."""
+        keep = layers.mask.to(layers.z.dtype)
+        lattice = self.normal(layers.z.new_zeros(len(layers), 3))
+        frac = torch.rand(layers.frac_coords.shape, generator=self.generator).to(layers.z) * keep[..., None]
+        noise = mean_free(self.normal(layers.z), keep)
+        cell = self.diffusion.decode_lattice(lattice, keep.sum(1))
+        return layers.replace(frac_coords=frac, z=noise, cell=cell), lattice
+
+    def noised(self, layers: Layers, start: int) -> tuple[Layers, torch.Tensor]:
+        """Layers noised to the integer time `start`."""
+        t = torch.full((len(layers),), start)
+        return self.diffusion.noise(layers, t, self.generator)[:2]
+
+    @torch.no_grad()
+    def propose_elements(self, layers: Layers, lattice, start: int, temperature: float = 1.0) -> Layers:
+        """Reveals every masked slot, one a graph and round, at the noise level `start`."""
+        time = self.diffusion.time(torch.full((len(layers),), start, device=layers.z.device))
+        while (layers.atomic_numbers == MASK).any():
+            out = self._denoise(layers, time, lattice)
+            layers = self._reveal(layers, out.slot_logits / temperature, share=None)
+        return layers
+
+    @torch.no_grad()
+    def denoise(self, layers: Layers, lattice, start: int, steps: int, progress: bool = False) -> Layers:
+        """Runs the reverse process from the integer time `start` to 0.
+
+        Args:
+            layers: noised structures; MASK tokens are revealed on the way.
+            lattice: [B, 3] their standardised lattices.
+            steps: number of updates; ᾱ is kept at the kept times, α′ = ᾱ_t / ᾱ_s.
+        """
+        times = kept_times(start, steps)
+        for t, s in tqdm(list(zip(times, times[1:])), desc="denoising", disable=not progress, mininterval=2):
+            layers, lattice = self.step(layers, lattice, t, s)
+        return layers
+
+    def step(self, layers: Layers, lattice, t: int, s: int):
+        """One update from time t to time s < t."""
+        d, keep = self.diffusion, layers.mask.to(layers.z.dtype)
+        index = torch.full((len(layers),), t, device=layers.z.device)
+        out = self._denoise(layers, d.time(index), lattice)
+        push_frac, push_z, push_lattice = self._gradient(layers, lattice, d.time(index))
+
+        abar_t, abar_s = d.alphas_cumprod[t], d.alphas_cumprod[s]
+        alpha = abar_t / abar_s
+        variance = (1 - abar_s) / (1 - abar_t) * (1 - alpha)
+        ancestral = lambda x, v: (x - (1 - alpha) / (1 - abar_t).sqrt() * d.epsilon(v, x, index)) / alpha.sqrt()  # noqa: E731
+        noise_z = mean_free(self.normal(layers.z), keep)
+        z = mean_free(ancestral(layers.z, out.z) - push_z * variance + variance.sqrt() * noise_z, keep)
+        new_lattice = ancestral(lattice, out.lattice) - push_lattice * variance + variance.sqrt() * self.normal(lattice)
+
+        sigma_t, sigma_s = d.sigmas[t], d.sigmas[s]
+        gap = sigma_t**2 - sigma_s**2
+        spread = (gap * sigma_s**2 / sigma_t**2).sqrt()
+        move = gap / sigma_t * out.score - push_frac * spread**2 + spread * self.normal(out.score)
+        frac = (layers.frac_coords + move @ torch.linalg.inv(layers.cell)) % 1.0 * keep[..., None]
+        layers = layers.replace(frac_coords=frac, z=z, cell=d.decode_lattice(new_lattice, keep.sum(1)))
+        return self._reveal(layers, out.slot_logits, share=1 - s / t), new_lattice
+
+    def _denoise(self, layers, time, lattice):
+        """ε_∅ + s (ε_c − ε_∅) on every channel; the unconditional call alone where s = 0."""
+        scale = self.guide.cfg_scale
+        if scale == 0:
+            return self.model(layers, time, lattice, None, properties=False)
+        out = self.model(layers, time, lattice, self.guide.conditions(len(layers), layers.z.device), properties=False)
+        if scale != 1:
+            null = self.model(layers, time, lattice, None, properties=False)
+            for name in ("score", "z", "lattice", "slot_logits"):
+                base = getattr(null, name)
+                setattr(out, name, base + scale * (getattr(out, name) - base))
+        return out
+
+    def _gradient(self, layers, lattice, time):
+        """η ∇ L_target with respect to in-plane positions [B, N, 2] Å, z [B, N] Å and lattice [B, 3], its norm capped."""
+        if self.guide.gradient_scale == 0:
+            return 0.0, 0.0, 0.0
+        with torch.enable_grad():
+            shift = torch.zeros_like(layers.frac_coords).requires_grad_()
+            z, free = layers.z.clone().requires_grad_(), lattice.clone().requires_grad_()
+            cell = self.diffusion.decode_lattice(free, layers.mask.sum(1))
+            frac = layers.frac_coords + shift @ torch.linalg.inv(layers.cell)
+            properties = self.model.properties(layers.replace(frac_coords=frac, z=z, cell=cell), time)
+            gradients = torch.autograd.grad(self.guide.loss(properties).sum(), (shift, z, free))
+        return [self.guide.gradient_scale * capped(gradient) for gradient in gradients]
+
+    def _reveal(self, layers: Layers, logits, share):
+        """Fills masked slots from their logits: each with probability `share`, or one a graph (share None)."""
+        hidden = _hidden_slots(layers, logits.shape[1])
+        if not hidden.any():
+            return layers
+        drawn = torch.multinomial(logits.softmax(-1).flatten(0, 1).cpu(), 1, generator=self.generator)
+        drawn = drawn.view(logits.shape[:2]).to(logits.device)
+        luck = torch.rand(hidden.shape, generator=self.generator).to(logits.device).masked_fill(~hidden, -1.0)
+        chosen = hidden & ((luck == luck.amax(1, keepdim=True)) if share is None else (luck >= 1 - share))
+        numbers = torch.gather(torch.where(chosen, drawn, MASK), 1, layers.slots)
+        take = (layers.atomic_numbers == MASK) & layers.mask
+        return layers.replace(atomic_numbers=torch.where(take, numbers, layers.atomic_numbers))
+
+
+def _hidden_slots(layers: Layers, slots: int):
+    """[B, S] whether a slot exists and is masked."""
+    hidden = torch.zeros(len(layers), slots, device=layers.z.device)
+    return hidden.scatter_add(1, layers.slots, ((layers.atomic_numbers == MASK) & layers.mask).float()) > 0
+
+
+def capped(gradient):
+    """Gradient [B, …] with its norm per row of the last axis capped."""
+    rows = gradient if gradient.dim() > 2 else gradient.unsqueeze(-1)
+    norm = rows.norm(dim=-1, keepdim=True)
+    return (rows * (GRADIENT_CAP / norm.clamp(min=GRADIENT_CAP))).view_as(gradient)
+
+
+def load_generator(path, device="cpu") -> tuple[DenoisingEGNN, Diffusion]:
+    """Averaged weights and schedule of a checkpoint of stage 3.
+
+    Raises:
+        ValueError: the file is no such checkpoint.
+    """
+    saved = torch.load(path, map_location=device, weights_only=True)
+    if not {"model", "diffusion", "hparams"} <= set(saved):
+        raise ValueError(f"{path} is no checkpoint of optimization.py: it holds {sorted(saved)[:5]}")
+    model, diffusion = DenoisingEGNN(**saved["hparams"]), Diffusion(**saved["diffusion_hparams"])
+    model.load_state_dict(saved["model"])
+    diffusion.load_state_dict(saved["diffusion"])
+    return model.to(device).eval(), diffusion.to(device)

@@ -1,0 +1,103 @@
+"""Templates: real layers whose elements can be replaced."""
+
+from pathlib import Path
+
+import ase.db
+import numpy as np
+from ase import Atoms
+from ase.data import covalent_radii
+from pymatgen.core import Composition
+
+from models.layer import BOND_SCALE, VACUUM, NotALayer, bond_ratios, extract_layer, layer_atoms
+
+
+def size_ratio(atoms: Atoms, numbers) -> float:
+    """Mean growth of the bonds when the atoms become `numbers` [N], by covalent radii."""
+    i, j, _, _ = bond_ratios(atoms, BOND_SCALE)
+    before, after = covalent_radii[atoms.numbers], covalent_radii[np.asarray(numbers)]
+    return float(np.mean((after[i] + after[j]) / (before[i] + before[j]))) if len(i) else 1.0
+
+
+def substitute(atoms: Atoms, elements: dict[str, str]) -> Atoms:
+    """The structure with elements replaced and everything scaled to the new bond lengths.
+
+    Args:
+        atoms: a layer (pbc T, T, F: vacuum is kept) or a bulk crystal.
+        elements: old symbol -> new symbol; symbols not named stay.
+    """
+    replaced = atoms.copy()
+    replaced.symbols = [elements.get(s, s) for s in atoms.symbols]
+    ratio = size_ratio(atoms, replaced.numbers)
+    if atoms.pbc.all():
+        replaced.set_cell(atoms.cell * ratio, scale_atoms=True)
+        return replaced
+    vacuum = atoms.cell[2, 2] - np.ptp(atoms.positions[:, 2])
+    return layer_atoms(replaced.numbers, atoms.positions * ratio, atoms.cell.array[:2, :2] * ratio, vacuum or VACUUM)
+
+
+class Templates:
+    """The layers of a database, as recipes to start from.
+
+    Each layer is one template; a prototype is drawn as often as the database holds it.
+
+    Args:
+        structures: list of (name, layer in the convention).
+    """
+
+    def __init__(self, structures: list[tuple[str, Atoms]]):
+        self.structures = structures
+
+    @classmethod
+    def read(cls, path: Path, max_atoms: int = 20, max_e_hull: float = 0.3) -> "Templates":
+        """Templates of an ASE database in C2DB's schema; rows that are no layer are left out."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path} does not exist: give an ASE database with --db")
+        structures = []
+        for row in ase.db.connect(path).select(f"natoms<={max_atoms}"):
+            if row.get("ehull", 0.0) > max_e_hull:
+                continue
+            try:
+                atoms = extract_layer(row.toatoms()).atoms
+            except NotALayer:
+                continue
+            structures.append((row.get("prototype") or row.get("uid", str(row.id)), atoms))
+        return cls(structures)
+
+    def select(self, formula: str | None = None, name: str | None = None, num_atoms: int | None = None) -> "Templates":
+        """Those that a formula fits (same anonymous formula), of a prototype, of a number of atoms.
+
+        Raises:
+            ValueError: none is left.
+        """
+        anonymous = Composition(formula).anonymized_formula if formula else None
+        kept = [
+            (label, atoms)
+            for label, atoms in self.structures
+            if (anonymous is None or Composition(atoms.get_chemical_formula()).anonymized_formula == anonymous)
+            and (name is None or label == name)
+            and (num_atoms is None or len(atoms) == num_atoms)
+        ]
+        if not kept:
+            raise ValueError(f"no template fits formula={formula} template={name} num_atoms={num_atoms}")
+        return Templates(kept)
+
+    def elements(self) -> list[str]:
+        """All elements of the templates, sorted."""
+        return sorted({symbol for _, atoms in self.structures for symbol in atoms.symbols})
+
+    def draw(self, rng: np.random.Generator) -> tuple[str, Atoms]:
+        """A random template: (name, layer)."""
+        return self.structures[rng.integers(len(self.structures))]
+
+
+def fill_formula(atoms: Atoms, formula: str, rng: np.random.Generator) -> dict[str, str]:
+    """Element of each slot so that the template becomes the formula; slots of equal count are shuffled.
+
+    Returns:
+        old symbol -> new symbol, for `substitute`.
+    """
+    wanted = Composition(formula)
+    shuffled = lambda symbols: [symbols[k] for k in rng.permutation(len(symbols))]  # noqa: E731
+    old = sorted(shuffled(sorted(set(atoms.symbols))), key=list(atoms.symbols).count)
+    new = sorted((el.symbol for el in wanted.elements), key=lambda symbol: (wanted[symbol], symbol))
+    return dict(zip(old, new))

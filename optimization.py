@@ -1,0 +1,172 @@
+"""Stage 3: trains DenoisingEGNN with the joint classifier-free-guidance loss on the graphs of stage 2.
+
+    python optimization.py --data data/c2db --epochs 120 --out models/weights/best_diffusion_model.pth
+"""
+
+import argparse
+import csv
+import math
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from models.cli import add_system, plain, resolve, save_checkpoint
+from models.diffusion import LOSS_WEIGHTS, Diffusion, joint_loss, raw_lattice
+from models.egnn import DenoisingEGNN
+from models.figures import plot_loss_curve
+from models.graphs import LayerGraphs, collate
+
+VALIDATION_SEED = 1234  # the same noise at every validation, so that epochs can be compared
+
+
+def batches(graphs, atoms_per_batch: int, generator=None):
+    """Index lists of about `atoms_per_batch` atoms, of like size so that little is padded; shuffled if seeded."""
+    sizes = torch.tensor([g.num_nodes for g in graphs], dtype=torch.float32)
+    jitter = torch.rand(len(sizes), generator=generator) * 0.9 if generator else torch.zeros(len(sizes))
+    out, current = [], []
+    for k in torch.argsort(sizes + jitter).tolist():
+        if current and (len(current) + 1) * sizes[k] > atoms_per_batch:
+            out.append(current)
+            current = []
+        current.append(k)
+    out.append(current)
+    order = torch.randperm(len(out), generator=generator).tolist() if generator else range(len(out))
+    return [out[k] for k in order]
+
+
+def lattice_statistics(graphs):
+    """Mean and standard deviation [3] of the unscaled lattice over the training set."""
+    cells = torch.cat([g.cell for g in graphs])[:, :2, :2]
+    raw = raw_lattice(cells, torch.tensor([g.num_nodes for g in graphs]))
+    return raw.mean(0), raw.std(0).clamp(min=0.05)
+
+
+@torch.no_grad()
+def validate(model, diffusion, graphs, args, weights):
+    """Mean loss and terms over a split, with the same noise every time."""
+    generator = torch.Generator().manual_seed(VALIDATION_SEED)
+    sums, count = {}, 0
+    for index in batches(graphs, args.batch_atoms):
+        layers, labels = collate([graphs[k] for k in index])
+        total, terms = joint_loss(model, diffusion, layers.to(args.device), labels.to(args.device), weights, 0.0, generator)
+        for name, value in {"total": total, **terms}.items():
+            sums[name] = sums.get(name, 0.0) + value.item() * len(index)
+        count += len(index)
+    return {name: value / count for name, value in sums.items()}
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", type=Path, default=Path("data/processed_layers"), help="folder written by stage 2")
+    data.add_argument("--limit", type=int, default=0, help="train on the first so many graphs only, 0 for all")
+    model = parser.add_argument_group("model")
+    model.add_argument("--channels", type=int, default=128, help="width of the scalar features")
+    model.add_argument("--vectors", type=int, default=16, help="width of the vector features")
+    model.add_argument("--trunk", type=int, default=3, help="layers below the condition")
+    model.add_argument("--conditional", type=int, default=2, help="layers above the condition")
+    model.add_argument("--neighbours", type=int, default=20, help="images that each atom sees")
+    optimisation = parser.add_argument_group("optimisation")
+    optimisation.add_argument("--epochs", type=int, default=100, help="passes over the training set")
+    optimisation.add_argument("--batch-atoms", type=int, default=512, help="atoms a batch, padding included")
+    optimisation.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of AdamW")
+    optimisation.add_argument("--warmup", type=int, default=500, help="steps of linear warm-up, then cosine to 1 %%")
+    optimisation.add_argument("--clip", type=float, default=1.0, help="gradient norm")
+    optimisation.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights")
+    optimisation.add_argument("--drop", type=float, default=0.15, help="probability that a condition is dropped")
+    optimisation.add_argument("--init", type=Path, help="start from the weights of this checkpoint")
+    for name, value in LOSS_WEIGHTS.items():
+        flag = f"--weight-{name.replace('_', '-')}"
+        optimisation.add_argument(flag, type=float, default=value, help=f"weight of the {name} term")
+    add_system(parser, out=Path("results/best_diffusion_model.pth"), resume="continue from OUT's .last.pth to the same result")
+    parser.add_argument("--figure", type=Path, default=Path("results/loss_curve.png"), help="loss curve")
+    parser.add_argument("--plot", type=Path, metavar="LOG.csv", help="only draw the loss curve of an earlier training's log")
+    return parser
+
+
+def main():
+    args = build_parser().parse_args()
+    if args.plot:
+        with args.plot.open() as file:
+            history = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return plot_loss_curve(history, args.figure)
+    args = resolve(args)
+    weights = {name: getattr(args, f"weight_{name}") for name in LOSS_WEIGHTS}
+    train, val = (list(LayerGraphs(args.data, split)) for split in ("train", "val"))
+    train = train[: args.limit] if args.limit else train
+    mean, std = lattice_statistics(train)
+
+    diffusion = Diffusion(lattice_mean=mean, lattice_std=std).to(args.device)
+    model = DenoisingEGNN(args.channels, args.vectors, args.trunk, args.conditional, args.neighbours).to(args.device)
+    if args.init:
+        saved = torch.load(args.init, map_location=args.device, weights_only=True)
+        model.load_state_dict(saved["model"])
+        diffusion.load_state_dict(saved["diffusion"])
+    ema = deepcopy(model).requires_grad_(False)
+    print(f"{len(train)} training and {len(val)} validation graphs, {sum(p.numel() for p in model.parameters())} parameters")
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.99))
+    steps_per_epoch = len(batches(train, args.batch_atoms, torch.Generator().manual_seed(args.seed)))
+    total_steps = args.epochs * steps_per_epoch
+    schedule = lambda k: min((k + 1) / args.warmup, 0.505 + 0.495 * math.cos(math.pi * min(k / total_steps, 1)))  # noqa: E731
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    history, best, first, skipped = [], math.inf, 0, 0
+    last = args.out.with_suffix(".last.pth")
+    if args.resume and last.exists():
+        saved = torch.load(last, map_location=args.device, weights_only=True)
+        model.load_state_dict(saved["raw_model"])
+        ema.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        scheduler.load_state_dict(saved["scheduler"])
+        history, best, first = saved["history"], saved["best"], saved["epoch"] + 1
+
+    for epoch in range(first, args.epochs):
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + epoch)
+        sums, count = {}, 0
+        bar = tqdm(batches(train, args.batch_atoms, generator), desc=f"epoch {epoch + 1}/{args.epochs}", mininterval=5, leave=False)
+        for index in bar:
+            layers, labels = collate([train[k] for k in index])
+            layers, labels = layers.to(args.device), labels.to(args.device)
+            loss, terms = joint_loss(model, diffusion, layers, labels, weights, args.drop, generator)
+            optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
+            if torch.isfinite(norm):
+                optimizer.step()
+            else:
+                skipped += 1
+            scheduler.step()
+            with torch.no_grad():
+                for averaged, parameter in zip(ema.parameters(), model.parameters()):
+                    averaged.lerp_(parameter, 1 - min(args.ema, (1 + scheduler.last_epoch) / (10 + scheduler.last_epoch)))
+            for name, value in {"total": loss, **terms}.items():
+                sums[name] = sums.get(name, 0.0) + value.item() * len(index)
+            count += len(index)
+            bar.set_postfix(loss=f"{sums['total'] / count:.3f}", refresh=False)
+
+        row = {"epoch": epoch + 1, **{f"train_{k}": v / count for k, v in sums.items()}}
+        row |= {f"val_{k}": v for k, v in validate(ema, diffusion, val, args, weights).items()}
+        history.append(row)
+        state = f"train {row['train_total']:.4f} val {row['val_total']:.4f}, {skipped} steps skipped (not finite)"
+        print(f"epoch {epoch + 1}: {state}", flush=True)
+        content = {
+            "model": ema.state_dict(), "hparams": model.hparams,
+            "diffusion": diffusion.state_dict(), "diffusion_hparams": diffusion.hparams,
+            "args": plain(vars(args)), "epoch": epoch, "val": row["val_total"],
+        }  # fmt: skip
+        if row["val_total"] < best:
+            best = row["val_total"]
+            save_checkpoint(args.out, content)
+        training = {"raw_model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+        save_checkpoint(last, content | training | {"history": history, "best": best})
+        with args.out.with_suffix(".csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            writer.writeheader()
+            writer.writerows(history)
+        plot_loss_curve(history, args.figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Stage 4: real 2D templates + Gaussian noise -> gradient-guided Langevin sampling -> CIFs.
+
+    python structure_generator.py --checkpoint models/weights/best_diffusion_model.pth --num 32 --seed 0 --out results/generated_cifs
+"""
+
+import argparse
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase.io import write
+from ase.spacegroup.symmetrize import refine_symmetry
+from tqdm import tqdm
+
+from models.cli import add_system, resolve
+from models.egnn import MASK
+from models.graphs import layers_of, to_atoms
+from models.layer import extract_layer, reduced_formula
+from models.matching import layer_group
+from models.sampler import Guide, Sampler, load_generator
+from models.templates import Templates, fill_formula, substitute
+
+COLUMNS = ["material_id", "formula", "template", "layer_group", "head_delta_g_h_eV", "head_e_hull_eV_per_atom", "head_p_synth"]
+
+
+def start_structures(templates: Templates, args, rng):
+    """`--num` templates with the elements of `--formula`, if given: list of (name, layer)."""
+    picked = [templates.draw(rng) for _ in range(args.num)]
+    if args.formula is None:
+        return picked
+    return [(name, substitute(atoms, fill_formula(atoms, args.formula, rng))) for name, atoms in picked]
+
+
+def substituted(template, numbers):
+    """Template atoms with the elements of `numbers` [N], scaled to the new bond lengths."""
+    elements = {old: new for old, new in zip(template.symbols, numbers)}
+    return substitute(template, elements)
+
+
+def diffuse(batch, sampler: Sampler, args):
+    """From templates to denoised layers: propose elements, substitute, noise to the level, denoise."""
+    start = round(args.noise_level * sampler.diffusion.steps)
+    layers = layers_of([atoms for _, atoms in batch]).to(args.device)
+    hidden = layers if args.formula else layers.replace(atomic_numbers=torch.where(layers.mask, MASK, 0))
+    if start == sampler.diffusion.steps:
+        noised, lattice = sampler.prior(hidden)
+    else:
+        if not args.formula:
+            noised, lattice = sampler.noised(hidden, start)
+            proposed = to_atoms(sampler.propose_elements(noised, lattice, start, args.temperature).to("cpu"))
+            layers = layers_of([substituted(t, p.symbols) for (_, t), p in zip(batch, proposed)]).to(args.device)
+        noised, lattice = sampler.noised(layers, start)
+    return sampler.denoise(noised, lattice, start, args.steps)
+
+
+def random_null(batch, templates: Templates, rng):
+    """The null without a model: every slot of a random template gets a random element of the database."""
+    elements = templates.elements()
+    for _, atoms in batch:
+        old = sorted(set(atoms.symbols))
+        yield substitute(atoms, dict(zip(old, rng.choice(elements, len(old), replace=False))))
+
+
+def presentable(atoms, symprec: float):
+    """The layer in the convention, symmetrised within `symprec` Å where that leaves it intact."""
+    try:
+        atoms = extract_layer(atoms).atoms
+        symmetric = atoms.copy()
+        refine_symmetry(symmetric, symprec=symprec)
+        return extract_layer(symmetric).atoms
+    except Exception:  # no layer, or no symmetry found: written as it came
+        return atoms
+
+
+@torch.no_grad()
+def head_properties(model, structures, device):
+    """The guide's own opinion [n, 3] of finished structures: ΔG_H eV, E_hull eV/atom, P_synth."""
+    layers = layers_of(structures).to(device)
+    out = model.properties(layers, torch.zeros(len(layers), device=device)).cpu()
+    return torch.cat([out[:, :2], out[:, 2:].sigmoid()], -1)
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    data = parser.add_argument_group("data")
+    data.add_argument("--db", type=Path, default=Path("data/her2d.db"), help="ASE database that the templates come from")
+    data.add_argument("--formula", help="fix the composition, e.g. MoS2")
+    data.add_argument("--template", help="only templates of this prototype")
+    data.add_argument("--num-atoms", type=int, help="only templates with so many atoms")
+    data.add_argument("--num", type=int, default=32, help="structures to make")
+    model = parser.add_argument_group("model")
+    model.add_argument("--method", choices=("diffusion", "random"), default="diffusion",
+                       help="random: random template, random elements, no model (the null)")  # fmt: skip
+    model.add_argument("--checkpoint", type=Path, default=Path("models/weights/best_diffusion_model.pth"), help="from stage 3")
+    model.add_argument("--noise-level", type=float, default=0.5, help="t0 in (0, 1] that templates are noised to; 1 is pure noise")
+    model.add_argument("--steps", type=int, default=100, help="denoising updates")
+    model.add_argument("--temperature", type=float, default=1.0, help="of the element proposals")
+    guide = parser.add_argument_group("guidance")
+    guide.add_argument("--gradient-scale", type=float, default=1.0, help="η of the gradient of L_target, 0 for none")
+    guide.add_argument("--cfg-scale", type=float, default=1.0, help="s of classifier-free guidance, 0 for unconditional")
+    guide.add_argument("--target-delta-g", type=float, default=0.0, help="ΔG_H to aim at, eV")
+    guide.add_argument("--max-e-hull", type=float, default=0.0, help="E_hull to stay below, eV/atom")
+    guide.add_argument("--synthesizable", action=argparse.BooleanOptionalAction, default=True, help="ask for layers that can be made")
+    parser.add_argument("--batch-size", type=int, default=64, help="structures at a time")
+    parser.add_argument("--symprec", type=float, default=0.1, help="tolerance in Å for writing a structure symmetrised")
+    add_system(parser, out=Path("results/generated_cifs"), resume="keep the CIFs of batches that are already in OUT")
+    return parser
+
+
+def main():
+    args = resolve(build_parser().parse_args())
+    if not 0 < args.noise_level <= 1:
+        raise SystemExit(f"--noise-level {args.noise_level} is outside (0, 1]")
+    templates = Templates.read(args.db).select(args.formula, args.template, args.num_atoms)
+    rng = np.random.default_rng(args.seed)
+    starts = start_structures(templates, args, rng)
+    guide = Guide(args.cfg_scale, args.gradient_scale, args.target_delta_g, args.max_e_hull, args.synthesizable)
+    model, diffusion = load_generator(args.checkpoint, args.device) if args.method == "diffusion" else (None, None)
+
+    rows, manifest = [], args.out / "generated.csv"
+    if args.resume and manifest.exists():
+        rows = list(csv.DictReader(manifest.open()))
+    else:
+        for stale in args.out.glob("gen_*.cif"):
+            stale.unlink()
+    for first in tqdm(range(0, args.num, args.batch_size), desc="batches"):
+        batch = starts[first : first + args.batch_size]
+        if len(rows) >= first + len(batch):
+            continue
+        if model is None:
+            structures = list(random_null(batch, templates, np.random.default_rng([args.seed, first])))
+            heads = [("", "", "")] * len(batch)
+        else:
+            generator = torch.Generator().manual_seed(args.seed * 1_000_003 + first)
+            structures = to_atoms(diffuse(batch, Sampler(model, diffusion, guide, generator), args).to("cpu"))
+            structures = [presentable(atoms, args.symprec) for atoms in structures]
+            heads = [[f"{x:.4f}" for x in row] for row in head_properties(model, structures, args.device).tolist()]
+        for k, (atoms, (name, _), head) in enumerate(zip(structures, batch, heads), first):
+            formula = reduced_formula(atoms)
+            identity = f"gen_{k:04d}_{formula}"
+            write(args.out / f"{identity}.cif", atoms)
+            rows.append(dict(zip(COLUMNS, [identity, formula, name, layer_group(atoms), *head])))
+        with manifest.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+    print(f"{len(rows)} CIFs in {args.out}, {len({row['formula'] for row in rows})} formulas")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Stage 5: scores the generated structures and compares them with the baseline.
+
+    python test.py --cifs results/generated_cifs --out results
+"""
+
+import argparse
+from pathlib import Path
+
+from geo_utils import add_evaluation_flags, run_evaluation
+from models.cli import add_system, resolve
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_evaluation_flags(parser, Path("results/generated_cifs"), Path("results_external/metrics.csv"))
+    add_system(parser, out=Path("results"), resume="keep what OUT/evaluated.jsonl already holds of these structures")
+    return parser
+
+
+def main():
+    run_evaluation(resolve(build_parser().parse_args()), "generated")
+
+
+if __name__ == "__main__":
+    main()

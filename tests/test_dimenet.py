@@ -1,0 +1,413 @@
+"""Periodic DimeNet++: edges and triplets against oracles, symmetries, smoothness, and training end to end."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import fcc111, make_supercell, mx2
+from ase.neighborlist import neighbor_list
+from torch_geometric.data import Data
+from torch_geometric.nn.models.dimenet import SphericalBasisLayer
+
+import models.dimenet
+import pretrain_dimenet
+from models.dimenet import (
+    PeriodicDimeNetPlusPlus,
+    SphericalBasis,
+    adsorption_graph,
+    edge_vectors,
+    load_dimenet,
+    predict,
+    readout_level,
+    save_dimenet,
+    shortest_distance,
+    triplets,
+)
+from models.lmdb_data import write_lmdb
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = Path(os.environ.get("HER2D_REFERENCE_DATA", ROOT / "../shared/data")) / "is2re_lmdb" / "sample.lmdb"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_model(seed=0, **changes):
+    """Small model whose output layers are not zero, as they are before training."""
+    torch.manual_seed(seed)
+    model = PeriodicDimeNetPlusPlus(
+        **{"hidden_channels": 16, "out_emb_channels": 16, "int_emb_size": 8, **changes}
+    )
+    for block in model.output_blocks:
+        torch.nn.init.normal_(block.lin.weight, std=0.5)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model(target_mean=-0.3, target_std=0.7)
+
+
+def slab(seed=0):
+    """Rattled, sheared 2x2 MoS2 with one H; atoms partly outside the cell."""
+    atoms = mx2("MoS2", size=(2, 2, 1), vacuum=7.5)
+    atoms.append("H")
+    atoms.positions[-1] = atoms.positions[1] + [0.3, 0.2, 1.4]
+    atoms.positions += np.random.default_rng(seed).normal(0, 0.05, (len(atoms), 3))
+    atoms.positions[0] -= 2 * atoms.cell[0]
+    return atoms, np.array([1] * 12 + [2])
+
+
+def energy(model, atoms, tags):
+    return predict(model, [adsorption_graph(atoms, tags)])[0]
+
+
+# ---------------------------------------------------------------- graph
+
+
+def edge_rows(source, target, shift, vector):
+    return np.array(sorted(np.round(np.column_stack([source, target, shift, vector]), 3).tolist())) + 0.0
+
+
+@pytest.mark.parametrize("case", ["slab", "one atom", "skewed", "left-handed"])
+def test_edges_equal_ase(case):
+    atoms = {
+        "slab": slab()[0],
+        "one atom": Atoms("C", cell=np.diag([1.9, 2.1, 12]), pbc=True),
+        "skewed": Atoms(
+            "HeNe", [[0, 0, 0], [9, -4, 3]], cell=[[3, 0, 0], [5.5, 3, 0], [-8, 7, 11]], pbc=True
+        ),
+        "left-handed": Atoms(
+            "HeNe", [[0, 0, 0], [1, 2, 3]], cell=[[3, 0, 0], [0, 4, 0], [0, 1, -9]], pbc=True
+        ),
+    }[case]
+    graph = adsorption_graph(atoms, np.zeros(len(atoms)), cutoff=5.0)
+    atoms.pbc = True
+    i, j, shift, vector = neighbor_list("ijSD", atoms, 5.0)
+    ours = edge_vectors(graph, torch.zeros(len(atoms), dtype=torch.int64))
+    ours = edge_rows(*graph.edge_index, graph.edge_shift, ours)
+    np.testing.assert_allclose(ours, edge_rows(j, i, shift, vector), atol=2e-3)
+    assert shortest_distance(graph) == pytest.approx(np.linalg.norm(vector, axis=1).min(), abs=1e-5)
+
+
+def test_collapsed_cell_is_refused():
+    with pytest.raises(ValueError, match="spans no volume"):
+        adsorption_graph(Atoms("H", cell=[3, 3, 0]), [0])
+
+
+@pytest.mark.parametrize("symbols, cell", [("C", [2.4, 2.6, 12]), ("HC", [2.5, 4, 9])])
+def test_triplets_equal_brute_force(symbols, cell):
+    atoms = Atoms(symbols, [[0, 0, height] for height in range(len(symbols))], cell=cell)
+    graph = adsorption_graph(atoms, np.zeros(len(atoms)), cutoff=4.0)
+    edges = [(j, i, tuple(s)) for (j, i), s in zip(graph.edge_index.T.tolist(), graph.edge_shift.tolist())]
+    expected = {
+        (kj, ji)
+        for ji, (j, i, s) in enumerate(edges)
+        for kj, (k, j2, s2) in enumerate(edges)
+        if j2 == j and not (k == i and all(a == -b for a, b in zip(s, s2)))
+    }
+    idx_kj, idx_ji = triplets(graph.edge_index, graph.edge_shift, len(atoms), len(edges))
+    found = list(zip(idx_kj.tolist(), idx_ji.tolist()))
+    assert set(found) == expected and len(found) == len(expected)
+    assert (idx_ji.diff() >= 0).all()
+    self_image = {(kj, ji) for kj, ji in expected if edges[kj][0] == edges[ji][1]}
+    assert self_image, "the case must hold other images of i as k"
+
+
+def test_readout_level_is_the_hop_count():
+    chain = torch.tensor([[0, 1, 1, 2, 2, 3, 3, 4], [1, 0, 2, 1, 3, 2, 4, 3]])
+    readout = torch.tensor([True, False, False, False, False])
+    assert readout_level(readout, chain, 2).tolist() == [0, 1, 2, 3, 3]
+
+
+def test_spherical_basis_equals_pyg():
+    reference = SphericalBasisLayer(4, 3, cutoff=5.0, envelope_exponent=5)
+    ours = SphericalBasis(4, 3, cutoff=5.0, envelope_exponent=5)
+    distance = torch.linspace(0.7, 5.2, 40, dtype=torch.float64)
+    angle = torch.linspace(0.0, np.pi, 60, dtype=torch.float64)
+    idx_kj = torch.arange(60) % 40
+    torch.testing.assert_close(
+        ours(distance, angle.cos(), idx_kj), reference(distance, angle, idx_kj), atol=2e-5, rtol=1e-5
+    )
+
+
+# ---------------------------------------------------------------- symmetries
+
+
+def rotation(seed):
+    q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
+    return q * np.linalg.det(q)
+
+
+def rotated(atoms, tags):
+    turn = rotation(1)
+    return Atoms(atoms.numbers, atoms.positions @ turn.T, cell=atoms.cell.array @ turn.T), tags
+
+
+def translated(atoms, tags):
+    atoms = atoms.copy()
+    atoms.positions += [1.3, -7.1, 0.4]
+    return atoms, tags
+
+
+def wrapped(atoms, tags):
+    atoms = atoms.copy()
+    atoms.wrap(pbc=True)
+    return atoms, tags
+
+
+def permuted(atoms, tags):
+    order = np.random.default_rng(2).permutation(len(atoms))
+    return atoms[order], tags[order]
+
+
+def mirrored(atoms, tags):
+    flip = np.diag([1, 1, -1])
+    return Atoms(atoms.numbers, atoms.positions @ flip, cell=atoms.cell.array @ flip), tags
+
+
+def repeated(atoms, tags):
+    return atoms.repeat((2, 1, 1)), np.tile(tags, 2)
+
+
+def skew_repeated(atoms, tags):
+    return make_supercell(atoms, [[1, 1, 0], [-1, 1, 0], [0, 0, 1]], order="atom-major"), np.repeat(tags, 2)
+
+
+@pytest.mark.parametrize(
+    "change", [rotated, translated, wrapped, permuted, mirrored, repeated, skew_repeated]
+)
+@pytest.mark.parametrize("tagged", [True, False])
+def test_invariance(model, change, tagged):
+    atoms, tags = slab()
+    tags = tags * tagged
+    moved = change(atoms, tags)
+    assert energy(model, *moved) == pytest.approx(energy(model, atoms, tags), abs=1e-5)
+    assert abs(energy(model, *slab(seed=3)) - energy(model, *slab())) > 1e-4, (
+        "the model must feel the geometry"
+    )
+
+
+def test_mirror_image_of_both_faces_and_equal_shells_agree(model):
+    """Sites equal by symmetry have equal energies: whole shells are kept, no neighbour is cut off."""
+    atoms = fcc111("Pt", (2, 2, 3), vacuum=8)
+    energies = []
+    for site in np.flatnonzero(atoms.positions[:, 2] > atoms.positions[:, 2].max() - 0.1):
+        with_h = atoms + Atoms("H", [atoms.positions[site] + [0, 0, 1.6]])
+        energies.append(energy(model, with_h, [0] * 12 + [2]))
+    np.testing.assert_allclose(energies, energies[0], atol=1e-5)
+
+
+def test_batch_equals_loop(model):
+    lone = Atoms("H", [[1, 1, 1]], cell=[20, 20, 20])
+    cases = [slab(0), (slab(1)[0], np.zeros(13)), (fcc111("Pt", (1, 1, 3), vacuum=6), [0, 0, 0]), (lone, [2])]
+    graphs = [adsorption_graph(atoms, tags) for atoms, tags in cases]
+    graphs[0].note, graphs[1].y = "fields that only some have", 1.0
+    single = [predict(model, [graph])[0] for graph in graphs]
+    np.testing.assert_allclose(predict(model, graphs, batch_size=3), single, atol=1e-5)
+    np.testing.assert_allclose(model(graphs[0]).detach(), single[:1], atol=1e-6)
+    assert predict(model, []).shape == (0,)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_leaving_out_what_cannot_reach_the_readout_changes_nothing(monkeypatch, blocks):
+    model = make_model(num_blocks=blocks, cutoff=3.0)
+    atoms, tags = slab()
+    graph = adsorption_graph(atoms.repeat((2, 2, 1)), [1] * 51 + [2], cutoff=3.0)
+    pruned = predict(model, [graph])
+    monkeypatch.setattr(
+        models.dimenet, "readout_level", lambda readout, edges, depth: torch.zeros_like(readout.long())
+    )
+    np.testing.assert_allclose(predict(model, [graph]), pruned, atol=1e-5)
+
+
+# ---------------------------------------------------------------- smoothness and gradients
+
+
+def test_smooth_at_the_cutoff(model):
+    """Energy and slope are continuous where a neighbour comes into reach."""
+    model = make_model().double()
+
+    def pull(distance):
+        atoms = Atoms("PtPtH", [[0, 0, 0], [2.7, 0, 0], [0, 0, 1.6]], cell=[30, 30, 30])
+        graph = adsorption_graph(atoms, [0, 0, 2], cutoff=8.0)
+        graph.pos, graph.cell = graph.pos.double(), graph.cell.double()
+        graph.pos[1, 0] = np.sqrt(distance**2 - 1.6**2)  # the second Pt at this distance from H
+        pos = graph.pos.requires_grad_()
+        out = model(graph)
+        return out.item(), torch.autograd.grad(out.sum(), pos)[0][1, 0].item()
+
+    for below, above in [(5 - 1e-4, 5 + 1e-4), (5 - 1e-6, 5 + 1e-6)]:
+        (e1, f1), (e2, f2) = pull(below), pull(above)
+        assert abs(e1 - e2) < 1e-7 and abs(f1 - f2) < 1e-5
+    assert abs(pull(3.0)[0] - pull(4.0)[0]) > 1e-4
+
+
+def test_gradient_equals_finite_differences():
+    model = make_model().double()
+    atoms, tags = slab()
+    graph = adsorption_graph(atoms, tags)
+    graph.cell, graph.pos = graph.cell.double(), graph.pos.double().requires_grad_()
+    gradient = torch.autograd.grad(model(graph).sum(), graph.pos)[0]
+    assert torch.isfinite(gradient).all() and gradient.abs().max() > 1e-3
+    torch.testing.assert_close(gradient.sum(0), torch.zeros(3).double(), atol=1e-9, rtol=0)
+    for atom, axis in [(12, 2), (1, 0)]:
+        step = torch.zeros_like(graph.pos)
+        step[atom, axis] = 1e-5
+        plus, minus = (model(graph.clone().update({"pos": (graph.pos + s).detach()})) for s in (step, -step))
+        assert ((plus - minus) / 2e-5).item() == pytest.approx(gradient[atom, axis].item(), abs=1e-6)
+
+
+def test_straight_angles_have_finite_gradients(model):
+    graph = adsorption_graph(
+        Atoms("HCH", [[0, 0, 0], [1.1, 0, 0], [2.2, 0, 0]], cell=[15, 15, 15]), [2, 0, 0]
+    )
+    graph.pos.requires_grad_()
+    assert torch.isfinite(torch.autograd.grad(model(graph).sum(), graph.pos)[0]).all()
+
+
+def test_wrong_graphs_are_refused(model):
+    atoms, tags = slab()
+    with pytest.raises(ValueError, match="edges end at 4.0"):
+        model(adsorption_graph(atoms, tags, cutoff=4.0))
+    atoms.numbers[0] = 101
+    with pytest.raises(ValueError, match="atomic numbers"):
+        model(adsorption_graph(atoms, tags))
+
+
+def test_checkpoint_round_trip(tmp_path, model):
+    save_dimenet(tmp_path / "a.pt", model, epoch=3, note="x")
+    graphs = [adsorption_graph(*slab())]
+    np.testing.assert_array_equal(predict(load_dimenet(tmp_path / "a.pt"), graphs), predict(model, graphs))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
+    torch.save({"weights": 1}, tmp_path / "b.pt")
+    with pytest.raises(ValueError, match="no checkpoint"):
+        load_dimenet(tmp_path / "b.pt")
+
+
+# ---------------------------------------------------------------- training
+
+
+def h_on_metal(metal, height, sid, **extra):
+    atoms = fcc111(metal, (1, 1, 2), vacuum=6) + Atoms("H", [[0, 0, 0]])
+    atoms.positions[-1] = atoms.positions[1] + [0, 0, height]
+    return Data(
+        pos=torch.tensor(atoms.positions, dtype=torch.float32),
+        cell=torch.tensor(atoms.cell.array).float()[None],
+        atomic_numbers=torch.tensor(atoms.numbers).float(),
+        tags=torch.tensor([0, 1, 2]),
+        natoms=3,
+        fixed=torch.tensor([1, 0, 0]),
+        sid=sid,
+        y_relaxed=height - 1.5,
+        **extra,
+    )
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    path = tmp_path_factory.mktemp("lmdb") / "h.lmdb"
+    metals = ["Pt", "Cu", "Ag", "Au", "Ni", "Pd", "Rh", "Ir", "Al", "Pb"]
+    write_lmdb(path, [h_on_metal(m, h, f"{m}{h}") for m in metals for h in (1.2, 1.5, 1.8)])
+    return path
+
+
+TINY = (
+    "--hidden-channels 8 --int-emb-size 8 --out-emb-channels 8 --cutoff 3.5 --epochs 3 --batch-size 8".split()
+)
+
+
+def test_resumed_run_equals_uninterrupted_one(tmp_path, records, monkeypatch, capsys):
+    def arguments(name):
+        return ["--lmdb", str(records), "--out", str(tmp_path / name / "m.pt"), *TINY]
+
+    pretrain_dimenet.main(arguments("whole"))
+    real = pretrain_dimenet.train_epoch
+
+    def interrupted(*args):
+        if args[4] == 1:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pretrain_dimenet, "train_epoch", interrupted)
+        pretrain_dimenet.main(arguments("parts"))
+    pretrain_dimenet.main([*arguments("parts"), "--resume"])
+    assert "continuing after epoch 1" in capsys.readouterr().out
+
+    for file in ("m.pt", "m_last.pt"):
+        whole, parts = (torch.load(tmp_path / run / file, weights_only=True) for run in ("whole", "parts"))
+        assert whole["epoch"] == parts["epoch"]
+        for weights in ("state_dict", "raw_state_dict"):
+            for name, value in whole[weights].items():
+                torch.testing.assert_close(parts[weights][name], value, rtol=0, atol=0)
+    with pytest.raises(SystemExit, match="lr was 0.001, is 0.5"):
+        pretrain_dimenet.main([*arguments("parts"), "--resume", "--lr", "0.5"])
+
+
+def test_training_skips_and_counts_what_it_cannot_use(tmp_path, capsys):
+    good = [h_on_metal(metal, 1.5, sid) for sid, metal in enumerate(["Pt", "Cu", "Ag", "Au", "Ni", "Pd"])]
+    other, overlap, test_split = (h_on_metal("Pt", 1.5, 90 + n) for n in range(3))
+    other.atomic_numbers[2] = 8
+    overlap.pos[2] = overlap.pos[1] + 0.1
+    del test_split.y_relaxed
+    write_lmdb(tmp_path / "a.lmdb", [*good, other, overlap, test_split])
+    arguments = ["--lmdb", str(tmp_path / "a.lmdb"), "--out", str(tmp_path / "m.pt"), *TINY, "--epochs", "1"]
+    pretrain_dimenet.main(arguments)
+    out = capsys.readouterr().out
+    for said in ("9 records; 6 used", "adsorbate is not hydrogen", "no y_relaxed", "atoms closer than 0.5"):
+        assert said in out
+    pretrain_dimenet.main([*arguments, "--init", str(tmp_path / "m.pt"), "--adsorbate", "all"])
+    assert "9 records; 7 used" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="usable records"):
+        pretrain_dimenet.main([*arguments, "--start", "relaxed"])
+
+
+def test_preset_is_overruled_by_flags():
+    args = pretrain_dimenet.parse_args(["--lmdb", "x", "--preset", "oc20", "--epochs", "2"])
+    assert (args.cutoff, args.blocks, args.epochs, args.target_mean) == (
+        6.0,
+        3,
+        2,
+        pytest.approx(-1.526, abs=1e-3),
+    )
+
+
+def run_script(*arguments):
+    command = [sys.executable, "pretrain_dimenet.py", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_script_runs_and_resumes(tmp_path, records):
+    arguments = ["--lmdb", records, "--out", tmp_path / "m.pt", *TINY, "--epochs", "1"]
+    for extra in ([], ["--resume"]):
+        result = run_script(*arguments, *extra)
+        assert result.returncode == 0, result.stderr
+    assert "continuing after epoch 1" in result.stdout
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {"m.pt", "m_last.pt", "m_log.csv", "m_loss.png", "m_metrics.json", "config.json"}
+    assert json.loads((tmp_path / "config.json").read_text())["hidden_channels"] == 8
+    assert len((tmp_path / "m_log.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.skipif(not SAMPLE.exists(), reason=f"no reference data at {SAMPLE} (set HER2D_REFERENCE_DATA)")
+def test_one_epoch_on_the_real_sample(tmp_path):
+    result = run_script("--lmdb", SAMPLE, "--epochs", 1, "--out", tmp_path / "m.pt", "--hidden-channels", 8)
+    assert result.returncode == 0, result.stderr
+    assert "32 records; 31 used; 1 skipped: atoms closer than 0.5" in result.stdout
+    assert (
+        "31 records have no atom tagged 2" in result.stdout and "test MAE of the best epoch" in result.stdout
+    )
+    assert load_dimenet(tmp_path / "m.pt").cutoff == 5.0

@@ -1,0 +1,111 @@
+"""Hull and formation energies against numbers worked out by hand and pymatgen's own phase diagram."""
+
+import math
+
+import ase.db
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+from pymatgen.core import Composition
+
+from geo_utils import stability_score
+from models.hull import Hull, hull_for, relax_phase
+from models.potentials import load_potential
+
+# eV per formula as written. Elements: Li -2 an atom (two polymorphs), Cl -3 an atom.
+TOY = [("Li", -2.0), ("Li2", -3.6), ("Cl4", -12.0), ("LiCl", -6.0), ("Li3Cl", -9.04)]
+# Formation energy an atom: LiCl (-6 + 5) / 2 = -0.5; Li3Cl (-9.04 + 9) / 4 = -0.01, above the tie line Li-LiCl (-0.25 there).
+
+
+@pytest.fixture(scope="module")
+def hull():
+    return Hull(TOY)
+
+
+@pytest.mark.parametrize(
+    "formula, energy, e_form, e_stable",
+    [
+        ("LiCl", -6.0, -0.5, -0.5),  # the phase itself
+        ("Li4Cl4", -24.0, -0.5, -0.5),  # the same, larger cell
+        ("LiCl", -5.8, -0.4, -0.5),  # a polymorph above it
+        ("LiCl", -6.4, -0.7, -0.5),  # one below: E_hull is negative
+        ("Li3Cl", -9.04, -0.01, -0.25),  # not on the hull: half way from Li to LiCl
+        ("Li2Cl", -7.3, -0.1, -1 / 3),
+        ("LiCl3", -11.4, -0.1, -0.25),
+        ("Li", -1.9, 0.1, 0.0),  # an element, against its lower polymorph
+        ("Cl2", -6.0, 0.0, 0.0),
+    ],
+)
+def test_stability_by_hand(hull, formula, energy, e_form, e_stable):
+    found = hull.stability(formula, energy)
+    assert found.e_form == pytest.approx(e_form)
+    assert found.e_stable == pytest.approx(e_stable)
+    assert found.e_hull == pytest.approx(e_form - e_stable)
+
+
+def test_hull_against_pymatgen_on_a_random_ternary():
+    rng = np.random.default_rng(0)
+    formulas = ["Ti", "S", "Se", "Ti2", "TiS", "TiS2", "Ti3Se", "TiSe2", "SSe", "Ti2SSe", "TiSSe", "TiS3Se", "Ti4S2Se3"]
+    atoms = [Composition(f).num_atoms for f in formulas]
+    phases = [(f, n * e) for f, n, e in zip(formulas, atoms, rng.uniform(-6, -4, len(formulas)))]
+    diagram = PhaseDiagram([PDEntry(Composition(f), e) for f, e in phases])
+    hull = Hull([*phases, ("Mo", -10.0), ("MoS2", -30.0)])  # of another system: no say
+    for formula, energy in [*phases, ("Ti5S3Se2", -50.0), ("TiS2Se7", -44.0)]:
+        entry = PDEntry(Composition(formula), energy)
+        found = hull.stability(formula, energy)
+        assert found.e_hull == pytest.approx(diagram.get_e_above_hull(entry, allow_negative=True), abs=1e-9)
+        mu = {el.symbol: ref.energy_per_atom for el, ref in diagram.el_refs.items()}
+        by_hand = (energy - sum(n * mu[el] for el, n in Composition(formula).as_dict().items())) / Composition(formula).num_atoms
+        members = set(Composition(formula).as_dict())
+        assert found.e_form == pytest.approx(by_hand)
+        assert found.phases == sum(len(c) > 1 and set(c.as_dict()) <= members for c in (Composition(f) for f, _ in phases))
+
+
+def test_a_missing_element_is_named(hull):
+    with pytest.raises(ValueError, match="Mo") as error:
+        hull.stability("LiMoCl", -5.0)
+    assert "Li" not in str(error.value) and "Cl" not in str(error.value)
+    with pytest.raises(ValueError, match="Mo, S"):
+        hull.stability("MoS2", -20.0)
+    assert hull.stability("LiCl", -6.0).phases == 2  # and the hull still works
+
+
+def test_only_elements_known_is_said():
+    found = Hull([("Li", -2.0), ("Cl", -3.0)]).stability("LiCl", -6.0)
+    assert found.phases == 0 and found.e_hull == pytest.approx(-0.5)
+
+
+def test_stability_score_is_the_formula():
+    assert stability_score(0.0) == 1.0
+    assert stability_score(-0.3) == 1.0
+    assert stability_score(0.25) == pytest.approx(math.exp(-0.25))
+    assert stability_score(1.0) == pytest.approx(0.36787944)
+
+
+def write_phases(path, potential):
+    database = ase.db.connect(path)
+    for atoms in (bulk("Cu"), bulk("Al"), bulk("Cu", "bcc", a=2.9), bulk("Pt")):
+        _, energy, _ = relax_phase(atoms, EMT())
+        database.write(atoms, energy_eV=energy if potential == "right" else 99.0)
+    database.metadata = {"potential": "ase.calculators.emt:EMT" if potential == "right" else "another"}
+    return path
+
+
+def test_hull_of_another_potential_is_relaxed_anew(tmp_path):
+    """Stored energies serve only the potential that made them; the two ways must give one hull."""
+    emt = load_potential("ase.calculators.emt:EMT")
+    stored = hull_for(emt, ["CuAl"], write_phases(tmp_path / "right.db", "right"))
+    anew = hull_for(emt, ["CuAl"], write_phases(tmp_path / "wrong.db", "wrong"))
+    assert {entry.reduced_formula if hasattr(entry, "reduced_formula") else entry.composition.reduced_formula for entry in anew.entries} == {
+        "Cu", "Al"
+    }  # fmt: skip
+    energy = -0.5
+    assert anew.stability("CuAl", energy).e_form == pytest.approx(stored.stability("CuAl", energy).e_form, abs=1e-3)
+    assert abs(stored.stability("CuAl", energy).e_form) < 5
+
+
+def test_reading_without_a_file_says_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="data/build.py"):
+        Hull.read(tmp_path / "none.db")
