@@ -170,12 +170,14 @@ def relax_into(row: dict, layer: Atoms, errors: list) -> Atoms:
     """Relaxes the layer and fills the columns of it."""
     settings = _worker["settings"]
     relaxed = relax_layer(layer, _worker["potential"].calculator, settings.fmax, settings.relax_steps)
-    row |= {"converged": relaxed.converged, "relax_steps": relaxed.steps, "energy": relaxed.energy}
+    row |= {"converged": relaxed.converged, "relax_steps": relaxed.steps}
     if relaxed.problem:
         errors.append(f"relaxation: {relaxed.problem}")
-    row["rmsd_relaxed_A"] = rmsd(layer, relaxed.atoms)
-    atoms = extract_layer(relaxed.atoms).atoms
-    row["layer_group"] = layer_group(atoms)
+    try:
+        atoms = extract_layer(relaxed.atoms).atoms
+    except NotALayer as error:
+        raise NotALayer(f"relaxation left two dimensions: {error}") from error
+    row |= {"energy": relaxed.energy, "rmsd_relaxed_A": rmsd(layer, relaxed.atoms), "layer_group": layer_group(atoms)}
     return atoms
 
 
@@ -317,7 +319,8 @@ def is_true(row: dict, column: str) -> bool:
 
 
 def is_stable(row: dict) -> bool:
-    return row["e_hull_eV_per_atom"] != "" and float(row["e_hull_eV_per_atom"]) < STABLE
+    """Whether a relaxation that converged ended less than STABLE above the hull."""
+    return is_true(row, "converged") and row["e_hull_eV_per_atom"] != "" and float(row["e_hull_eV_per_atom"]) < STABLE
 
 
 def metric_samples(rows: list[dict]) -> dict[str, np.ndarray]:

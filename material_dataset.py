@@ -85,7 +85,7 @@ def read_layers(path: Path, max_atoms: int, max_e_hull: float, limit: int = 0):
 
 
 def write_splits(rows, delta_g: dict, out: Path) -> dict:
-    """Writes processed/{train,val,test}.pt and says how many graphs each holds."""
+    """Writes processed/{train,val,test}.pt, those that hold any graph, and says how many each holds."""
     splits = {"train": [], "val": [], "test": []}
     for uid, atoms, labels in rows:
         found = delta_g.get(uid) or {}
@@ -95,8 +95,10 @@ def write_splits(rows, delta_g: dict, out: Path) -> dict:
     (out / "processed").mkdir(parents=True, exist_ok=True)
     for name, graphs in splits.items():
         path = out / "processed" / f"{name}.pt"
-        InMemoryDataset.save(graphs or [layer_graph(rows[0][1][:0], "none")], path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
+        path.unlink(missing_ok=True)
+        if graphs:
+            InMemoryDataset.save(graphs, path.with_suffix(".tmp"))
+            path.with_suffix(".tmp").replace(path)
     return {name: len(graphs) for name, graphs in splits.items()}
 
 

@@ -92,7 +92,7 @@ def main():
         with args.plot.open() as file:
             history = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
         return plot_loss_curve(history, args.figure)
-    args = resolve(args)
+    args = resolve(args, out_is_file=True)
     weights = {name: getattr(args, f"weight_{name}") for name in LOSS_WEIGHTS}
     train, val = (list(LayerGraphs(args.data, split)) for split in ("train", "val"))
     train = train[: args.limit] if args.limit else train

@@ -15,6 +15,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+from ase import Atoms
 from ase.build import bcc110, fcc111, hcp0001
 from ase.data import atomic_numbers
 from tqdm import tqdm
@@ -38,6 +39,7 @@ from models.potentials import load_potential, relax_layer, single_point  # noqa:
 from models.shards import Shard, digest, pack_atoms, unpack_atoms  # noqa: E402
 from models.templates import substitute  # noqa: E402
 
+MAX_ENERGY = 50.0  # eV/atom; a relaxation that ends lower has fallen into a hole of the potential
 HERE = Path(__file__).resolve().parent
 METALS = ALKALI + ALKALINE_EARTH + TRANSITION + TRIELS + ["Si", "Ge", "Sn", "Pb", "Sb", "Bi"]
 NONMETALS = TETRELS[:3] + PNICTOGENS + CHALCOGENS + HALOGENS + ["B"]
@@ -45,7 +47,7 @@ NONMETALS = TETRELS[:3] + PNICTOGENS + CHALCOGENS + HALOGENS + ["B"]
 # AFLOW prototype tags of the elemental phases tried; the lowest energy is the element's reference.
 CLOSE_PACKED = ["A_cF4_225_a", "A_cI2_229_a", "A_hP2_194_c"]
 ELEMENTAL = {
-    "H": ["A_cP8_205_c"], "B": ["A_hR12_166_2h"], "C": ["A_hP4_194_bc"], "N": ["A_cP8_205_c"], "O": ["A_hR2_166_c", "A_mC4_12_i"],
+    "B": ["A_hR12_166_2h"], "C": ["A_hP4_194_bc"], "N": ["A_cP8_205_c"], "O": ["A_hR2_166_c", "A_mC4_12_i"],
     "F": ["A_mC4_12_i", "A_oC8_64_f"], "Si": ["A_cF8_227_a"], "P": ["A_oC8_64_f"], "S": ["A_hP3_152_a"],
     "Cl": ["A_oC8_64_f"], "Ga": ["A_oC8_64_f"], "Ge": ["A_cF8_227_a"], "As": ["A_hR2_166_c"], "Se": ["A_hP3_152_a"],
     "Br": ["A_oC8_64_f"], "In": ["A_tI2_139_a"], "Sn": ["A_cF8_227_a", "A_tI4_141_a"], "Sb": ["A_hR2_166_c"],
@@ -76,7 +78,7 @@ def _aflow() -> dict:
 
 def reference_items() -> list[dict]:
     """Elemental phases, then binaries of every metal with every nonmetal."""
-    elements = sorted({"H", *METALS, *NONMETALS}, key=atomic_numbers.get)
+    elements = sorted({*METALS, *NONMETALS}, key=atomic_numbers.get)
     aflow = _aflow()
     items = []
     for element in elements:
@@ -87,8 +89,9 @@ def reference_items() -> list[dict]:
         rarest_first = sorted(set(aflow[tag].symbols), key=list(aflow[tag].symbols).count)
         fill = (metal, nonmetal) if metal_is_rare else (nonmetal, metal)
         items.append((f"{'-'.join(fill)}:{tag}", aflow[tag], dict(zip(rarest_first, fill))))
-    made = {key: {"key": key, "atoms": pack_atoms(substitute(atoms, elements))} for key, atoms, elements in items}
-    return list(made.values())
+    made = {key: pack_atoms(substitute(atoms, elements)) for key, atoms, elements in items}
+    molecule = pack_atoms(Atoms("H2", [(0, 0, 0), (0, 0, 0.75)]))  # its molecular crystal collapses in SevenNet
+    return [{"key": key, "atoms": atoms} for key, atoms in {"H:molecule": molecule, **made}.items()]
 
 
 def layer_items() -> list[dict]:
@@ -138,7 +141,10 @@ def start_worker(potential: str):
 def relax_reference(item: dict) -> dict:
     """Relaxes a bulk phase, cell and atoms."""
     atoms, energy, converged = relax_phase(unpack_atoms(item["atoms"]), _worker["calculator"])
-    return {"atoms": pack_atoms(atoms), "energy": energy, "reason": "" if converged else "not converged"}
+    reason = "" if converged else "not converged"
+    if abs(energy) > MAX_ENERGY * len(atoms):
+        reason = "a hole in the potential"
+    return {"atoms": pack_atoms(atoms), "energy": energy, "reason": reason}
 
 
 def relax_candidate(item: dict) -> dict:

@@ -7,9 +7,11 @@ from pathlib import Path
 import ase.db
 import numpy as np
 import torch
+from ase import Atoms
 from pymatgen.core import Composition
 from torch_geometric.data import Data
 
+from models.adsorption import adsorption_flag
 from models.cli import write_json
 from models.hull import Hull
 from models.lmdb_data import write_lmdb
@@ -110,10 +112,12 @@ def adsorption_records(row, sid: int):
     numbers = torch.tensor([*slab.numbers, 1])
     tags = torch.tensor([1] * len(slab) + [2])
     for k, site in enumerate(row["sites"]):
-        if site["flag"] or not site["converged"]:
-            dropped[site["flag"] or "not converged"] += 1
-            continue
         start, end = (np.vstack([slab.positions, site[name]]) for name in ("start", "end"))
+        pose = Atoms([*slab.numbers, 1], end, cell=slab.cell, pbc=slab.pbc)
+        flag = adsorption_flag(pose, site["face"]) or ("" if site["converged"] else "not converged")
+        if flag:
+            dropped[flag] += 1
+            continue
         records.append(
             Data(
                 pos=torch.tensor(start, dtype=torch.float32),

@@ -20,11 +20,12 @@ from models.potentials import relax_layer, single_point
 
 CORRECTION = 0.27  # eV, ΔE_ZPE − TΔS of adsorbed H at 300 K, 1 bar (the mission's constant)
 H_SPACING = 6.0  # Å, least distance between a hydrogen and its periodic images
-PROBE_RADIUS = 1.2  # Å, Bondi van der Waals radius of H: what the rolling probe can reach is surface
+CONTACT = 2.6  # Å at which a probe coming down touches an atom, one for all elements: what is surface is geometry, not species
 START_SCALE = 1.1  # first guess of an H bond, in sums of covalent radii
 MIN_CLEARANCE = 0.5  # Å above the atoms around a site, where no bond of that length fits
 DESORBED_SCALE = 1.35  # shortest H bond beyond this is no adsorption (design, section 4)
 SCAN = (-0.35, 0.0, 0.35)  # Å, heights tried about the starting one
+H2_BOND = 1.0  # Å; 0.74 in the molecule
 SAME_SITE = 0.25  # Å, distance under which two sites are one
 SUNK_MARGIN = 0.01  # Å: H right in the middle of a symmetric layer is sunk, whatever the rounding says
 H_RADIUS = covalent_radii[1]
@@ -87,28 +88,26 @@ def _contact_height(xy, positions, radii):
 
 
 def surface_atoms(atoms: Atoms) -> np.ndarray:
-    """Indices of the atoms that a probe of H's van der Waals size touches first from above."""
-    index, positions = _images(atoms, 8.0)
-    radii = covalent_radii[atoms.numbers][index] + PROBE_RADIUS
-    own = atoms.positions[:, 2] + covalent_radii[atoms.numbers] + PROBE_RADIUS
+    """Indices of the atoms that a probe coming down from above touches first at their own place."""
+    _, positions = _images(atoms, 8.0)
+    radii = np.full(len(positions), CONTACT)
     top = [_contact_height(p[:2], positions, radii) for p in atoms.positions]
-    return np.flatnonzero(own >= np.array(top) - 1e-6)
+    return np.flatnonzero(atoms.positions[:, 2] + CONTACT >= np.array(top) - 1e-6)
 
 
-def _start_height(xy, positions, numbers):
-    """Starting height of H at `xy`: on bonds of START_SCALE covalent sums, never sunk between the atoms."""
+def _start_height(xy, surface, positions, numbers):
+    """Starting height of H at `xy`: on bonds of START_SCALE covalent sums, never sunk between the `surface` atoms [M, 3]."""
     bonds = START_SCALE * (covalent_radii[numbers] + H_RADIUS)
-    near = np.linalg.norm(positions[:, :2] - xy, axis=1)
-    around = positions[near < near.min() + 0.3, 2].max()
+    near = np.linalg.norm(surface[:, :2] - xy, axis=1)
+    around = surface[near < near.min() + 0.3, 2].max()
     return max(_contact_height(xy, positions, bonds), around + MIN_CLEARANCE)
 
 
 def _top_sites(atoms: Atoms) -> list[Site]:
     """Ontop, bridge and hollow sites of the top face: vertices, edges and corners of its Voronoi diagram."""
-    surface = surface_atoms(atoms)
-    face = atoms[surface]
+    face = atoms[surface_atoms(atoms)]
     index, positions = _images(face, 12.0)
-    numbers = face.numbers[index]
+    everywhere, everything = _images(atoms, 8.0)
     home = [np.flatnonzero((index == k) & (np.linalg.norm(positions - p, axis=1) < 1e-6))[0] for k, p in enumerate(face.positions)]
     points = [("ontop", p[:2]) for p in face.positions]
     try:
@@ -124,7 +123,7 @@ def _top_sites(atoms: Atoms) -> list[Site]:
                 points.append(("bridge", positions[pair, :2].mean(0)))
             points += [("hollow", end) for end in ends]
     points.sort(key=lambda point: ("ontop", "bridge", "hollow").index(point[0]))  # of two within SAME_SITE the first kind stays
-    return [Site(kind, +1, np.array([*xy, _start_height(xy, positions, numbers)])) for kind, xy in points]
+    return [Site(kind, +1, np.array([*xy, _start_height(xy, positions, everything, atoms.numbers[everywhere])])) for kind, xy in points]
 
 
 def _layer_operations(atoms: Atoms, symprec: float):
@@ -192,14 +191,15 @@ def shortest_bond(atoms: Atoms) -> float:
 
 
 def adsorption_flag(atoms: Atoms, face: int) -> str:
-    """What became of H (last atom): "" for adsorbed, else "desorbed" or "sunk"."""
+    """What became of H (last atom): "" for adsorbed, else "desorbed", "made H2" with a hydrogen of the layer, or "sunk"."""
     if shortest_bond(atoms) > DESORBED_SCALE:
         return "desorbed"
-    layer_z = atoms.positions[:-1, 2] - atoms.positions[:-1, 2].mean()
-    depth = face * (atoms.positions[-1, 2] - atoms.positions[:-1, 2].mean())
-    bonded = atoms.get_distances(-1, range(len(atoms) - 1), mic=True)
-    near = bonded < bonded.min() + 1.5
-    return "sunk" if depth < (face * layer_z[near]).mean() + SUNK_MARGIN else ""
+    distance = atoms.get_distances(-1, range(len(atoms) - 1), mic=True)
+    if atoms.numbers[distance.argmin()] == 1 and distance.min() < H2_BOND:
+        return "made H2"
+    height = face * (atoms.positions[:, 2] - atoms.positions[:-1, 2].mean())
+    around = height[:-1][distance < distance.min() + 1.5].mean()
+    return "sunk" if height[-1] < around + SUNK_MARGIN else ""
 
 
 @dataclass(frozen=True)

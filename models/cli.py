@@ -19,15 +19,15 @@ def add_system(parser: argparse.ArgumentParser, out: Path, resume: str):
     return system
 
 
-def resolve(args: argparse.Namespace) -> argparse.Namespace:
-    """Resolves the device, seeds torch, and writes config.json beside the output."""
+def resolve(args: argparse.Namespace, out_is_file: bool = False) -> argparse.Namespace:
+    """Resolves the device, seeds torch, and writes config.json into the output folder, or beside the output file."""
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    folder = args.out.parent if args.out.suffix else args.out
+    folder = args.out.parent if out_is_file else args.out
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"{args.out.stem}.config.json" if args.out.suffix else "config.json"
+    name = f"{args.out.stem}.config.json" if out_is_file else "config.json"
     write_json(folder / name, plain(vars(args)))
     return args
 

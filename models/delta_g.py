@@ -70,7 +70,7 @@ def oracle_delta_g(atoms: Atoms, calculator, half_h2: float, correction: float =
     for result in found:
         flag = result.flag or ("adsorbed" if result.converged else "not converged")
         flags[flag] = flags.get(flag, 0) + 1
-    adsorbed = [result for result in found if not result.flag]
+    adsorbed = [result for result in found if not result.flag and result.converged]
     if not adsorbed:
         return {"delta_g_h": None, "h_site": None, "pose": None, "flags": flags}
     best = min(adsorbed, key=lambda result: result.delta_e)

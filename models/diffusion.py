@@ -158,7 +158,10 @@ def mask_slots(layers: Layers, generator=None) -> Layers:
     return layers.replace(atomic_numbers=torch.where(hidden, MASK, layers.atomic_numbers))
 
 
-LOSS_WEIGHTS = {"coordinates": 1.0, "z": 1.0, "lattice": 0.5, "elements": 0.3, "delta_g_h": 0.5, "e_hull": 2.0, "synthesizable": 0.2}  # fmt: skip
+LOSS_WEIGHTS = {
+    "coordinates": 1.0, "z": 1.0, "lattice": 0.5, "elements": 0.3,  # the diffusion term, channel by channel
+    "delta_g_h": 0.5, "e_hull": 2.0, "synthesizable": 0.2,  # λ1, λ2, λ3
+}  # fmt: skip
 
 
 def joint_loss(

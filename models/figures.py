@@ -67,8 +67,8 @@ def her_performance(sets: dict, potential: str, path: Path):
             values = column(rows, name)
             weights = [1 / max(len(rows), 1)] * len(values)
             outside = sum(abs(v) > 4 for v in values)
-            note = f", {outside} beyond" if outside else ""
-            axis.hist(values, bins, weights=weights, histtype="step", lw=1.8, color=colour, label=f"{label} (n = {len(values)} of {len(rows)}{note})")
+            name = f"{label} (n = {len(values)} of {len(rows)}" + (f", {outside} beyond)" if outside else ")")
+            axis.hist(values, bins, weights=weights, histtype="step", lw=1.8, color=colour, label=name)
         axis.set(xlabel="ΔG_H (eV)", ylabel="share of all submitted", title=title)
         axis.legend(frameon=False, fontsize=7, loc="upper left")
         axis.set_ylim(top=axis.get_ylim()[1] * 1.25)
@@ -93,12 +93,14 @@ def stability_curve(sets: dict, potential: str, path: Path):
     for colour, (label, rows) in zip(COLOURS, sets.items()):
         hull = sorted(column(rows, "e_hull_eV_per_atom"))
         share = [(k + 1) / max(len(rows), 1) for k in range(len(hull))]
-        axes[0].step([-0.5, *hull, 3], [0, *share, share[-1] if share else 0], where="post", color=colour, label=f"{label} (n = {len(hull)} of {len(rows)})")
+        name = f"{label} (n = {len(hull)} of {len(rows)})"
+        axes[0].step([-0.5, *hull, 3], [0, *share, share[-1] if share else 0], where="post", color=colour, label=name)
         axes[1].hist(column(rows, "stability_score"), [x / 20 for x in range(21)], histtype="step", lw=1.8, color=colour, label=label)
         moved = column(rows, "rmsd_relaxed_A")
         axes[2].hist([min(x, 1.5) for x in moved], [x / 20 for x in range(31)], histtype="step", lw=1.8, color=colour, label=label)
     axes[0].axvline(0.1, color="0.6", lw=1, ls="--")
-    axes[0].set(xlim=(-0.3, 2), ylim=(0, 1.02), xlabel="E_hull (eV/atom)", ylabel="share of all submitted", title=f"stability curve, {potential}")
+    axes[0].set(xlim=(-0.3, 2), ylim=(0, 1.02), xlabel="E_hull (eV/atom)", ylabel="share of all submitted")
+    axes[0].set_title(f"stability curve, {potential}")
     axes[0].legend(frameon=False, fontsize=7, loc="lower right")
     axes[1].set(xlabel="exp(−max(0, E_form − E_stable))", ylabel="structures", title="stability score")
     axes[1].legend(frameon=False, fontsize=7, loc="upper left")
@@ -141,7 +143,8 @@ def draw_layer(axis, atoms, rotation: str, repeat):
 
 def generated_structures(rows, relaxed: dict, poses: dict, path: Path, count: int = 8):
     """Top and side views of the most stable relaxed structures, H of the oracle's best pose included."""
-    stable = sorted((r for r in rows if r["material_id"] in relaxed and r["e_hull_eV_per_atom"] != ""), key=lambda r: r["e_hull_eV_per_atom"])[:count]
+    known = [r for r in rows if r["material_id"] in relaxed and r["e_hull_eV_per_atom"] != ""]
+    stable = sorted(known, key=lambda r: float(r["e_hull_eV_per_atom"]))[:count]
     figure, axes = plt.subplots(2, max(len(stable), 1), figsize=(2.3 * max(len(stable), 2), 5), squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -152,5 +155,6 @@ def generated_structures(rows, relaxed: dict, poses: dict, path: Path, count: in
         draw_layer(axes[1, k], atoms, "-90x,0y,0z", (2, 1, 1))
         energy = f"ΔG_H {float(row['delta_g_h_oracle_eV']):+.2f} eV" if row["delta_g_h_oracle_eV"] != "" else "no H site"
         axes[0, k].set_title(f"{row['formula']}\n{row['layer_group']}, E_hull {float(row['e_hull_eV_per_atom']):.2f}\n{energy}", fontsize=8)
-    figure.suptitle("the most stable of the set, relaxed; H at the oracle's best site; E_hull in eV/atom" if stable else "no structure of this set is a 2D crystal", y=1.05)
+    title = "the most stable of the set, relaxed; H at the oracle's best site; E_hull in eV/atom"
+    figure.suptitle(title if stable else "no structure of this set is a 2D crystal", y=1.05)
     save(figure, path)

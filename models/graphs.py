@@ -20,7 +20,7 @@ class LayerGraphs(InMemoryDataset):
     def __init__(self, root: Path, split: str):
         path = Path(root) / "processed" / f"{split}.pt"
         if not path.exists():
-            raise FileNotFoundError(f"{path} is missing: run material_dataset.py --out {root}")
+            raise FileNotFoundError(f"{path} is missing: run material_dataset.py --out {root} on a database with layers in this split")
         super().__init__(str(root))
         self.load(str(path))
 

@@ -90,9 +90,9 @@ class Hull:
 
 
 def relax_phase(atoms: Atoms, calculator, steps: int = 120) -> tuple[Atoms, float, bool]:
-    """Relaxes a reference phase: a bulk in all directions, a layer in its plane; (atoms, eV, converged)."""
+    """Relaxes a reference phase: a bulk in all directions, a layer in its plane, a molecule in place; (atoms, eV, converged)."""
     if not atoms.pbc.all():
-        relaxed = relax_layer(atoms, calculator, steps=steps)
+        relaxed = relax_layer(atoms, calculator, steps=steps, cell=bool(atoms.pbc.any()))
         return relaxed.atoms, relaxed.energy, relaxed.converged
     atoms = atoms.copy()
     atoms.calc = calculator

@@ -155,6 +155,9 @@ class Sampler:
         hidden = _hidden_slots(layers, logits.shape[1])
         if not hidden.any():
             return layers
+        taken = logits.new_zeros(len(layers), logits.shape[-1]).scatter(1, layers.atomic_numbers, 1.0) > 0
+        taken[:, [0, MASK]] = False
+        logits = logits.masked_fill(taken[:, None], -1e4)  # slots are distinct elements
         drawn = torch.multinomial(logits.softmax(-1).flatten(0, 1).cpu(), 1, generator=self.generator)
         drawn = drawn.view(logits.shape[:2]).to(logits.device)
         luck = torch.rand(hidden.shape, generator=self.generator).to(logits.device).masked_fill(~hidden, -1.0)

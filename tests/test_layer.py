@@ -21,7 +21,7 @@ from models.layer import (
     primitive_layer,
     reduce_plane,
 )
-from models.matching import Fingerprint, Register, layer_group, rmsd
+from models.matching import MATCHER, Fingerprint, Register, layer_group, rmsd
 
 LAYERS = ["graphene", "h-BN", "1H-MoS2", "1T-MoS2", "phosphorene"]
 
@@ -294,6 +294,16 @@ def test_other_elements_or_another_face_are_other_materials():
     alloy.symbols = ["Mo", "S", "S", "Mo", "Se", "Se"]
     assert Fingerprint(alloy).formula == Fingerprint(janus).formula
     assert not Fingerprint(alloy).same(Fingerprint(janus))
+
+
+def test_buckled_and_planar_silicene_are_two_materials():
+    """pymatgen's tolerances alone merge them; the layer groups (p-3m1, p6/mmm) do not."""
+    buckled = PROTOTYPE["honeycomb-A"].atoms()
+    planar = buckled.copy()
+    planar.positions[:, 2] = planar.cell[2, 2] / 2
+    one, other = Fingerprint(buckled), Fingerprint(planar)
+    assert MATCHER.fit(one.structure, other.structure)
+    assert not one.same(other)
 
 
 def test_layer_groups_of_known_layers():

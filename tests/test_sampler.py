@@ -493,7 +493,7 @@ def test_temperature_sharpens_the_proposal():
 
     def share(temperature):
         sampler = Sampler(Leaning(d), d, Guide(), seeded(2))
-        x, lattice = sampler.prior(layers_like(600, numbers=(MASK,) * 3))
+        x, lattice = sampler.prior(layers_like(1800, numbers=(MASK,), slots=(0,)))
         return (sampler.propose_elements(x, lattice, 500, temperature).atomic_numbers == 42).float().mean().item()
 
     assert share(1.0) == pytest.approx(math.e / (math.e + 2), abs=0.06)

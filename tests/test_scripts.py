@@ -14,16 +14,19 @@ import torch
 from pymatgen.core import Structure
 from torch_geometric.data import InMemoryDataset
 
+import optimization
+import structure_generator
 from data.prototypes import PROTOTYPES
 from models.graphs import layer_graph
-from models.layer import VACUUM, extract_layer
+from models.layer import VACUUM
 from models.templates import substitute
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = "pretrain_dimenet.py material_dataset.py optimization.py structure_generator.py test.py evaluate_external.py".split()
 ATOMS = {p.name: p.atoms() for p in PROTOTYPES}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-TRAINING = "--epochs 3 --channels 16 --vectors 4 --trunk 1 --conditional 1 --neighbours 8 --batch-atoms 24 --warmup 4 --device cpu --seed 3".split()
+SMALL = "--channels 16 --vectors 4 --trunk 1 --conditional 1 --neighbours 8".split()
+TRAINING = [*SMALL, *"--epochs 3 --batch-atoms 24 --warmup 4 --device cpu --seed 3".split()]
 # Dies as a killed process does, in the middle of the second epoch: no clean-up, one step after the first was saved.
 KILLED = """
 import os, optimization
@@ -89,7 +92,9 @@ def trained(data, tmp_path_factory):
     finish(first)
     finish(second, code=9)
     assert torch.load(broken / "m.last.pth", weights_only=True)["epoch"] == 0, "it was to die in the second epoch"
-    finish(start("optimization.py", *arguments(broken), "--resume"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["optimization.py", *(str(a) for a in arguments(broken)), "--resume"])
+        optimization.main()
     return whole, broken
 
 
@@ -128,10 +133,20 @@ def test_resumed_training_is_the_uninterrupted_one_to_the_bit(trained):
         assert not list(folder.glob("*.tmp"))
 
 
-def generate(data, trained, out, *arguments):
-    checkpoint = trained[0] / "m.pth"
+def generation(data, out, *arguments):
     command = "--num 4 --steps 12 --batch-size 3 --seed 1 --device cpu".split()
-    return start("structure_generator.py", "--db", data / "templates.db", "--checkpoint", checkpoint, "--out", out, *command, *arguments)
+    return [str(a) for a in ("structure_generator.py", "--db", data / "templates.db", "--out", out, *command, *arguments)]
+
+
+@pytest.fixture
+def generate_here(monkeypatch):
+    """The script's main in this process: a second or two where a subprocess takes ten."""
+
+    def generate(*arguments):
+        monkeypatch.setattr(sys, "argv", generation(*arguments))
+        structure_generator.main()
+
+    return generate
 
 
 def assert_readable(folder, formula=None, num=4):
@@ -148,38 +163,48 @@ def assert_readable(folder, formula=None, num=4):
     return rows
 
 
-def test_structure_generator_from_templates_and_from_pure_noise(data, trained, tmp_path):
-    """--noise-level 0.5 and 1.0, with and without --formula; two processes at a time."""
+def test_structure_generator_from_templates_and_from_pure_noise(data, trained, tmp_path, generate_here):
+    """--noise-level 0.5 and 1.0, with and without --formula."""
+    model = ("--checkpoint", trained[0] / "m.pth")
     runs = {
-        "template": ("--noise-level", 0.5, "--formula", "MoS2", "--gradient-scale", 1, "--cfg-scale", 1.5),
+        "template-formula": ("--noise-level", 0.5, "--formula", "MoS2", "--gradient-scale", 1, "--cfg-scale", 1.5),
         "de-novo": ("--noise-level", 1.0),
-        "template-free": ("--noise-level", 0.5, "--gradient-scale", 0, "--cfg-scale", 0),
+        "template": ("--noise-level", 0.5, "--gradient-scale", 0, "--cfg-scale", 0),
         "de-novo-formula": ("--noise-level", 1.0, "--formula", "MoS2"),
     }
     names = list(runs)
-    for pair in (names[:2], names[2:]):
-        for process in [generate(data, trained, tmp_path / name, *runs[name]) for name in pair]:
-            finish(process)
+    for process in [start(*generation(data, tmp_path / name, *model, *runs[name])) for name in names[:2]]:
+        finish(process)
+    for name in names[2:]:
+        generate_here(data, tmp_path / name, *model, *runs[name])
     for name in names:
         rows = assert_readable(tmp_path / name, "MoS2" if "--formula" in runs[name] else None)
         assert all(math.isfinite(float(row["head_e_hull_eV_per_atom"])) and 0 <= float(row["head_p_synth"]) <= 1 for row in rows)
+    generate_here(data, tmp_path / "again", *model, *runs["template-formula"])  # the same seed, another process
+    assert_same_files(tmp_path / "again", tmp_path / "template-formula")
 
 
-def test_the_null_makes_layers_without_a_model_and_repeats_by_seed(data, tmp_path):
-    random = ("--method", "random", "--num", 5, "--seed", 2)
-    arguments = lambda out, *more: ("structure_generator.py", "--db", data / "templates.db", "--out", tmp_path / out, *random, *more)
-    for process in (start(*arguments("a")), start(*arguments("b"))):
-        finish(process)
-    assert_readable(tmp_path / "a", num=5)
-    names = [sorted(f.name for f in (tmp_path / out).glob("*.cif")) for out in "ab"]
-    assert names[0] == names[1]
-    assert all((tmp_path / "a" / n).read_text() == (tmp_path / "b" / n).read_text() for n in names[0])
-    assert all(extract_layer(ase.io.read(f)).thickness < 12 for f in (tmp_path / "a").glob("*.cif") if len(ase.io.read(f)) > 2)
+def assert_same_files(a, b):
+    names = [sorted(f.name for f in folder.glob("*.cif")) for folder in (a, b)]
+    assert names[0] == names[1] and all((a / n).read_text() == (b / n).read_text() for n in names[0])
 
 
-def test_errors_name_what_is_wrong(data, tmp_path):
-    process = start("structure_generator.py", "--method", "random", "--db", tmp_path / "absent.db", "--out", tmp_path)
-    other = start("structure_generator.py", "--method", "random", "--db", data / "templates.db", "--formula", "Mo7S5", "--out", tmp_path)
-    for running, word in ((process, "absent.db"), (other, "Mo7S5")):
-        _, err = running.communicate(timeout=120)
-        assert running.returncode != 0 and word in err
+def test_the_null_makes_layers_without_a_model_and_repeats_by_seed(data, tmp_path, generate_here):
+    for out in ("a", "b"):
+        generate_here(data, tmp_path / out, "--method", "random")
+    assert_readable(tmp_path / "a")
+    assert_same_files(tmp_path / "a", tmp_path / "b")
+    generate_here(data, tmp_path / "c", "--method", "random", "--seed", 2)
+    assert {f.name for f in (tmp_path / "a").glob("*.cif")} != {f.name for f in (tmp_path / "c").glob("*.cif")}
+
+
+def test_errors_name_what_is_wrong(data, tmp_path, generate_here):
+    with pytest.raises(FileNotFoundError, match="absent.db"):
+        generate_here(data, tmp_path, "--db", tmp_path / "absent.db", "--method", "random")
+    with pytest.raises(ValueError, match="Mo7S5"):
+        generate_here(data, tmp_path, "--formula", "Mo7S5", "--method", "random")
+    with pytest.raises(SystemExit, match="1.5"):
+        generate_here(data, tmp_path, "--noise-level", 1.5)
+    torch.save({"something": 1}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="other.pth is no checkpoint"):
+        generate_here(data, tmp_path, "--checkpoint", tmp_path / "other.pth")
