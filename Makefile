@@ -20,7 +20,7 @@ install: .venv/installed
 run: install
 	@echo "[1/5] pretrain_dimenet.py"
 	@if [ -f $(WEIGHTS)/dimenet.pt ]; then echo "taking the shipped weights $(WEIGHTS)/dimenet.pt"; \
-	else $(BIN)/python pretrain_dimenet.py --lmdb data/her2d_h_train.lmdb data/her2d_h_val.lmdb data/her2d_h_test.lmdb --out $(WEIGHTS)/dimenet.pt; fi
+	else $(BIN)/python pretrain_dimenet.py --lmdb data/her2d_h_train.lmdb data/her2d_h_val.lmdb data/her2d_h_test.lmdb --epochs 14 --batch-size 16 --out $(WEIGHTS)/dimenet.pt; fi
 	@echo "[2/5] material_dataset.py"
 	@if [ -f $(LAYERS)/processed/train.pt ]; then echo "taking the graphs in $(LAYERS)"; \
 	else $(BIN)/python material_dataset.py --db data/her2d.db --dimenet $(WEIGHTS)/dimenet.pt --out $(LAYERS); fi
@@ -36,7 +36,7 @@ run: install
 
 retrain: install
 	@echo "[1/3] pretrain_dimenet.py"
-	$(BIN)/python pretrain_dimenet.py --lmdb data/her2d_h_train.lmdb data/her2d_h_val.lmdb data/her2d_h_test.lmdb --epochs 60 --out $(RETRAINED)/dimenet.pt
+	$(BIN)/python pretrain_dimenet.py --lmdb data/her2d_h_train.lmdb data/her2d_h_val.lmdb data/her2d_h_test.lmdb --epochs 14 --batch-size 16 --out $(RETRAINED)/dimenet.pt
 	@echo "[2/3] material_dataset.py"
 	$(BIN)/python material_dataset.py --db data/her2d.db --dimenet $(RETRAINED)/dimenet.pt --out $(RETRAINED)/layers --synthesis-out $(RETRAINED)/synthesis.pt
 	@echo "[3/3] optimization.py"

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from models.cli import add_system, plain, resolve, save_checkpoint
+from models.cli import add_system, plain, resolve, save_checkpoint, write_json
 from models.diffusion import LOSS_WEIGHTS, Diffusion, joint_loss, raw_lattice
 from models.egnn import DenoisingEGNN
 from models.figures import plot_loss_curve
@@ -55,6 +55,25 @@ def validate(model, diffusion, graphs, args, weights):
             sums[name] = sums.get(name, 0.0) + value.item() * len(index)
         count += len(index)
     return {name: value / count for name, value in sums.items()}
+
+
+@torch.no_grad()
+def head_errors(model, train, test, args) -> dict:
+    """MAE of the property heads on clean held-out layers (t = 0), beside the median of the training labels."""
+    model.eval()
+    known = collate(train)[1].nanmedian(0).values
+    predicted, labels = [], []
+    for index in batches(test, args.batch_atoms):
+        layers, label = collate([test[k] for k in index])
+        predicted.append(model.properties(layers.to(args.device), torch.zeros(len(index), device=args.device)).cpu())
+        labels.append(label)
+    predicted, labels = torch.cat(predicted), torch.cat(labels)
+    mean = lambda values: float(values.abs().nanmean())  # noqa: E731
+    errors = {}
+    for k, name in enumerate(("delta_g_h_eV", "e_hull_eV_per_atom")):
+        label, count = labels[:, k], int((~labels[:, k].isnan()).sum())
+        errors[name] = {"mae": mean(predicted[:, k] - label), "mae_of_median": mean(known[k] - label), "n": count}
+    return errors
 
 
 def build_parser():
@@ -166,6 +185,16 @@ def main():
             writer.writeheader()
             writer.writerows(history)
         plot_loss_curve(history, args.figure)
+
+    try:
+        test = list(LayerGraphs(args.data, "test"))
+    except FileNotFoundError:
+        return print("no layer of this database falls into the test split: heads not measured")
+    saved = torch.load(args.out, map_location=args.device, weights_only=True)
+    model.load_state_dict(saved["model"])
+    errors = head_errors(model, train, test, args)
+    write_json(args.out.with_suffix(".metrics.json"), {"best_validation_loss": best, "epochs": len(history), "heads_on_test": errors})
+    print(f"held-out heads at t = 0: {errors}")
 
 
 if __name__ == "__main__":

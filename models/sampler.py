@@ -13,7 +13,7 @@ from tqdm import tqdm
 from models.diffusion import Diffusion, mean_free
 from models.egnn import CONDITIONS, MASK, DenoisingEGNN, Layers
 
-GRADIENT_CAP = 1.0  # largest norm, per atom, of the gradient of L_target in eV/Å (eV for the lattice)
+GRADIENT_CAP = 1.0  # largest norm of ∇L_target: per atom in the plane and in z (eV/Å), per component of the lattice (eV)
 
 
 @dataclass(frozen=True)
