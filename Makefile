@@ -23,7 +23,7 @@ run: install
 	else $(BIN)/python pretrain_dimenet.py --lmdb data/her2d_h_train.lmdb data/her2d_h_val.lmdb data/her2d_h_test.lmdb --epochs 14 --batch-size 16 --out $(WEIGHTS)/dimenet.pt; fi
 	@echo "[2/5] material_dataset.py"
 	@if [ -f $(LAYERS)/processed/train.pt ]; then echo "taking the graphs in $(LAYERS)"; \
-	else $(BIN)/python material_dataset.py --db data/her2d.db --dimenet $(WEIGHTS)/dimenet.pt --out $(LAYERS); fi
+	else $(BIN)/python material_dataset.py --db data/her2d.db --dimenet $(WEIGHTS)/dimenet.pt --out $(LAYERS) --resume; fi
 	@echo "[3/5] optimization.py"
 	@if [ -f $(WEIGHTS)/best_diffusion_model.pth ]; then echo "taking the shipped weights $(WEIGHTS)/best_diffusion_model.pth and their loss curve"; \
 	  $(BIN)/python optimization.py --plot $(WEIGHTS)/best_diffusion_model.csv; \

@@ -4,13 +4,14 @@ Gates (2D, valid), relaxation and E_form / E_hull by the potential, ΔG_H by Dim
 relaxed, synthesizability, uniqueness and novelty; then aggregates with bootstrap intervals, tables and figures.
 """
 
+import contextlib
 import csv
-import hashlib
 import json
 import math
 import multiprocessing
 import platform
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +35,7 @@ from models.hull import hull_for
 from models.layer import MAX_THICKNESS, MIN_VACUUM, OVERLAP_SCALE, NotALayer, dimension, extract_layer, min_distance_ratio, reduced_formula
 from models.matching import Fingerprint, Register, layer_group, rmsd
 from models.potentials import Potential, load_potential, relax_layer
-from models.shards import Shard, digest, pack_atoms, unpack_atoms
+from models.shards import Shard, digest, file_hash, pack_atoms, unpack_atoms
 from models.synthesis import load_synthesis
 
 COLUMNS = [
@@ -44,8 +45,10 @@ COLUMNS = [
     "p_synth", "unique", "novel", "error",
 ]  # fmt: skip
 STABLE = 0.1  # eV/atom above the hull
+ABSURD = -1.0  # eV/atom: so far below it, competing phases are missing or the potential has a hole
 BOOTSTRAPS = 2000
-ROW_SETTINGS = ("potential", "potential_checkpoint", "correction", "oracle_sites", "fmax", "relax_steps")
+NULLS = ("random_baseline",)  # sets that no model had a hand in
+ROW_SETTINGS = ("potential", "correction", "oracle_sites", "fmax", "relax_steps")
 
 
 @dataclass(frozen=True)
@@ -85,16 +88,23 @@ def read_cifs(folder: Path) -> list[tuple[str, Atoms | str]]:
     Raises:
         FileNotFoundError: the folder holds no CIF.
     """
-    paths = sorted(Path(folder).glob("*.cif"))
+    paths = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() == ".cif")
     if not paths:
         raise FileNotFoundError(f"{folder} holds no *.cif: give a folder of CIFs with --cifs")
     found = []
     for path in paths:
         try:
-            found.append((path.stem, read(path)))
+            atoms = read(path)
+            found.append((path.stem, "partial occupancy: not one ordered structure" if is_disordered(atoms) else atoms))
         except Exception as error:
             found.append((path.stem, f"unreadable CIF: {type(error).__name__}: {error}"))
     return found
+
+
+def is_disordered(atoms: Atoms) -> bool:
+    """Whether a CIF puts several species, or less than one atom, on a site."""
+    sites = atoms.info.get("occupancy", {}).values()
+    return any(len(site) > 1 or min(site.values()) < 0.999 for site in sites)
 
 
 def gates(atoms: Atoms) -> tuple[dict, Atoms | None, str]:
@@ -143,10 +153,15 @@ def start_worker(settings: Settings):
     )
 
 
+def blank_row(name: str, error: str = "") -> dict:
+    """A row with nothing computed."""
+    return dict.fromkeys(COLUMNS, "") | {"material_id": name, "two_d": False, "valid": False, "error": error}
+
+
 def evaluate_one(item) -> dict:
     """Row, relaxed layer and pose of one structure; whatever goes wrong ends up in its `error`."""
     name, atoms = item
-    row = dict.fromkeys(COLUMNS, "") | {"material_id": name, "two_d": False, "valid": False}
+    row = blank_row(name)
     result = {"row": row, "relaxed": None, "pose": None}
     if isinstance(atoms, str):
         row["error"] = atoms
@@ -177,6 +192,8 @@ def relax_into(row: dict, layer: Atoms, errors: list) -> Atoms:
         atoms = extract_layer(relaxed.atoms).atoms
     except NotALayer as error:
         raise NotALayer(f"relaxation left two dimensions: {error}") from error
+    if min_distance_ratio(atoms) < OVERLAP_SCALE:
+        raise ValueError("relaxation ended in overlapping atoms: a hole in the potential")
     row |= {"energy": relaxed.energy, "rmsd_relaxed_A": rmsd(layer, relaxed.atoms), "layer_group": layer_group(atoms)}
     return atoms
 
@@ -198,31 +215,36 @@ def adsorption_into(row: dict, atoms: Atoms, errors: list) -> Atoms | None:
     return oracle["pose"]
 
 
-def item_key(item, settings: Settings) -> str:
-    """Changes with the structure and with everything that its row depends on."""
+def item_key(item, settings: Settings, note: str) -> str:
+    """Changes with the structure and with everything that its row depends on; `note` is the potential's provenance."""
     name, atoms = item
     content = atoms if isinstance(atoms, str) else json.dumps(pack_atoms(atoms))
-    parts = [str(getattr(settings, field)) for field in ROW_SETTINGS]
+    parts = [note, *(str(getattr(settings, field)) for field in ROW_SETTINGS)]
     return f"{name}:{digest(' '.join([content, file_hash(settings.dimenet), *parts]))}"
 
 
-def computed(items, settings: Settings, shard: Shard) -> list[dict]:
+def computed(items, settings: Settings, note: str, shard: Shard) -> list[dict]:
     """evaluate_one over the items that the shard lacks, `settings.jobs` processes at a time; rows in their order."""
-    keys = [item_key(item, settings) for item in items]
+    keys = [item_key(item, settings, note) for item in items]
+    lost = {}
     todo = {key: item for key, item in zip(keys, items) if key not in shard.rows}
     if todo:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(settings.jobs, len(todo)), context, start_worker, (settings,)) as pool:
             futures = {pool.submit(evaluate_one, item): key for key, item in todo.items()}
             for future in tqdm(as_completed(futures), total=len(todo), desc="relaxing and adsorbing", mininterval=2):
-                shard.append(futures[future], future.result())
-    return [shard.rows[key] for key in keys]
+                key = futures[future]
+                try:
+                    shard.append(key, future.result())
+                except BrokenProcessPool as error:  # a worker died, of memory for instance: not kept, so a rerun tries again
+                    lost[key] = {"row": blank_row(todo[key][0], f"worker died: {error}"), "relaxed": None, "pose": None}
+    return [lost.get(key) or shard.rows[key] for key in keys]
 
 
-def stability_into(rows: list[dict], potential: Potential, settings: Settings):
+def stability_into(rows: list[dict], potential: Potential, settings: Settings, cache: Shard):
     """E_form, E_hull and the stability score from the hull of the same potential."""
     energies = [row for row in rows if row.get("energy") is not None]
-    hull = hull_for(potential, [row["formula"] for row in energies], settings.references) if energies else None
+    hull = hull_for(potential, [row["formula"] for row in energies], settings.references, cache) if energies else None
     for row in energies:
         try:
             units = row["n_atoms"] / Composition(row["formula"]).num_atoms
@@ -230,6 +252,8 @@ def stability_into(rows: list[dict], potential: Potential, settings: Settings):
         except ValueError as error:
             row["error"] = "; ".join(filter(None, [row["error"], str(error)]))
             continue
+        if stability.e_hull < ABSURD:
+            row["error"] = "; ".join(filter(None, [row["error"], f"E_hull {stability.e_hull:.2f} eV/atom is absurd: not called stable"]))
         row |= {
             "e_form_eV_per_atom": stability.e_form, "e_hull_eV_per_atom": stability.e_hull,
             "hull_compounds": stability.phases, "stability_score": stability_score(stability.e_hull),
@@ -258,9 +282,9 @@ def novelty_into(rows: list[dict], relaxed: dict, settings: Settings):
     formulas = {Fingerprint(atoms).formula for atoms in relaxed.values()}
     reference, seen = Register(), Register()
     for entry in ase.db.connect(settings.novelty_db).select():
-        fingerprint = Fingerprint(entry.toatoms())
-        if fingerprint.formula in formulas:
-            reference.add(entry.get("uid", str(entry.id)), Fingerprint(extract_layer(entry.toatoms()).atoms))
+        if reduced_formula(entry.toatoms()) in formulas:
+            with contextlib.suppress(NotALayer):  # a row that is no layer cannot match one
+                reference.add(entry.get("uid", str(entry.id)), Fingerprint(extract_layer(entry.toatoms()).atoms))
     for row in rows:
         atoms = relaxed.get(row["material_id"])
         if atoms is None:
@@ -271,24 +295,28 @@ def novelty_into(rows: list[dict], relaxed: dict, settings: Settings):
         seen.add(row["material_id"], fingerprint)
 
 
+def needed_files(settings: Settings) -> list[Path]:
+    """Files that an evaluation reads, so that a missing one is said before hours of work."""
+    classifier = [] if settings.csllm else [settings.synthesis]
+    return [settings.dimenet, *classifier, settings.references, settings.novelty_db]
+
+
 def evaluate(structures: list[tuple[str, Atoms | str]], settings: Settings, shard: Shard) -> Evaluation:
     """Rows of a set of structures, one each, whatever happens to it; `shard` keeps what is computed."""
+    for path in needed_files(settings):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist: see --help for the flag that names it")
     potential = load_potential(settings.potential, settings.potential_checkpoint, settings.device)
     settings = replace(settings, potential=potential.spec)
-    results = computed(structures, settings, shard)
+    results = computed(structures, settings, potential.note, shard)
     rows = [dict(result["row"]) for result in results]
     relaxed = {row["material_id"]: unpack_atoms(r["relaxed"]) for row, r in zip(rows, results) if r["relaxed"]}
     poses = {row["material_id"]: unpack_atoms(r["pose"]) for row, r in zip(rows, results) if r["pose"]}
-    stability_into(rows, potential, settings)
+    stability_into(rows, potential, settings, Shard(shard.path.with_name("phases.jsonl")))
     synthesis = synthesis_into(rows, relaxed, settings)
     novelty_into(rows, relaxed, settings)
     rows = [{name: row.get(name, "") for name in COLUMNS} for row in rows]
     return Evaluation(rows, relaxed, poses, provenance(settings, potential, synthesis))
-
-
-def file_hash(path: Path) -> str:
-    """First 12 hex digits of a file's SHA-256."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
 
 
 def provenance(settings: Settings, potential: Potential, synthesis: str) -> dict:
@@ -298,7 +326,7 @@ def provenance(settings: Settings, potential: Potential, synthesis: str) -> dict
         "potential": potential.name,
         "potential_note": potential.note,
         "synthesizability": synthesis,
-        "checkpoints": {p.name: file_hash(p) for p in (settings.dimenet, settings.synthesis)},
+        "checkpoints": {path.name: file_hash(path) for path in needed_files(settings)},
         "novelty_reference": settings.novelty_db.name,
         "hull_reference": settings.references.name,
         "delta_g_h_correction_eV": settings.correction,
@@ -319,8 +347,15 @@ def is_true(row: dict, column: str) -> bool:
 
 
 def is_stable(row: dict) -> bool:
-    """Whether a relaxation that converged ended less than STABLE above the hull."""
-    return is_true(row, "converged") and row["e_hull_eV_per_atom"] != "" and float(row["e_hull_eV_per_atom"]) < STABLE
+    """Whether a relaxation that converged ended less than STABLE above the hull, and not absurdly below it."""
+    return is_true(row, "converged") and row["e_hull_eV_per_atom"] != "" and ABSURD < float(row["e_hull_eV_per_atom"]) < STABLE
+
+
+def surrogate_gap(rows: list[dict]) -> np.ndarray:
+    """|ΔG_H| by the oracle less |ΔG_H| by DimeNet++, where both exist: how much better the surrogate thinks of the set."""
+    names = ("delta_g_h_oracle_eV", "delta_g_h_dimenet_eV")
+    both = [[abs(float(row[name])) for name in names] for row in rows if all(row[name] not in ("", None) for name in names)]
+    return np.array([oracle - dimenet for oracle, dimenet in both])
 
 
 def metric_samples(rows: list[dict]) -> dict[str, np.ndarray]:
@@ -336,6 +371,7 @@ def metric_samples(rows: list[dict]) -> dict[str, np.ndarray]:
         "converged_rate": rate(lambda r: is_true(r, "converged")),
         "mae_delta_g_h_dimenet_eV": abs(numbers(rows, "delta_g_h_dimenet_eV")),
         "mae_delta_g_h_oracle_eV": abs(numbers(rows, "delta_g_h_oracle_eV")),
+        "delta_g_h_gap_eV": surrogate_gap(rows),
         "active_rate_0.2eV": rate(lambda r: abs(oracle(r)) <= 0.2),
         "hit_rate_0.2eV": rate(lambda r: abs(oracle(r)) <= 0.2 and is_stable(r)),
         "hit_rate_0.1eV": rate(lambda r: abs(oracle(r)) <= 0.1 and is_stable(r)),
@@ -349,13 +385,13 @@ def metric_samples(rows: list[dict]) -> dict[str, np.ndarray]:
     }
 
 
-def interval(sample: np.ndarray, seed: int = 0) -> dict:
-    """Mean, n and a 95 % interval: bootstrap, but Wilson's where all values agree (0 of n is not "exactly never")."""
+def interval(sample: np.ndarray, seed: int = 0, rate: bool = False) -> dict:
+    """Mean, n and a 95 % interval: bootstrap, but Wilson's for a rate of 0 or 1 (0 of n is not "exactly never")."""
     n = len(sample)
-    if n == 0:
-        return {"value": None, "ci95": [None, None], "n": 0}
-    mean = float(sample.mean())
-    if mean in (0.0, 1.0) and np.ptp(sample) == 0:
+    mean = float(sample.mean()) if n else None
+    if n == 0 or (n == 1 and not rate):
+        return {"value": mean, "ci95": [None, None], "n": n}
+    if rate and mean in (0.0, 1.0):
         edge = 1.96**2 / (n + 1.96**2)
         return {"value": mean, "ci95": [0.0, edge] if mean == 0 else [1 - edge, 1.0], "n": n}
     draws = np.random.default_rng(seed).integers(n, size=(BOOTSTRAPS, n))
@@ -365,7 +401,7 @@ def interval(sample: np.ndarray, seed: int = 0) -> dict:
 
 def aggregate(rows: list[dict], seed: int = 0) -> dict:
     """Every metric with its interval."""
-    return {name: interval(sample, seed) for name, sample in metric_samples(rows).items()}
+    return {name: interval(sample, seed, "rate" in name) for name, sample in metric_samples(rows).items()}
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -382,7 +418,8 @@ def table(sets: dict[str, dict]) -> str:
         cells = []
         for metrics in sets.values():
             m = metrics[name]
-            cells.append("–" if m["value"] is None else f"{m['value']:.3f} [{m['ci95'][0]:.3f}, {m['ci95'][1]:.3f}] n={m['n']}")
+            bounds = "" if m["ci95"][0] is None else f" [{m['ci95'][0]:.3f}, {m['ci95'][1]:.3f}]"
+            cells.append("–" if m["value"] is None else f"{m['value']:.3f}{bounds} n={m['n']}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -397,8 +434,13 @@ def write_report(name: str, evaluation: Evaluation, others: dict[str, list[dict]
         writer.writerows(evaluation.rows)
     temporary.replace(out / "metrics.csv")
     metrics = aggregate(evaluation.rows, seed)
-    nulls = {other: aggregate(rows, seed) for other, rows in others.items()}
-    content = {"n": len(evaluation.rows), "metrics": metrics, "nulls": nulls, "provenance": evaluation.provenance}
+    compared = {other: aggregate(rows, seed) for other, rows in others.items()}
+    content = {
+        "set": name, "n": len(evaluation.rows), "metrics": metrics,
+        "nulls": {other: m for other, m in compared.items() if other in NULLS},
+        "compared": {other: m for other, m in compared.items() if other not in NULLS},
+        "provenance": evaluation.provenance,
+    }  # fmt: skip
     write_json(out / "metrics.json", content)
 
     sets = {name: evaluation.rows, **others}
@@ -445,9 +487,26 @@ def settings_from(args) -> Settings:
     return Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
 
 
+def compared_sets(paths: list[Path], own: str, provenance: dict) -> dict[str, list[dict]]:
+    """Rows of other sets by name; one that was scored otherwise, or is missing, is left out and said so."""
+    sets = {}
+    for path in paths:
+        summary = path.with_name("metrics.json")
+        if not (path.is_file() and summary.is_file()):
+            print(f"not compared: {path} (or its metrics.json) does not exist")
+            continue
+        content = json.loads(summary.read_text())
+        same = all(content["provenance"][key] == provenance[key] for key in ("potential", "delta_g_h_correction_eV", "checkpoints"))
+        if not same:
+            print(f"not compared: {path} was scored with another potential, correction or checkpoint: score it again")
+            continue
+        name = content["set"]
+        sets[name if name != own and name not in sets else f"{name} ({path.parent})"] = read_rows(path)
+    return sets
+
+
 def run_evaluation(args, name: str) -> dict:
     """What both evaluation scripts do: read, evaluate, compare, report."""
     shard = Shard(args.out / "evaluated.jsonl", args.resume)
     evaluation = evaluate(read_cifs(args.cifs), settings_from(args), shard)
-    others = {path.parent.name: read_rows(path) for path in args.compare if path.is_file()}
-    return write_report(name, evaluation, others, args.out, args.seed)
+    return write_report(name, evaluation, compared_sets(args.compare, name, evaluation.provenance), args.out, args.seed)

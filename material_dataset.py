@@ -21,7 +21,7 @@ from models.dimenet import load_dimenet
 from models.graphs import layer_graph
 from models.layer import MAX_THICKNESS, OVERLAP_SCALE, NotALayer, extract_layer, min_distance_ratio
 from models.matching import Fingerprint, Register
-from models.shards import Shard
+from models.shards import Shard, digest, file_hash, pack_atoms
 from models.split import split_of
 from models.synthesis import save_synthesis, train_synthesis
 
@@ -141,11 +141,14 @@ def main():
 
     cache = Shard(args.out / "delta_g.jsonl", args.resume)
     model = load_dimenet(args.dimenet, args.device)
-    todo = [(uid, atoms) for uid, atoms, _ in rows if uid not in cache.rows]
-    for uid, result in predict_delta_g(model, todo, args.batch_size, args.correction, progress=True):
-        cache.append(uid, result)
-    values = np.array([row["delta_g_h"] for row in cache.rows.values() if row.get("delta_g_h") is not None])
-    counts = write_splits(rows, cache.rows, args.out)
+    labelled_by = f"{file_hash(args.dimenet)} {args.correction}"
+    keys = {uid: f"{uid}:{digest(json.dumps(pack_atoms(atoms)) + labelled_by)}" for uid, atoms, _ in rows}
+    todo = [(keys[uid], atoms) for uid, atoms, _ in rows if keys[uid] not in cache.rows]
+    for key, result in predict_delta_g(model, todo, args.batch_size, args.correction, progress=True):
+        cache.append(key, result)
+    delta_g = {uid: cache.rows[key] for uid, key in keys.items()}
+    values = np.array([row["delta_g_h"] for row in delta_g.values() if row.get("delta_g_h") is not None])
+    counts = write_splits(rows, delta_g, args.out)
 
     report = {
         "db": args.db.name,

@@ -137,6 +137,7 @@ def main():
         saved = torch.load(last, map_location=args.device, weights_only=True)
         model.load_state_dict(saved["raw_model"])
         ema.load_state_dict(saved["model"])
+        diffusion.load_state_dict(saved["diffusion"])
         optimizer.load_state_dict(saved["optimizer"])
         scheduler.load_state_dict(saved["scheduler"])
         history, best, first = saved["history"], saved["best"], saved["epoch"] + 1

@@ -5,6 +5,7 @@
 
 import argparse
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,13 @@ from ase.io import write
 from ase.spacegroup.symmetrize import refine_symmetry
 from tqdm import tqdm
 
-from models.cli import add_system, resolve
+from models.cli import add_system, plain, resolve
 from models.egnn import MASK
 from models.graphs import layers_of, to_atoms
 from models.layer import extract_layer, reduced_formula
 from models.matching import layer_group
 from models.sampler import Guide, Sampler, load_generator
+from models.shards import Shard, digest, file_hash, pack_atoms, unpack_atoms
 from models.templates import Templates, fill_formula, substitute
 
 COLUMNS = ["material_id", "formula", "template", "layer_group", "head_delta_g_h_eV", "head_e_hull_eV_per_atom", "head_p_synth"]
@@ -81,6 +83,36 @@ def head_properties(model, structures, device):
     return torch.cat([out[:, :2], out[:, 2:].sigmoid()], -1)
 
 
+def generate(batch, first: int, model, diffusion, templates, args):
+    """Structures of a batch and the heads' opinion of each; seeded by the batch, so that an interruption changes nothing."""
+    if model is None:
+        return list(random_null(batch, templates, np.random.default_rng([args.seed, first]))), [["", "", ""]] * len(batch)
+    guide = Guide(args.cfg_scale, args.gradient_scale, args.target_delta_g, args.max_e_hull, args.synthesizable)
+    generator = torch.Generator().manual_seed(args.seed * 1_000_003 + first)
+    layers = diffuse(batch, Sampler(model, diffusion, guide, generator), args)
+    structures = [presentable(atoms, args.symprec) for atoms in to_atoms(layers.to("cpu"))]
+    return structures, [[f"{x:.4f}" for x in row] for row in head_properties(model, structures, args.device).tolist()]
+
+
+def write_cifs(found: list[dict], out: Path):
+    """One CIF a structure, nothing discarded, and generated.csv; CIFs of an earlier run are removed."""
+    for stale in out.glob("gen_*.cif"):
+        stale.unlink()
+    rows = []
+    for k, row in enumerate(found):
+        atoms = unpack_atoms(row["atoms"])
+        formula = reduced_formula(atoms)
+        rows.append(dict(zip(COLUMNS, [f"gen_{k:04d}_{formula}", formula, row["template"], layer_group(atoms), *row["heads"]])))
+        write(out / f"{rows[-1]['material_id']}.cif", atoms)
+    temporary = out / "generated.csv.tmp"
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(out / "generated.csv")
+    print(f"{len(rows)} CIFs in {out}, {len({row['formula'] for row in rows})} formulas")
+
+
 def build_parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     data = parser.add_argument_group("data")
@@ -115,37 +147,19 @@ def main():
     templates = Templates.read(args.db).select(args.formula, args.template, args.num_atoms)
     rng = np.random.default_rng(args.seed)
     starts = start_structures(templates, args, rng)
-    guide = Guide(args.cfg_scale, args.gradient_scale, args.target_delta_g, args.max_e_hull, args.synthesizable)
     model, diffusion = load_generator(args.checkpoint, args.device) if args.method == "diffusion" else (None, None)
 
-    rows, manifest = [], args.out / "generated.csv"
-    if args.resume and manifest.exists():
-        rows = list(csv.DictReader(manifest.open()))
-    else:
-        for stale in args.out.glob("gen_*.cif"):
-            stale.unlink()
+    relevant = {name: value for name, value in plain(vars(args)).items() if name not in ("out", "resume", "threads", "device")}
+    identity = digest(json.dumps(relevant) + (file_hash(args.checkpoint) if model else ""))
+    shard = Shard(args.out / "generated.jsonl", args.resume)
     for first in tqdm(range(0, args.num, args.batch_size), desc="batches"):
         batch = starts[first : first + args.batch_size]
-        if len(rows) >= first + len(batch):
+        if f"{identity}:{first + len(batch) - 1}" in shard.rows:
             continue
-        if model is None:
-            structures = list(random_null(batch, templates, np.random.default_rng([args.seed, first])))
-            heads = [("", "", "")] * len(batch)
-        else:
-            generator = torch.Generator().manual_seed(args.seed * 1_000_003 + first)
-            structures = to_atoms(diffuse(batch, Sampler(model, diffusion, guide, generator), args).to("cpu"))
-            structures = [presentable(atoms, args.symprec) for atoms in structures]
-            heads = [[f"{x:.4f}" for x in row] for row in head_properties(model, structures, args.device).tolist()]
+        structures, heads = generate(batch, first, model, diffusion, templates, args)
         for k, (atoms, (name, _), head) in enumerate(zip(structures, batch, heads), first):
-            formula = reduced_formula(atoms)
-            identity = f"gen_{k:04d}_{formula}"
-            write(args.out / f"{identity}.cif", atoms)
-            rows.append(dict(zip(COLUMNS, [identity, formula, name, layer_group(atoms), *head])))
-        with manifest.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-    print(f"{len(rows)} CIFs in {args.out}, {len({row['formula'] for row in rows})} formulas")
+            shard.append(f"{identity}:{k}", {"atoms": pack_atoms(atoms), "template": name, "heads": head})
+    write_cifs([shard.rows[f"{identity}:{k}"] for k in range(args.num)], args.out)
 
 
 if __name__ == "__main__":

@@ -33,13 +33,12 @@ from data.prototypes import (  # noqa: E402
     TRIELS,
 )
 from models.adsorption import adsorb, adsorption_sites, hydrogen_energy, roomy  # noqa: E402
-from models.hull import relax_phase  # noqa: E402
+from models.hull import MAX_ENERGY, relax_phase  # noqa: E402
 from models.layer import NotALayer, extract_layer, min_distance_ratio  # noqa: E402
 from models.potentials import load_potential, relax_layer, single_point  # noqa: E402
 from models.shards import Shard, digest, pack_atoms, unpack_atoms  # noqa: E402
 from models.templates import substitute  # noqa: E402
 
-MAX_ENERGY = 50.0  # eV/atom; a relaxation that ends lower has fallen into a hole of the potential
 HERE = Path(__file__).resolve().parent
 METALS = ALKALI + ALKALINE_EARTH + TRANSITION + TRIELS + ["Si", "Ge", "Sn", "Pb", "Sb", "Bi"]
 NONMETALS = TETRELS[:3] + PNICTOGENS + CHALCOGENS + HALOGENS + ["B"]
@@ -51,7 +50,7 @@ ELEMENTAL = {
     "F": ["A_mC4_12_i", "A_oC8_64_f"], "Si": ["A_cF8_227_a"], "P": ["A_oC8_64_f"], "S": ["A_hP3_152_a"],
     "Cl": ["A_oC8_64_f"], "Ga": ["A_oC8_64_f"], "Ge": ["A_cF8_227_a"], "As": ["A_hR2_166_c"], "Se": ["A_hP3_152_a"],
     "Br": ["A_oC8_64_f"], "In": ["A_tI2_139_a"], "Sn": ["A_cF8_227_a", "A_tI4_141_a"], "Sb": ["A_hR2_166_c"],
-    "Te": ["A_hP3_152_a"], "I": ["A_oC8_64_f"], "Hg": ["A_hR1_166_a"], "Bi": ["A_hR2_166_c"],
+    "Te": ["A_hP3_152_a"], "I": ["A_oC8_64_f"], "Bi": ["A_hR2_166_c"],
 }  # fmt: skip
 # Competing binaries, tried for every metal with every nonmetal, one prototype after the other: rock salt, fluorite, antifluorite,
 # NiAs, zincblende, CsCl, rutile, Bi2Te3, ReO3. True: the metal takes the rarer site.
@@ -90,7 +89,7 @@ def reference_items() -> list[dict]:
         fill = (metal, nonmetal) if metal_is_rare else (nonmetal, metal)
         items.append((f"{'-'.join(fill)}:{tag}", aflow[tag], dict(zip(rarest_first, fill))))
     made = {key: pack_atoms(substitute(atoms, elements)) for key, atoms, elements in items}
-    molecule = pack_atoms(Atoms("H2", [(0, 0, 0), (0, 0, 0.75)]))  # its molecular crystal collapses in SevenNet
+    molecule = pack_atoms(Atoms("H2", [(0, 0, 0), (0, 0, 0.75)], cell=[15.0] * 3))  # its molecular crystal collapses in SevenNet
     return [{"key": key, "atoms": atoms} for key, atoms in {"H:molecule": molecule, **made}.items()]
 
 
@@ -226,6 +225,18 @@ def run_level(name: str, task, items: list[dict], shard: Shard, args) -> None:
                     running[pool.submit(guarded, task, following)] = following["key"]
 
 
+def claim(path: Path, potential: str) -> None:
+    """Marks the shards as one potential's, for energies of two must never be mixed.
+
+    Raises:
+        SystemExit: they are another potential's.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.read_text().strip() != potential:
+        raise SystemExit(f"{path.parent} was made with {path.read_text().strip()}: give another --out for {potential}")
+    path.write_text(potential + "\n")
+
+
 def build_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("levels", nargs="*", default=["references", "layers", "adsorption", "pack"],
@@ -240,6 +251,7 @@ def build_parser():
 
 def main():
     args = build_parser().parse_args()
+    claim(args.out / "shards" / "potential.txt", args.potential)
     shards = {name: Shard(args.out / "shards" / f"{name}.jsonl") for name in ("references", "layers", "adsorption")}
     if "references" in args.levels:
         run_level("reference phases", relax_reference, reference_items(), shards["references"], args)

@@ -67,8 +67,8 @@ def her_performance(sets: dict, potential: str, path: Path):
             values = column(rows, name)
             weights = [1 / max(len(rows), 1)] * len(values)
             outside = sum(abs(v) > 4 for v in values)
-            name = f"{label} (n = {len(values)} of {len(rows)}" + (f", {outside} beyond)" if outside else ")")
-            axis.hist(values, bins, weights=weights, histtype="step", lw=1.8, color=colour, label=name)
+            legend = f"{label} (n = {len(values)} of {len(rows)}" + (f", {outside} beyond)" if outside else ")")
+            axis.hist(values, bins, weights=weights, histtype="step", lw=1.8, color=colour, label=legend)
         axis.set(xlabel="ΔG_H (eV)", ylabel="share of all submitted", title=title)
         axis.legend(frameon=False, fontsize=7, loc="upper left")
         axis.set_ylim(top=axis.get_ylim()[1] * 1.25)
@@ -122,7 +122,7 @@ def baseline_comparison(sets: dict, path: Path):
                 m = metrics[name]
                 if m["value"] is None:
                     continue
-                low, high = m["ci95"]
+                low, high = [m["value"] if bound is None else bound for bound in m["ci95"]]
                 axis.bar(x + (k - (len(sets) - 1) / 2) * width, m["value"], width * 0.92, color=colour, label=label if x == 0 else None,
                          yerr=[[m["value"] - low], [high - m["value"]]], error_kw={"lw": 1, "capsize": 2})  # fmt: skip
         axis.set_xticks(range(len(names)), [n.replace("_rate", "").replace("_", " ") for n in names], rotation=40, ha="right")

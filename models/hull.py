@@ -4,6 +4,7 @@ E_form = (E − Σ n_i μ_i) / N with μ_i the lowest elemental phase; E_stable^
 structure's composition, so E_form − E_stable^ref = E_hull. The hull holds bulk phases and the layers of the database.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition
+from tqdm import tqdm
 
 from models.potentials import relax_layer
+from models.shards import Shard, digest, pack_atoms
 
+MAX_ENERGY = 50.0  # eV/atom; a relaxation that ends lower has fallen into a hole of the potential
 DEFAULT = Path(__file__).resolve().parent.parent / "data" / "reference_phases.db"
 
 
@@ -100,19 +104,35 @@ def relax_phase(atoms: Atoms, calculator, steps: int = 120) -> tuple[Atoms, floa
     return atoms, float(atoms.get_potential_energy()), bool(converged)
 
 
-def hull_for(potential, formulas, path: Path = DEFAULT) -> Hull:
+def hull_for(potential, formulas, path: Path, cache: Shard) -> Hull:
     """Hull of a potential over the chemical systems of some formulas.
 
     The stored energies serve the potential that made them; for any other potential the phases inside these chemical
-    systems are relaxed with it.
+    systems are relaxed with it, once (`cache`). A phase that fails or does not converge is left out.
+
+    Raises:
+        ValueError: the database does not say which potential made it.
     """
     database = ase.db.connect(path)
+    if "potential" not in database.metadata:
+        raise ValueError(f"{path} does not name its potential in its metadata: build it with data/build.py")
     if database.metadata["potential"] == potential.name:
         return Hull.read(path)
     systems = [{el.symbol for el in Composition(formula).elements} for formula in formulas]
+    rows = [row for row in database.select() if any(set(row.symbols) <= system for system in systems)]
     phases = []
-    for row in database.select():
-        if any(set(row.symbols) <= system for system in systems):
-            phases.append((row.formula, relax_phase(row.toatoms(), potential.calculator)[1]))
+    for row in tqdm(rows, desc=f"competing phases by {potential.name}", mininterval=2):
+        atoms = row.toatoms()
+        key = f"{row.formula}:{digest(json.dumps(pack_atoms(atoms)) + potential.note)}"
+        found = cache.rows.get(key) or cache.append(key, _phase_energy(atoms, potential.calculator))
+        if found["energy"] is not None:
+            phases.append((row.formula, found["energy"]))
     return Hull(phases)
 
+
+def _phase_energy(atoms: Atoms, calculator) -> dict:
+    try:
+        _, energy, converged = relax_phase(atoms, calculator)
+    except Exception:  # an element that the potential does not know costs its phases, not the run
+        return {"energy": None}
+    return {"energy": energy if converged and abs(energy) < MAX_ENERGY * len(atoms) else None}

@@ -1,7 +1,7 @@
 """Append-only JSON lines: what long jobs write as they go and continue from."""
 
 import json
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path
 
 from ase import Atoms
@@ -40,6 +40,11 @@ class Shard:
 def digest(text: str) -> str:
     """16 hex digits that depend on the text alone."""
     return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """First 12 hex digits of a file's SHA-256."""
+    return sha256(Path(path).read_bytes()).hexdigest()[:12]
 
 
 def pack_atoms(atoms: Atoms | None) -> dict | None:

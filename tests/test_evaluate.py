@@ -174,7 +174,7 @@ def test_intervals_cover_and_shrink():
 
 
 def test_none_of_n_is_not_never():
-    none, all_ = interval(np.zeros(52)), interval(np.ones(52))
+    none, all_ = interval(np.zeros(52), rate=True), interval(np.ones(52), rate=True)
     assert none["value"] == 0 and none["ci95"][0] == 0 and 0.03 < none["ci95"][1] < 0.1  # Wilson: 0.069
     assert all_["ci95"] == pytest.approx([1 - none["ci95"][1], 1.0])
 
@@ -187,18 +187,19 @@ def test_item_key_changes_with_all_that_a_row_depends_on(tmp_path):
     moved.positions[0, 2] += 0.01
     strained.set_cell(layer.cell.array * 1.001, scale_atoms=True)
     keys = [
-        item_key(("x", layer), settings),
-        item_key(("y", layer), settings),
-        item_key(("x", moved), settings),
-        item_key(("x", strained), settings),
-        item_key(("x", "unreadable"), settings),
-        *(item_key(("x", layer), replace(settings, **change)) for change in (
+        item_key(("x", layer), settings, "a note"),
+        item_key(("y", layer), settings, "a note"),
+        item_key(("x", moved), settings, "a note"),
+        item_key(("x", strained), settings, "a note"),
+        item_key(("x", "unreadable"), settings, "a note"),
+        item_key(("x", layer), settings, "another checkpoint"),
+        *(item_key(("x", layer), replace(settings, **change), "a note") for change in (
             {"dimenet": tmp_path / "b.pt"}, {"potential": "sevennet-0"}, {"correction": 0.24}, {"oracle_sites": 1}, {"fmax": 0.01},
-            {"relax_steps": 7}, {"potential_checkpoint": tmp_path / "a.pt"},
+            {"relax_steps": 7},
         )),
     ]  # fmt: skip
     assert len(set(keys)) == len(keys)
-    assert item_key(("x", layer.copy()), replace(settings, jobs=7, seed=5)) == keys[0]
+    assert item_key(("x", layer.copy()), replace(settings, jobs=7, seed=5), "a note") == keys[0]
 
 
 # --- one run through both scripts ------------------------------------------------------------------------------------

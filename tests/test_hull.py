@@ -13,6 +13,7 @@ from pymatgen.core import Composition
 from geo_utils import stability_score
 from models.hull import Hull, hull_for, relax_phase
 from models.potentials import load_potential
+from models.shards import Shard
 
 # eV per formula as written. Elements: Li -2 an atom (two polymorphs), Cl -3 an atom.
 TOY = [("Li", -2.0), ("Li2", -3.6), ("Cl4", -12.0), ("LiCl", -6.0), ("Li3Cl", -9.04)]
@@ -96,8 +97,8 @@ def write_phases(path, potential):
 def test_hull_of_another_potential_is_relaxed_anew(tmp_path):
     """Stored energies serve only the potential that made them; the two ways must give one hull."""
     emt = load_potential("ase.calculators.emt:EMT")
-    stored = hull_for(emt, ["CuAl"], write_phases(tmp_path / "right.db", "right"))
-    anew = hull_for(emt, ["CuAl"], write_phases(tmp_path / "wrong.db", "wrong"))
+    stored = hull_for(emt, ["CuAl"], write_phases(tmp_path / "right.db", "right"), Shard(tmp_path / "a.jsonl"))
+    anew = hull_for(emt, ["CuAl"], write_phases(tmp_path / "wrong.db", "wrong"), Shard(tmp_path / "b.jsonl"))
     assert {entry.composition.reduced_formula for entry in anew.entries} == {"Cu", "Al"}  # Pt is of no use here
     energy = -0.5
     assert anew.stability("CuAl", energy).e_form == pytest.approx(stored.stability("CuAl", energy).e_form, abs=1e-3)

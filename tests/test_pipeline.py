@@ -72,7 +72,7 @@ def test_metrics_keep_the_output_contract(made):
     assert metrics["n"] == 2 and set(METRICS) <= set(metrics["metrics"])
     for name in METRICS:
         value, (low, high) = metrics["metrics"][name]["value"], metrics["metrics"][name]["ci95"]
-        assert value is None or low <= value <= high, name
+        assert low is None or low <= value <= high, name
     assert "external" in metrics["nulls"]
     assert metrics["provenance"]["potential"] == "SevenNet 7net-l3i5"
     assert "classifier" in metrics["provenance"]["synthesizability"]
