@@ -102,8 +102,9 @@ def write_cifs(found: list[dict], out: Path):
     for k, row in enumerate(found):
         atoms = unpack_atoms(row["atoms"])
         formula = reduced_formula(atoms)
-        rows.append(dict(zip(COLUMNS, [f"gen_{k:04d}_{formula}", formula, row["template"], layer_group(atoms), *row["heads"]])))
-        write(out / f"{rows[-1]['material_id']}.cif", atoms)
+        identity = f"gen_{k:04d}_{atoms.get_chemical_formula(empirical=True)}"  # no brackets in a file's name
+        rows.append(dict(zip(COLUMNS, [identity, formula, row["template"], layer_group(atoms), *row["heads"]])))
+        write(out / f"{identity}.cif", atoms)
     temporary = out / "generated.csv.tmp"
     with temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)

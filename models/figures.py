@@ -127,7 +127,7 @@ def baseline_comparison(sets: dict, path: Path):
                          yerr=[[m["value"] - low], [high - m["value"]]], error_kw={"lw": 1, "capsize": 2})  # fmt: skip
         axis.set_xticks(range(len(names)), [n.replace("_rate", "").replace("_", " ") for n in names], rotation=40, ha="right")
         axis.set_ylabel(unit)
-    axes[0].legend(frameon=False)
+    axes[0].legend(frameon=False, loc="upper center", bbox_to_anchor=(0.57, 1.0))
     axes[0].set_title("95 % intervals: bootstrap, Wilson where all agree")
     figure.tight_layout()
     save(figure, path)
