@@ -73,7 +73,7 @@ def test_metrics_keep_the_output_contract(made):
     for name in METRICS:
         value, (low, high) = metrics["metrics"][name]["value"], metrics["metrics"][name]["ci95"]
         assert low is None or low <= value <= high, name
-    assert "external" in metrics["nulls"]
+    assert set(metrics["compared"]) == {"cifs"} and metrics["nulls"] == {}  # no set that no model had a hand in
     assert metrics["provenance"]["potential"] == "SevenNet 7net-l3i5"
     assert "classifier" in metrics["provenance"]["synthesizability"]
 
