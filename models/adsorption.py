@@ -3,7 +3,6 @@
 ΔE_H = E(layer + H) − E(layer) − ½ E(H2), all from one potential; ΔG_H ≈ ΔE_H + CORRECTION.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -265,8 +264,3 @@ def adsorb(
         delta_e = relaxed.energy - (len(end) - 1) // len(atoms) * layer_energy - half_h2
         results.append(Adsorption(site, start, end, delta_e, relaxed.converged, adsorption_flag(end, site.face)))
     return results
-
-
-def site_counts(sites) -> dict:
-    """How many sites of each label, for reports and tests."""
-    return dict(Counter(site.label for site in sites))

@@ -1,6 +1,7 @@
 """H on layers: sites counted by hand, supercells by brute force, ΔE_H against its formula with EMT."""
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -22,7 +23,6 @@ from models.adsorption import (
     hydrogen_energy,
     roomy,
     shortest_bond,
-    site_counts,
     spaced_supercell,
     surface_atoms,
     with_hydrogen,
@@ -51,6 +51,11 @@ COUNTS = {
 }
 # Of the 1T layers the metal is within reach of the probe in the middle of three anions, and is called an ontop site.
 TRIANGULAR = ["1H-MoS2", "1T-MoS2", "1T-TiS2", "Ti2CO2", "Janus-MoSSe", "Pt(111)"]
+
+
+def site_counts(sites) -> dict:
+    """How many sites of each label."""
+    return dict(Counter(site.label for site in sites))
 
 
 @pytest.mark.parametrize("name", COUNTS)
