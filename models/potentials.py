@@ -328,7 +328,11 @@ def _load_sevennet(name: str, device: str) -> Potential:
         with _quiet():
             from sevenn.calculator import SevenNetCalculator
 
+            from models.fast_convolution import speed_up
+
             calculator = SevenNetCalculator(model, device=device)
+        if device == "cpu":
+            speed_up(calculator.model)
     except ImportError as error:
         raise PotentialError(f"SevenNet cannot be imported ({error}): pip install sevenn") from error
     note = f"{_version('sevenn')}, weights from its wheel, {device}"
