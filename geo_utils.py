@@ -8,10 +8,7 @@ import contextlib
 import csv
 import json
 import math
-import multiprocessing
 import platform
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +20,6 @@ from ase import Atoms
 from ase.io import read
 from pymatgen.core import Composition
 from smact.screening import smact_validity
-from tqdm import tqdm
 
 from models import figures
 from models.adsorption import CORRECTION, hydrogen_energy
@@ -32,6 +28,7 @@ from models.csllm import CSLLM
 from models.delta_g import oracle_delta_g, predict_delta_g
 from models.dimenet import load_dimenet
 from models.hull import hull_for
+from models.jobs import run_jobs
 from models.layer import MAX_THICKNESS, MIN_VACUUM, OVERLAP_SCALE, NotALayer, dimension, extract_layer, min_distance_ratio, reduced_formula
 from models.matching import Fingerprint, Register, layer_group, rmsd
 from models.potentials import Potential, load_potential, relax_layer
@@ -226,19 +223,9 @@ def item_key(item, settings: Settings, note: str) -> str:
 def computed(items, settings: Settings, note: str, shard: Shard) -> list[dict]:
     """evaluate_one over the items that the shard lacks, `settings.jobs` processes at a time; rows in their order."""
     keys = [item_key(item, settings, note) for item in items]
-    lost = {}
-    todo = {key: item for key, item in zip(keys, items) if key not in shard.rows}
-    if todo:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(settings.jobs, len(todo)), context, start_worker, (settings,)) as pool:
-            futures = {pool.submit(evaluate_one, item): key for key, item in todo.items()}
-            for future in tqdm(as_completed(futures), total=len(todo), desc="relaxing and adsorbing", mininterval=2):
-                key = futures[future]
-                try:
-                    shard.append(key, future.result())
-                except BrokenProcessPool as error:  # a worker died, of memory for instance: not kept, so a rerun tries again
-                    lost[key] = {"row": blank_row(todo[key][0], f"worker died: {error}"), "relaxed": None, "pose": None}
-    return [lost.get(key) or shard.rows[key] for key in keys]
+    lost = run_jobs(evaluate_one, dict(zip(keys, items)), shard, settings.jobs, start_worker, (settings,), "relaxing and adsorbing")
+    rows = {key: {"row": blank_row(item[0], lost[key]), "relaxed": None, "pose": None} for key, item in zip(keys, items) if key in lost}
+    return [rows.get(key) or shard.rows[key] for key in keys]
 
 
 def stability_into(rows: list[dict], potential: Potential, settings: Settings, cache: Shard):

@@ -1,128 +1,40 @@
 """Builds the embedded data with an interatomic potential: python data/build.py --jobs 2
 
-Three levels, each a list of work items and an append-only shard of JSON lines (data/shards/*.jsonl): reference
-phases, layers, hydrogen on layers and metal surfaces. What is in a shard is never computed again, so the builder may
-be killed and started at any moment; databases and LMDBs are packed from the shards, sorted, and so do not depend on
-the order of work.
+Levels, each a list of work items (data/items.py) and an append-only shard of JSON lines (data/shards/*.jsonl): reference
+phases, layers, their off-equilibrium variants, hydrogen on rigid layers and metal surfaces, hydrogen with everything
+relaxed. What is in a shard is never computed again, so the builder may be killed and started at any moment; databases
+and LMDBs are packed from the shards, sorted, and so do not depend on the order of work.
 """
 
 import argparse
-import itertools
-import multiprocessing
 import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from ase import Atoms
-from ase.build import bcc110, fcc111, hcp0001
-from ase.data import atomic_numbers
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from data.prototypes import (  # noqa: E402
-    ALKALI,
-    ALKALINE_EARTH,
-    CHALCOGENS,
-    HALOGENS,
-    PNICTOGENS,
-    PROTOTYPES,
-    TETRELS,
-    TRANSITION,
-    TRIELS,
+from data.items import (  # noqa: E402
+    METALS,
+    NONMETALS,
+    adsorption_items,
+    layer_items,
+    perturbations,
+    perturbed_items,
+    reference_items,
+    relaxed_items,
 )
-from models.adsorption import adsorb, adsorption_sites, hydrogen_energy, roomy  # noqa: E402
+from models.adsorption import adsorb, adsorption_flag, adsorption_sites, hydrogen_energy, roomy  # noqa: E402
 from models.hull import MAX_ENERGY, relax_phase  # noqa: E402
+from models.jobs import run_jobs  # noqa: E402
 from models.layer import NotALayer, extract_layer, min_distance_ratio  # noqa: E402
 from models.potentials import load_potential, relax_layer, single_point  # noqa: E402
 from models.shards import Shard, digest, pack_atoms, unpack_atoms  # noqa: E402
-from models.templates import substitute  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
-METALS = ALKALI + ALKALINE_EARTH + TRANSITION + TRIELS + ["Si", "Ge", "Sn", "Pb", "Sb", "Bi"]
-NONMETALS = TETRELS[:3] + PNICTOGENS + CHALCOGENS + HALOGENS + ["B"]
-
-# AFLOW prototype tags of the elemental phases tried; the lowest energy is the element's reference.
-CLOSE_PACKED = ["A_cF4_225_a", "A_cI2_229_a", "A_hP2_194_c"]
-ELEMENTAL = {
-    "B": ["A_hR12_166_2h"], "C": ["A_hP4_194_bc"], "N": ["A_cP8_205_c"], "O": ["A_hR2_166_c", "A_mC4_12_i"],
-    "F": ["A_mC4_12_i", "A_oC8_64_f"], "Si": ["A_cF8_227_a"], "P": ["A_oC8_64_f"], "S": ["A_hP3_152_a"],
-    "Cl": ["A_oC8_64_f"], "Ga": ["A_oC8_64_f"], "Ge": ["A_cF8_227_a"], "As": ["A_hR2_166_c"], "Se": ["A_hP3_152_a"],
-    "Br": ["A_oC8_64_f"], "In": ["A_tI2_139_a"], "Sn": ["A_cF8_227_a", "A_tI4_141_a"], "Sb": ["A_hR2_166_c"],
-    "Te": ["A_hP3_152_a"], "I": ["A_oC8_64_f"], "Bi": ["A_hR2_166_c"],
-}  # fmt: skip
-# Competing binaries, tried for every metal with every nonmetal, one prototype after the other: rock salt, fluorite, antifluorite,
-# NiAs, zincblende, CsCl, rutile, Bi2Te3, ReO3. True: the metal takes the rarer site.
-BINARY = [("AB_cF8_225_a_b", True), ("AB2_cF12_225_a_c", True), ("AB2_cF12_225_a_c", False), ("AB_hP4_194_c_a", True),
-          ("AB_cF8_216_c_a", True), ("AB_cP2_221_b_a", True), ("A2B_tP6_136_f_a", True), ("A2B3_hR5_166_c_ac", True),
-          ("A3B_cP4_221_d_a", True)]  # fmt: skip
-SURFACES = {
-    fcc111: dict(Pt=3.97, Pd=3.95, Ni=3.52, Cu=3.64, Ag=4.15, Au=4.16, Rh=3.84, Ir=3.87, Al=4.04),
-    hcp0001: dict(Co=2.50, Ru=2.72, Re=2.77, Os=2.76, Ti=2.94, Zr=3.23),
-    bcc110: dict(Mo=3.16, W=3.19, Nb=3.31, V=3.00, Fe=2.83, Cr=2.85),
-}  # Å, PBE lattice constants, rounded; the potential relaxes them
-
-
-def _aflow() -> dict:
-    from pymatgen.analysis.prototypes._data import AFLOW_PROTOTYPE_LIBRARY
-    from pymatgen.io.ase import AseAtomsAdaptor
-
-    found = {}
-    for entry in AFLOW_PROTOTYPE_LIBRARY:
-        structure = entry["snl"].structure.get_primitive_structure()
-        found.setdefault(entry["tags"]["aflow"], AseAtomsAdaptor.get_atoms(structure, msonable=False))
-    return found
-
-
-def reference_items() -> list[dict]:
-    """Elemental phases, then binaries of every metal with every nonmetal."""
-    elements = sorted({*METALS, *NONMETALS}, key=atomic_numbers.get)
-    aflow = _aflow()
-    items = []
-    for element in elements:
-        for tag in ELEMENTAL.get(element, CLOSE_PACKED):
-            items.append((f"{element}:{tag}", aflow[tag], {s: element for s in aflow[tag].symbols}))
-    pairs = sorted((p for p in itertools.product(METALS, NONMETALS) if p[0] != p[1]), key=lambda pair: digest("".join(pair)))
-    for (tag, metal_is_rare), (metal, nonmetal) in itertools.product(BINARY, pairs):
-        rarest_first = sorted(set(aflow[tag].symbols), key=list(aflow[tag].symbols).count)
-        fill = (metal, nonmetal) if metal_is_rare else (nonmetal, metal)
-        items.append((f"{'-'.join(fill)}:{tag}", aflow[tag], dict(zip(rarest_first, fill))))
-    made = {key: pack_atoms(substitute(atoms, elements)) for key, atoms, elements in items}
-    molecule = pack_atoms(Atoms("H2", [(0, 0, 0), (0, 0, 0.75)], cell=[15.0] * 3))  # its molecular crystal collapses in SevenNet
-    return [{"key": key, "atoms": atoms} for key, atoms in {"H:molecule": molecule, **made}.items()]
-
-
-def layer_items() -> list[dict]:
-    """Every decoration of every prototype that SMACT calls sensible, and the references themselves."""
-    from smact.screening import smact_validity
-
-    items = {}
-    for prototype in PROTOTYPES:
-        slots = list(prototype.decorations)
-        for choice in itertools.product(*prototype.decorations.values()):
-            if len(set(choice)) < len(choice) and len(slots) == len(set(prototype.reference.values())):
-                continue
-            fill = {prototype.reference[slot]: element for slot, element in zip(slots, choice)}
-            atoms = substitute(prototype.atoms(), fill)
-            if fill != {e: e for e in fill} and not smact_validity(atoms.get_chemical_formula(empirical=True)):
-                continue
-            key = f"{prototype.name}:{'-'.join(choice)}"
-            items[key] = {"key": key, "prototype": prototype.name, "atoms": pack_atoms(atoms)}
-    return sorted(items.values(), key=lambda item: digest(item["key"]))
-
-
-def adsorption_items(layers: list[dict]) -> list[dict]:
-    """Metal surfaces, then the layers that were kept."""
-    items = []
-    for build, metals in SURFACES.items():
-        for metal, a in metals.items():
-            slab = build(metal, (1, 1, 4), a=a, vacuum=8.0)
-            items.append({"key": f"{build.__name__}:{metal}", "atoms": pack_atoms(slab), "surface": True})
-    kept = [row for row in layers if row["reason"] == ""]
-    for row in sorted(kept, key=lambda row: digest(row["key"])):
-        items.append({"key": row["key"], "atoms": row["atoms"], "energy": row["energy"]})
-    return items
+RELAXED_SITES = 2  # best rigid sites of a host that are relaxed with it
+RECONSTRUCTED = 0.1  # eV: a slab that ends lower by more, H taken off, was not the reference
 
 
 _worker = {}
@@ -193,36 +105,62 @@ def adsorb_on(item: dict) -> dict:
     return {"sites": rows, "energy": energy, "host": pack_atoms(host), "reason": "" if rows else "no site"}
 
 
-def guarded(task, item: dict) -> dict:
-    """Row of an item; one bad structure costs one row: what it raised is its reason."""
+def perturb(item: dict) -> dict:
+    """Energies of the layer's off-equilibrium variants, single points."""
+    elements = sorted({*METALS, *NONMETALS})
+    variants = []
+    for kind, atoms in perturbations(unpack_atoms(item["atoms"]), item["key"], elements):
+        packed = pack_atoms(atoms)
+        variants.append({"kind": kind, **packed, "energy": round(single_point(unpack_atoms(packed), _worker["calculator"]), 5)})
+    return {"variants": variants, "reason": ""}
+
+
+def relax_adsorbed(item: dict) -> dict:
+    """ΔE_H with everything relaxed at a host's best rigid sites; then H is taken off and the slab relaxed again."""
+    calculator, row = _worker["calculator"], item["row"]
+    slab = unpack_atoms(row["sites"][0]["slab"])
+    layers = len(slab) // len(row["host"]["numbers"])
+    good = [site for site in row["sites"] if site["converged"] and not site["flag"]]
+    sites = []
+    for site in sorted(good, key=lambda site: site["delta_e"])[:RELAXED_SITES]:
+        start = slab + Atoms("H", [site["end"]])
+        relaxed = relax_layer(start, calculator, fmax=0.05, steps=120, cell=False)
+        again = relax_layer(relaxed.atoms[:-1], calculator, fmax=0.05, steps=120, cell=False)
+        flag = adsorption_flag(relaxed.atoms, site["face"])
+        sites.append(
+            {
+                "kind": site["kind"],
+                "face": site["face"],
+                "start": site["start"],
+                "end": relaxed.atoms.positions.round(5).tolist(),
+                "delta_e": relaxed.energy - layers * row["energy"] - _worker["half_h2"],
+                "rigid_delta_e": site["delta_e"],
+                "slab_change": again.energy - layers * row["energy"],
+                "converged": relaxed.converged,
+                "flag": flag or ("reconstructed" if again.energy - layers * row["energy"] < -RECONSTRUCTED else ""),
+            }
+        )
+    return {"slab": row["sites"][0]["slab"], "host": row["host"], "energy": row["energy"], "sites": sites, "reason": ""}
+
+
+def guarded(named: tuple) -> dict:
+    """Row of a (task, item); one bad structure costs one row: what it raised is its reason."""
+    task, item = named
     begin = time.time()
     try:
         row = task(item)
     except Exception as error:
-        row = {"reason": f"{type(error).__name__}: {error}"[:200], "atoms": item["atoms"]}
-        row.update({k: item[k] for k in ("prototype",) if k in item})
+        row = {"reason": f"{type(error).__name__}: {error}"[:200]} | {k: item[k] for k in ("atoms", "prototype") if k in item}
     return row | {"seconds": round(time.time() - begin, 2)}
 
 
-def run_level(name: str, task, items: list[dict], shard: Shard, args) -> None:
-    """Computes the items that the shard lacks, `args.jobs` at a time."""
-    items = items[: args.limit] if args.limit else items
-    todo = [item for item in items if item["key"] not in shard.rows]
-    if not todo:
-        return
-    context = multiprocessing.get_context("spawn")
-    deadline = time.time() + args.hours * 3600
-    with ProcessPoolExecutor(args.jobs, context, start_worker, (args.potential,)) as pool:
-        queue = iter(todo)
-        running = {pool.submit(guarded, task, item): item["key"] for item in itertools.islice(queue, 2 * args.jobs)}
-        with tqdm(total=len(items), initial=len(items) - len(todo), desc=name, mininterval=5) as bar:
-            while running:
-                done = next(as_completed(running))
-                shard.append(running.pop(done), done.result())
-                bar.update()
-                following = next(queue, None) if time.time() < deadline else None
-                if following:
-                    running[pool.submit(guarded, task, following)] = following["key"]
+LEVELS = {  # level: its task, and its items from the rows of the levels before it
+    "references": (relax_reference, lambda rows: reference_items()),
+    "layers": (relax_candidate, lambda rows: layer_items()),
+    "adsorption": (adsorb_on, lambda rows: adsorption_items(rows["layers"])),
+    "perturbed": (perturb, lambda rows: perturbed_items(rows["layers"])),
+    "relaxed": (relax_adsorbed, lambda rows: relaxed_items(rows["adsorption"])),
+}
 
 
 def claim(path: Path, potential: str) -> None:
@@ -239,8 +177,7 @@ def claim(path: Path, potential: str) -> None:
 
 def build_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("levels", nargs="*", default=["references", "layers", "adsorption", "pack"],
-                        help="which of references, layers, adsorption, pack to do, in this order")  # fmt: skip
+    parser.add_argument("levels", nargs="*", default=[*LEVELS, "pack"], help=f"which of {', '.join(LEVELS)}, pack to do, in this order")
     parser.add_argument("--potential", default="sevennet", help="potential that makes the data (models/potentials.py)")
     parser.add_argument("--out", type=Path, default=HERE, help="where the shards and the packed files go")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, one thread each")
@@ -252,13 +189,14 @@ def build_parser():
 def main():
     args = build_parser().parse_args()
     claim(args.out / "shards" / "potential.txt", args.potential)
-    shards = {name: Shard(args.out / "shards" / f"{name}.jsonl") for name in ("references", "layers", "adsorption")}
-    if "references" in args.levels:
-        run_level("reference phases", relax_reference, reference_items(), shards["references"], args)
-    if "layers" in args.levels:
-        run_level("layers", relax_candidate, layer_items(), shards["layers"], args)
-    if "adsorption" in args.levels:
-        run_level("adsorption", adsorb_on, adsorption_items(shards["layers"].sorted_rows()), shards["adsorption"], args)
+    shards = {name: Shard(args.out / "shards" / f"{name}.jsonl") for name in LEVELS}
+    for name, (task, items_of) in LEVELS.items():
+        if name in args.levels:
+            items = items_of({level: shard.sorted_rows() for level, shard in shards.items()})[: args.limit or None]
+            work = {item["key"]: (task, item) for item in items}
+            lost = run_jobs(guarded, work, shards[name], args.jobs, start_worker, (args.potential,), name, args.hours)
+            if lost:
+                print(f"{name}: {len(lost)} items lost ({next(iter(lost.values()))}); start the builder again")
     if "pack" in args.levels:
         from data.pack import pack
 

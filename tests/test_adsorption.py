@@ -179,13 +179,13 @@ def _under(layer, site):
 
 @pytest.mark.parametrize("name", PROTOTYPE)
 def test_starting_heights(name):
-    """By ASE: bonds of H between 0.8 and 1.8 covalent sums; H outside the surface atoms of the right face."""
+    """By ASE: bonds of H between 0.8 and 1.9 covalent sums; H outside the surface atoms of the right face."""
     layer = PROTOTYPE[name].atoms()
     for site in adsorption_sites(layer):
         slab = with_hydrogen(layer, site)
         d = slab.get_distances(-1, range(len(slab) - 1), mic=True)
         ratio = d / (covalent_radii[slab.numbers[:-1]] + covalent_radii[1])
-        assert 0.8 <= ratio.min() <= 1.8, site.label
+        assert 0.8 <= ratio.min() <= 1.9, site.label  # between the terminal O rows of MoO3: 1.81
         lateral = slab.get_distances(-1, range(len(slab) - 1), mic=True, vector=True)
         heights = -site.face * lateral[:, 2]  # of H over each atom
         assert heights.max() > 0.49 and heights[np.argmin(ratio)] > 0, site.label

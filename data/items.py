@@ -1,0 +1,206 @@
+"""What the builder computes: lists of work items, each with its key; adding a metal, a phase or a perturbation is one line."""
+
+import itertools
+
+import numpy as np
+from ase import Atoms
+from ase.build import bcc100, bcc110, fcc100, fcc111, fcc211, hcp0001
+from ase.data import atomic_numbers
+
+from data.prototypes import (
+    ALKALI,
+    ALKALINE_EARTH,
+    CHALCOGENS,
+    HALOGENS,
+    PNICTOGENS,
+    PROTOTYPES,
+    TETRELS,
+    TRANSITION,
+    TRIELS,
+)
+from models.layer import layer_atoms
+from models.shards import digest, pack_atoms
+from models.templates import substitute
+
+METALS = ALKALI + ALKALINE_EARTH + TRANSITION + TRIELS + ["Si", "Ge", "Sn", "Pb", "Sb", "Bi"]
+NONMETALS = TETRELS[:3] + PNICTOGENS + CHALCOGENS + HALOGENS + ["B"]
+
+# AFLOW prototype tags of the elemental phases tried; the lowest energy is the element's reference.
+CLOSE_PACKED = ["A_cF4_225_a", "A_cI2_229_a", "A_hP2_194_c"]
+ELEMENTAL = {
+    "B": ["A_hR12_166_2h"], "C": ["A_hP4_194_bc"], "N": ["A_cP8_205_c"], "O": ["A_hR2_166_c", "A_mC4_12_i"],
+    "F": ["A_mC4_12_i", "A_oC8_64_f"], "Si": ["A_cF8_227_a"], "P": ["A_oC8_64_f"], "S": ["A_hP3_152_a"],
+    "Cl": ["A_oC8_64_f"], "Ga": ["A_oC8_64_f"], "Ge": ["A_cF8_227_a"], "As": ["A_hR2_166_c"], "Se": ["A_hP3_152_a"],
+    "Br": ["A_oC8_64_f"], "In": ["A_tI2_139_a"], "Sn": ["A_cF8_227_a", "A_tI4_141_a"], "Sb": ["A_hR2_166_c"],
+    "Te": ["A_hP3_152_a"], "I": ["A_oC8_64_f"], "Bi": ["A_hR2_166_c"],
+}  # fmt: skip
+# Competing binaries, tried for every metal with every nonmetal, one prototype after the other: AFLOW tag, the element that the metal
+# replaces. Rock salt, fluorite, antifluorite, NiAs, zincblende, CsCl, rutile, Bi2Te3, ReO3, corundum, marcasite, WC.
+BINARY = [("AB_cF8_225_a_b", "Na"), ("AB2_cF12_225_a_c", "Ca"), ("AB2_cF12_225_a_c", "F"), ("AB_hP4_194_c_a", "Ni"),
+          ("AB_cF8_216_c_a", "Zn"), ("AB_cP2_221_b_a", "Cs"), ("A2B_tP6_136_f_a", "Ti"), ("A2B3_hR5_166_c_ac", "Bi"),
+          ("A3B_cP4_221_d_a", "Re"), ("A2B3_hR10_167_c_e", "Al"), ("AB2_oP6_58_a_g", "Fe"), ("AB_hP2_187_d_a", "W")]  # fmt: skip
+# Competing ternaries, tried with the elements of the layers of a prototype: AFLOW tag, its element -> the layer's slot.
+# Perovskite, bulk K2NiF4, ilmenite.
+TERNARY = {
+    "K2NiF4": [("AB3C_cP5_221_a_c_b", dict(Ca="A", Ti="M", O="X")), ("AB2C4_tI14_139_a_e_ce", dict(La="A", Cu="M", O="X"))],
+    "CrGeTe3": [("AB3C_hR10_148_c_f_c", dict(Fe="M", Ti="A", O="X"))],
+}
+SURFACES = {  # Å, PBE lattice constants, rounded; the potential relaxes them
+    fcc111: dict(Pt=3.97, Pd=3.95, Ni=3.52, Cu=3.64, Ag=4.15, Au=4.16, Rh=3.84, Ir=3.87, Al=4.04),
+    hcp0001: dict(Co=2.50, Ru=2.72, Re=2.77, Os=2.76, Ti=2.94, Zr=3.23, Sc=3.32, Zn=2.66, Cd=3.03, Mg=3.20, Hf=3.20, Tc=2.75),
+    bcc110: dict(Mo=3.16, W=3.19, Nb=3.31, V=3.00, Fe=2.83, Cr=2.85, Ta=3.31),
+    fcc100: dict(Pt=3.97, Pd=3.95, Ni=3.52, Cu=3.64, Ag=4.15, Au=4.16, Rh=3.84, Ir=3.87, Al=4.04),
+    bcc100: dict(Mo=3.16, W=3.19, Nb=3.31, V=3.00, Fe=2.83, Cr=2.85, Ta=3.31),
+}
+STEPPED = dict(Pt=3.97, Pd=3.95, Ni=3.52, Cu=3.64, Ag=4.15, Au=4.16, Rh=3.84, Ir=3.87)
+ALLOYED = ["Pt", "Pd", "Ni", "Cu", "Ag", "Au", "Rh", "Ir", "Co", "Ru"]  # one as the skin or the second layer of the other
+PERTURBATIONS = {"strained": 2, "rattled": 2, "noised": 2, "substituted": 2}  # variants of each layer
+RELAXED_HOSTS = 400
+
+
+def aflow() -> dict:
+    """Primitive cells of pymatgen's AFLOW prototypes by tag."""
+    from pymatgen.analysis.prototypes._data import AFLOW_PROTOTYPE_LIBRARY
+    from pymatgen.io.ase import AseAtomsAdaptor
+
+    found = {}
+    for entry in AFLOW_PROTOTYPE_LIBRARY:
+        structure = entry["snl"].structure.get_primitive_structure()
+        found.setdefault(entry["tags"]["aflow"], AseAtomsAdaptor.get_atoms(structure, msonable=False))
+    return found
+
+
+def _binaries(prototypes: dict):
+    pairs = sorted((p for p in itertools.product(METALS, NONMETALS) if p[0] != p[1]), key=lambda pair: digest("".join(pair)))
+    for (tag, replaced), (metal, nonmetal) in itertools.product(BINARY, pairs):
+        symbols = list(prototypes[tag].symbols)
+        fill = {symbol: metal if symbol == replaced else nonmetal for symbol in set(symbols)}
+        rarest_first = sorted(fill, key=lambda symbol: (symbols.count(symbol), symbol != replaced))
+        yield f"{'-'.join(fill[symbol] for symbol in rarest_first)}:{tag}", prototypes[tag], fill
+
+
+def _ternaries(prototypes: dict):
+    layers = {prototype.name: prototype for prototype in PROTOTYPES}
+    for name, phases in TERNARY.items():
+        for (tag, slots), decoration in itertools.product(phases, sensible_fills(layers[name])):
+            fill = {symbol: decoration[slot] for symbol, slot in slots.items()}
+            yield f"{'-'.join(fill.values())}:{tag}", prototypes[tag], fill
+
+
+def reference_items() -> list[dict]:
+    """Elemental phases, then binaries of every metal with every nonmetal, then ternaries of the layers' elements."""
+    prototypes = aflow()
+    elements = sorted({*METALS, *NONMETALS}, key=atomic_numbers.get)
+    tags = [(element, tag) for element in elements for tag in ELEMENTAL.get(element, CLOSE_PACKED)]
+    pure = [(f"{element}:{tag}", prototypes[tag], dict.fromkeys(prototypes[tag].symbols, element)) for element, tag in tags]
+    compounds = [*_binaries(prototypes), *_ternaries(prototypes)]
+    made = {key: pack_atoms(substitute(atoms, fill)) for key, atoms, fill in [*pure, *compounds]}
+    molecule = pack_atoms(Atoms("H2", [(0, 0, 0), (0, 0, 0.75)], cell=[15.0] * 3))  # its molecular crystal collapses in SevenNet
+    return [{"key": key, "atoms": atoms} for key, atoms in {"H:molecule": molecule, **made}.items()]
+
+
+def sensible_fills(prototype) -> list[dict]:
+    """Decorations of a prototype, as slot -> element, that SMACT calls sensible; the reference is always one."""
+    from smact.screening import smact_validity
+
+    fills = []
+    slots = list(prototype.decorations)
+    for choice in itertools.product(*prototype.decorations.values()):
+        if len(set(choice)) < len(choice) and len(slots) == len(set(prototype.reference.values())):
+            continue
+        fill = dict(zip(slots, choice))
+        elements = {prototype.reference[slot]: element for slot, element in fill.items()}
+        formula = substitute(prototype.atoms(), elements).get_chemical_formula(empirical=True)
+        if all(a == b for a, b in elements.items()) or smact_validity(formula):
+            fills.append(fill)
+    return fills
+
+
+def layer_items() -> list[dict]:
+    """Every sensible decoration of every prototype."""
+    items = {}
+    for prototype in PROTOTYPES:
+        for fill in sensible_fills(prototype):
+            key = f"{prototype.name}:{'-'.join(fill.values())}"
+            atoms = substitute(prototype.atoms(), {prototype.reference[slot]: element for slot, element in fill.items()})
+            items[key] = {"key": key, "prototype": prototype.name, "atoms": pack_atoms(atoms)}
+    return sorted(items.values(), key=lambda item: digest(item["key"]))
+
+
+def _surfaces():
+    for build, metals in SURFACES.items():
+        for metal, a in metals.items():
+            yield f"{build.__name__}:{metal}", build(metal, (1, 1, 4), a=a, vacuum=8.0)
+    for metal, a in STEPPED.items():
+        yield f"fcc211:{metal}", fcc211(metal, (3, 1, 3), a=a, vacuum=8.0)
+    lattice = {**SURFACES[hcp0001], **{metal: a / np.sqrt(2) for metal, a in SURFACES[fcc111].items()}}
+    for (host, guest), (place, layer) in itertools.product(itertools.permutations(ALLOYED, 2), (("skin", 3), ("buried", 2))):
+        slab = fcc111(host, (1, 1, 4), a=lattice[host] * np.sqrt(2), vacuum=8.0)
+        slab.symbols[layer] = guest
+        yield f"{place}:{guest}/{host}", slab
+
+
+def surface_items() -> list[dict]:
+    """Close-packed, open and stepped metal surfaces, and those with one layer of another metal, as skin or buried below."""
+    made = ((key, layer_atoms(slab.numbers, slab.positions, slab.cell.array[:2, :2])) for key, slab in _surfaces())
+    return [{"key": key, "atoms": pack_atoms(slab), "surface": True} for key, slab in made]
+
+
+def adsorption_items(layers: list[dict]) -> list[dict]:
+    """Metal surfaces and the layers that were kept, mixed, so that a set cut short is a sample of the whole."""
+    kept = [{"key": row["key"], "atoms": row["atoms"], "energy": row["energy"]} for row in layers if row["reason"] == ""]
+    return sorted([*surface_items(), *kept], key=lambda item: digest(item["key"]))
+
+
+def perturbed_items(layers: list[dict]) -> list[dict]:
+    """The layers that were kept; PERTURBATIONS says what is done to each."""
+    return [{"key": row["key"], "atoms": row["atoms"]} for row in layers if row["reason"] == ""]
+
+
+def relaxed_items(hosts: list[dict]) -> list[dict]:
+    """The first RELAXED_HOSTS of the rigid hosts that are layers and adsorb hydrogen somewhere."""
+    adsorbs = lambda row: any(site["converged"] and not site["flag"] for site in row.get("sites", []))  # noqa: E731
+    found = [row for row in hosts if row["reason"] == "" and adsorbs(row)]
+    return [{"key": row["key"], "row": row} for row in sorted(found, key=lambda row: digest("relaxed" + row["key"]))][:RELAXED_HOSTS]
+
+
+def perturbations(atoms: Atoms, key: str, elements: list[str]):
+    """(kind, structure) of a layer's off-equilibrium variants, seeded by its key.
+
+    Args:
+        atoms: relaxed layer in the convention.
+        elements: symbols that a bad substitution draws from.
+    """
+    rng = np.random.default_rng(int(digest(key), 16))
+    for kind, count in PERTURBATIONS.items():
+        for _ in range(count):
+            yield kind, PERTURB[kind](atoms, rng, elements)
+
+
+def _strained(atoms: Atoms, rng, elements, scale=0.06) -> Atoms:
+    strain = rng.normal(0, scale, (2, 2))
+    deformation = np.eye(3)
+    deformation[:2, :2] += (strain + strain.T) / 2
+    copy = atoms.copy()
+    copy.set_cell(atoms.cell.array @ deformation, scale_atoms=True)
+    return copy
+
+
+def _rattled(atoms: Atoms, rng, elements, low=0.02, high=0.3) -> Atoms:
+    copy = atoms.copy()
+    copy.positions += rng.normal(0, rng.uniform(low, high), copy.positions.shape)
+    return copy
+
+
+def _noised(atoms: Atoms, rng, elements) -> Atoms:
+    """Cell and atoms together, up to where a layer is hardly one."""
+    return _rattled(_strained(atoms, rng, elements, scale=0.1), rng, elements, low=0.1, high=0.8)
+
+
+def _substituted(atoms: Atoms, rng, elements) -> Atoms:
+    """Other elements on its sites, whatever their valence, at the new bond lengths, not relaxed."""
+    old = sorted(set(atoms.symbols))
+    return substitute(atoms, dict(zip(old, rng.choice(elements, len(old), replace=False))))
+
+
+PERTURB = {"strained": _strained, "rattled": _rattled, "noised": _noised, "substituted": _substituted}
