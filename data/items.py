@@ -147,9 +147,11 @@ def surface_items() -> list[dict]:
 
 
 def adsorption_items(layers: list[dict]) -> list[dict]:
-    """Metal surfaces and the layers that were kept, mixed, so that a set cut short is a sample of the whole."""
+    """Pure metal surfaces, which literature knows; then alloys and the layers that were kept, mixed, so that a set cut short is a
+    sample of the whole."""
     kept = [{"key": row["key"], "atoms": row["atoms"], "energy": row["energy"]} for row in layers if row["reason"] == ""]
-    return sorted([*surface_items(), *kept], key=lambda item: digest(item["key"]))
+    is_alloy = lambda item: "/" in item["key"] or "surface" not in item  # noqa: E731
+    return sorted([*surface_items(), *kept], key=lambda item: (is_alloy(item), digest(item["key"])))
 
 
 def perturbed_items(layers: list[dict]) -> list[dict]:

@@ -1,6 +1,7 @@
 """Packs the builder's shards into what the pipeline reads: ASE databases in C2DB's schema and OC20-schema LMDBs."""
 
 import csv
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from pymatgen.core import Composition
 from torch_geometric.data import Data
 
 from models.adsorption import adsorption_flag
-from models.cli import write_json
-from models.hull import Hull
+from models.cli import save_checkpoint, write_json
+from models.hull import MAX_ENERGY, Hull
 from models.lmdb_data import write_lmdb
 from models.matching import Fingerprint, Register, layer_group
 from models.potentials import load_potential
@@ -103,18 +104,25 @@ def pack_layers(layers, hull: Hull, path: Path, potential: str) -> tuple[list[st
     return kept, dropped
 
 
+def _flagged(slab: Atoms, end: np.ndarray, site: dict) -> str:
+    """Why a site's end is no adsorption; empty if it is one."""
+    pose = Atoms([*slab.numbers, 1], end, cell=slab.cell, pbc=slab.pbc)
+    return adsorption_flag(pose, site["face"]) or site["flag"] or ("" if site["converged"] else "not converged")
+
+
 def adsorption_records(row, sid: int):
-    """OC20-schema records of a host's sites; what is no adsorption is counted, not trained on."""
+    """OC20-schema records of a host's sites, rigid or relaxed; what is no adsorption is counted, not trained on."""
     records, dropped = [], Counter()
     if row["reason"]:
         return records, Counter({"calculation failed" if ":" in row["reason"] else row["reason"]: 1})
-    slab = unpack_atoms(row["sites"][0]["slab"])
+    slab = unpack_atoms(row.get("slab") or row["sites"][0]["slab"])
     numbers = torch.tensor([*slab.numbers, 1])
     tags = torch.tensor([1] * len(slab) + [2])
     for k, site in enumerate(row["sites"]):
-        start, end = (np.vstack([slab.positions, site[name]]) for name in ("start", "end"))
-        pose = Atoms([*slab.numbers, 1], end, cell=slab.cell, pbc=slab.pbc)
-        flag = adsorption_flag(pose, site["face"]) or ("" if site["converged"] else "not converged")
+        start = np.vstack([slab.positions, site["start"]])
+        everything_moved = len(np.shape(site["end"])) == 2
+        end = np.array(site["end"]) if everything_moved else np.vstack([slab.positions, site["end"]])
+        flag = _flagged(slab, end, site)
         if flag:
             dropped[flag] += 1
             continue
@@ -126,7 +134,7 @@ def adsorption_records(row, sid: int):
                 atomic_numbers=numbers,
                 natoms=len(numbers),
                 tags=tags,
-                fixed=(tags != 2).float(),
+                fixed=torch.zeros(len(numbers)) if everything_moved else (tags != 2).float(),
                 sid=sid * 100 + k,
                 y_relaxed=site["delta_e"],
                 host_uid=row["key"],
@@ -136,8 +144,8 @@ def adsorption_records(row, sid: int):
     return records, dropped
 
 
-def pack_adsorption(rows, out: Path) -> dict:
-    """her2d_h_{train,val,test}.lmdb, split by the host's reduced formula."""
+def pack_adsorption(rows, out: Path, prefix: str) -> dict:
+    """{prefix}_{train,val,test}.lmdb, split by the host's reduced formula."""
     splits, dropped, hosts = {"train": [], "val": [], "test": []}, Counter(), Counter()
     for sid, row in enumerate(rows):
         records, lost = adsorption_records(row, sid)
@@ -147,12 +155,50 @@ def pack_adsorption(rows, out: Path) -> dict:
             splits[split] += records
             hosts[split] += 1
     for name, records in splits.items():
-        write_lmdb(out / f"her2d_h_{name}.lmdb", records)
+        if records:
+            write_lmdb(out / f"{prefix}_{name}.lmdb", records)
     return {"records": {k: len(v) for k, v in splits.items()}, "hosts": dict(hosts), "dropped": dict(dropped)}
 
 
+def pack_perturbed(rows, hull: Hull, path: Path) -> dict:
+    """perturbed.pt, tensors of M structures one after another: natoms [M], atomic_numbers [ΣN], pos [ΣN, 3] Å, cell [M, 3, 3] Å,
+    e_hull [M] eV/atom above the hull (single points, not relaxed), kind [M] and uid [M] (the layer's)."""
+    fields = {name: [] for name in ("natoms", "atomic_numbers", "pos", "cell", "e_hull", "kind", "uid")}
+    dropped = Counter()
+    for row in rows:
+        if row["reason"]:
+            dropped["calculation failed"] += 1
+            continue
+        for variant in row["variants"]:
+            atoms = unpack_atoms(variant)
+            if abs(variant["energy"]) > MAX_ENERGY * len(atoms):
+                dropped["a hole in the potential"] += 1
+                continue
+            try:
+                e_hull = hull.stability(atoms.get_chemical_formula(), variant["energy"]).e_hull
+            except ValueError as error:
+                dropped[str(error)] += 1
+                continue
+            values = (
+                len(atoms),
+                torch.tensor(atoms.numbers, dtype=torch.uint8),
+                torch.tensor(atoms.positions, dtype=torch.float32),
+                torch.tensor(atoms.cell.array, dtype=torch.float32),
+                e_hull,
+                variant["kind"],
+                row["key"],
+            )
+            for name, value in zip(fields, values):
+                fields[name].append(value)
+    if fields["natoms"]:
+        joined = {name: torch.cat(fields[name]) for name in ("atomic_numbers", "pos")}
+        tensors = {"natoms": torch.tensor(fields["natoms"]), "cell": torch.stack(fields["cell"]), "e_hull": torch.tensor(fields["e_hull"])}
+        save_checkpoint(path, {**fields, **joined, **tensors})
+    return {"structures": dict(Counter(fields["kind"])), "dropped": dict(dropped)}
+
+
 def pack(shards: dict, out: Path, potential: str) -> None:
-    """Writes databases, LMDBs and data.json with the counts."""
+    """Writes databases, LMDBs, perturbed.pt and data.json with the counts."""
     name = load_potential(potential).name
     rows = {level: shard.sorted_rows() for level, shard in shards.items()}
     hull = pack_references(rows["references"], rows["layers"], out / "reference_phases.db", name)
@@ -161,7 +207,10 @@ def pack(shards: dict, out: Path, potential: str) -> None:
         "potential": name,
         "reference_phases": sum(not row["reason"] for row in rows["references"]),
         "layers": {"tried": len(rows["layers"]), "kept": len(kept), "dropped": dict(dropped)},
-        "adsorption": pack_adsorption(rows["adsorption"], out),
+        "perturbed": pack_perturbed(rows["perturbed"], hull, out / "perturbed.pt"),
+        "adsorption": pack_adsorption(rows["adsorption"], out, "her2d_h"),
+        "adsorption_relaxed": pack_adsorption(rows["relaxed"], out, "her2d_h_relaxed"),
+        "core_hours": {level: round(sum(row.get("seconds", 0) for row in found) / 3600, 2) for level, found in rows.items()},
     }
     write_json(out / "data.json", counts)
-    print(counts)
+    print(json.dumps(counts, indent=1))

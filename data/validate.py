@@ -1,0 +1,157 @@
+"""Measures the potential and the hull against DFT: python data/validate.py
+
+C2DB's formation energies and hull distances, hydrogen on single-atom catalysts (geometries given), and the literature's
+ΔG_H. Writes data/validation.json and data/validation.png; what of the reference data is missing is left out, and said.
+"""
+
+import argparse
+import csv
+import json
+import os
+import sys
+from pathlib import Path
+
+import ase.db
+import numpy as np
+from ase.io import read
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from models.adsorption import CORRECTION, hydrogen_energy  # noqa: E402
+from models.cli import write_json  # noqa: E402
+from models.figures import plt, save  # noqa: E402
+from models.hull import MAX_ENERGY, Hull  # noqa: E402
+from models.potentials import load_potential, single_point  # noqa: E402
+from models.shards import Shard  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+REFERENCE = Path(os.environ.get("HER2D_REFERENCE_DATA", HERE.parent / "../shared/data"))
+SURFACES = {"(111)": "fcc111", "(0001)": "hcp0001", "(110)": "bcc110", "(001)": "fcc100"}  # of the literature -> of data/items.py
+LAYERS = {"MoS2 basal plane": "MoS2-2H:Mo-S", "graphene": "honeycomb-A:C", "Mo2CO2 (Mo2CTx)": "MXene-M2XT2:Mo-C-O",
+          "Ti2CO2 (Ti2CTx)": "MXene-M2XT2:Ti-C-O"}  # fmt: skip
+STABLE = 0.1  # eV/atom
+
+
+def errors(predicted, true) -> dict:
+    """n, bias, MAE, median |error|, RMSE, Pearson r and slope of predicted on true."""
+    predicted, true = np.array(predicted), np.array(true)
+    error = predicted - true
+    return {
+        "n": len(true), "bias": error.mean(), "mae": abs(error).mean(), "median": np.median(abs(error)),
+        "rmse": np.sqrt((error**2).mean()), "r": np.corrcoef(predicted, true)[0, 1], "slope": np.polyfit(true, predicted, 1)[0],
+    }  # fmt: skip
+
+
+def corrected_on_halves(predicted, true, seed: int = 0) -> dict:
+    """Errors on one half of the pairs of a straight line fitted to the other, both ways round."""
+    predicted, true = np.array(predicted), np.array(true)
+    order = np.random.default_rng(seed).permutation(len(true))
+    halves = order[::2], order[1::2]
+    found = np.zeros(len(true))
+    for fit, test in (halves, halves[::-1]):
+        found[test] = np.polyval(np.polyfit(predicted[fit], true[fit], 1), predicted[test])
+    return errors(found, true)
+
+
+def against_c2db(calculator, count: int, seed: int = 0) -> tuple[dict, dict]:
+    """hform and ehull of random C2DB rows of at most 20 atoms, single points at DFT's geometry."""
+    path = REFERENCE / "c2db" / "c2db.db"
+    rows = [row for row in ase.db.connect(path).select("natoms<=20") if "hform" in row and "ehull" in row]
+    hull, skipped, found = Hull.read(), {}, []
+    for k in tqdm(np.random.default_rng(seed).permutation(len(rows))[:count], desc="C2DB", mininterval=5):
+        row = rows[k]
+        try:
+            energy = single_point(row.toatoms(), calculator)
+            if abs(energy) > MAX_ENERGY * row.natoms:
+                raise ValueError("a hole in the potential")
+            stability = hull.stability(row.formula, energy)
+        except ValueError as error:
+            skipped[str(error)] = skipped.get(str(error), 0) + 1
+            continue
+        found.append((stability.e_form, row.hform, stability.e_hull, row.ehull, stability.phases))
+    e_form, hform, e_hull, ehull, phases = np.array(found).T
+    called, true = e_hull < STABLE, ehull < STABLE
+    summary = {
+        "hform": errors(e_form, hform), "ehull": errors(e_hull, ehull),
+        "ehull where compounds compete": errors(e_hull[phases > 0], ehull[phases > 0]),
+        "stable below 0.1 eV/atom": {"precision": (called & true).sum() / called.sum(), "recall": (called & true).sum() / true.sum(),
+                                     "share called": called.mean(), "share true": true.mean()},
+        "skipped": skipped,
+    }  # fmt: skip
+    return summary, {"E_form (eV/atom)": (hform, e_form), "E_hull (eV/atom)": (ehull, e_hull)}
+
+
+def against_sac(calculator) -> tuple[dict, dict]:
+    """ΔE_H of metal@N-graphene, single points at DFT's geometries of slab and slab + H."""
+    frames = read(REFERENCE / "sac_her" / "sac_her_dft.extxyz", ":")
+    half_h2 = hydrogen_energy(calculator)
+    predicted, true = [], []
+    for slab, slab_h in tqdm(list(zip(frames[::2], frames[1::2])), desc="single-atom catalysts", mininterval=5):
+        predicted.append(single_point(slab_h, calculator) - single_point(slab, calculator) - half_h2)
+        true.append(slab_h.info["dE_H_dft_eV"])
+    summary = {"as it is": errors(predicted, true), "line fitted on the other half": corrected_on_halves(predicted, true)}
+    return summary, {"ΔE_H, single-atom catalysts (eV)": (true, predicted)}
+
+
+def against_literature(shard: Path) -> tuple[dict, dict]:
+    """ΔG_H of the best rigid site of the builder's hosts that the literature table knows."""
+    rows, pairs = Shard(shard).rows, []
+    for entry in csv.DictReader((HERE / "literature_delta_g_h.csv").open()):
+        surface = f"{SURFACES.get(entry['surface'])}:{entry['host_formula']}"
+        key = surface if entry["kind"] == "metal_surface" else LAYERS.get(entry["system"])
+        good = [site["delta_e"] for site in rows.get(key, {}).get("sites", []) if site["converged"] and not site["flag"]]
+        if good:
+            pairs.append((entry["system"], entry["functional"], float(entry["delta_g_h_eV"]), min(good) + CORRECTION))
+    predicted, true = [p[3] for p in pairs], [p[2] for p in pairs]
+    summary = {"all": errors(predicted, true), "line fitted on the other half": corrected_on_halves(predicted, true),
+               "pairs": [dict(zip(("system", "functional", "literature", "oracle"), pair)) for pair in pairs]}  # fmt: skip
+    return summary, {"ΔG_H, literature (eV)": (true, predicted)}
+
+
+def draw(panels: dict, potential: str, path: Path):
+    """Parity plots."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.8), squeeze=False)
+    for axis, (title, (true, predicted)) in zip(axes[0], panels.items()):
+        low, high = np.percentile([*true, *predicted], [0.5, 99.5])
+        margin = 0.05 * (high - low)
+        axis.scatter(true, predicted, s=10, alpha=0.5, lw=0)
+        axis.axline((0, 0), slope=1, color="0.6", lw=1)
+        outside = sum((np.minimum(t, p) < low - margin) or (np.maximum(t, p) > high + margin) for t, p in zip(true, predicted))
+        axis.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), xlabel="DFT", ylabel=potential)
+        mae = np.mean(np.abs(np.array(predicted) - np.array(true)))
+        axis.set_title(f"{title}\nn = {len(true)}, MAE {mae:.3f}" + (f", {outside} outside the frame" if outside else ""))
+    figure.tight_layout()
+    save(figure, path)
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--potential", default="sevennet", help="the potential that made the data")
+    parser.add_argument("--rows", type=int, default=1000, help="random rows of C2DB")
+    parser.add_argument("--out", type=Path, default=HERE / "validation.json", help="the figure lands beside it")
+    return parser
+
+
+def main():
+    args = build_parser().parse_args()
+    potential = load_potential(args.potential)
+    tasks = {
+        "c2db": lambda: against_c2db(potential.calculator, args.rows),
+        "single-atom catalysts": lambda: against_sac(potential.calculator),
+        "literature": lambda: against_literature(HERE / "shards" / "adsorption.jsonl"),
+    }
+    summary, panels = {"potential": potential.name}, {}
+    for name, task in tasks.items():
+        try:
+            summary[name], drawn = task()
+            panels |= drawn
+        except FileNotFoundError as error:
+            print(f"{name}: left out, {error.filename} is missing (HER2D_REFERENCE_DATA names its folder)")
+    write_json(args.out, summary)
+    draw(panels, potential.name, args.out.with_suffix(".png"))
+    brief = lambda value: {k: brief(v) for k, v in value.items() if k != "pairs"} if isinstance(value, dict) else value  # noqa: E731
+    print(json.dumps(brief(json.loads(args.out.read_text())), indent=1))
+
+
+if __name__ == "__main__":
+    main()
