@@ -170,7 +170,7 @@ def pack_perturbed(rows, hull: Hull, path: Path) -> dict:
             dropped["calculation failed"] += 1
             continue
         for variant in row["variants"]:
-            atoms = unpack_atoms(variant)
+            atoms = unpack_atoms({name: variant[name] for name in ("numbers", "positions", "cell", "pbc")})
             if abs(variant["energy"]) > MAX_ENERGY * len(atoms):
                 dropped["a hole in the potential"] += 1
                 continue
