@@ -105,9 +105,10 @@ def pack_layers(layers, hull: Hull, path: Path, potential: str) -> tuple[list[st
 
 
 def _flagged(slab: Atoms, end: np.ndarray, site: dict) -> str:
-    """Why a site's end is no adsorption; empty if it is one."""
+    """Why a site's end is no adsorption, judged anew but for what only the builder saw; empty if it is one."""
     pose = Atoms([*slab.numbers, 1], end, cell=slab.cell, pbc=slab.pbc)
-    return adsorption_flag(pose, site["face"]) or site["flag"] or ("" if site["converged"] else "not converged")
+    reconstructed = "reconstructed" if site["flag"] == "reconstructed" else ""
+    return adsorption_flag(pose, site["face"]) or reconstructed or ("" if site["converged"] else "not converged")
 
 
 def adsorption_records(row, sid: int):
