@@ -1,0 +1,56 @@
+"""The builder's work lists, what it makes of layers, and the statistics of its validation."""
+
+import numpy as np
+import pytest
+from layers import known
+from scipy.stats import linregress
+
+from data.items import PERTURBATIONS, layer_items, perturbations, surface_items
+from data.prototypes import PROTOTYPES
+from data.validate import corrected_on_halves, errors
+from models.layer import dimension, extract_layer, min_distance_ratio
+from models.shards import unpack_atoms
+
+
+def test_work_lists_have_unique_keys_and_do_not_depend_on_the_run():
+    first, second = layer_items(), layer_items()
+    assert [item["key"] for item in first] == [item["key"] for item in second]
+    keys = [item["key"] for item in [*first, *surface_items()]]
+    assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize("prototype", PROTOTYPES, ids=lambda prototype: prototype.name)
+def test_prototypes_are_single_layers(prototype):
+    atoms = prototype.atoms()
+    assert dimension(atoms) == (1, 2)
+    assert min_distance_ratio(atoms) > 0.7
+
+
+def test_surfaces_are_layers_of_the_named_metals():
+    for item in surface_items():
+        atoms = extract_layer(unpack_atoms(item["atoms"])).atoms
+        assert set(atoms.symbols) == set(item["key"].split(":")[1].split("/")), item["key"]
+        assert min_distance_ratio(atoms) > 0.7, item["key"]
+
+
+def test_perturbations_are_seeded_by_the_key_and_do_what_they_say():
+    layer = known("1H-MoS2")
+    made, again, other = (list(perturbations(layer, key, ["Ti", "Cl", "Pt"])) for key in ("a", "a", "b"))
+    assert [kind for kind, _ in made] == [kind for kind, count in PERTURBATIONS.items() for _ in range(count)]
+    for (kind, atoms), (_, same), (_, different) in zip(made, again, other):
+        np.testing.assert_array_equal(atoms.positions, same.positions)
+        assert not np.allclose(atoms.cell, different.cell) or not np.allclose(atoms.positions, different.positions)
+        if kind == "strained":
+            np.testing.assert_allclose(atoms.get_scaled_positions(), layer.get_scaled_positions(), atol=1e-9)
+        if kind == "rattled":
+            np.testing.assert_array_equal(atoms.cell, layer.cell)
+        assert (set(atoms.symbols) == {"Mo", "S"}) == (kind != "substituted")
+
+
+def test_validation_statistics_against_scipy():
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=200)
+    predicted = 0.5 * true + 0.3 + rng.normal(scale=0.01, size=200)
+    found, line = errors(predicted, true), linregress(true, predicted)
+    assert found["slope"] == pytest.approx(line.slope) and found["r"] == pytest.approx(line.rvalue)
+    assert found["mae"] > 0.3 and corrected_on_halves(predicted, true)["mae"] < 0.03
