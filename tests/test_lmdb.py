@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
-from models.lmdb_data import LmdbDataset, RecordError, UnsafeRecordError, safe_loads, write_lmdb
+from models.lmdb_data import LmdbDataset, RecordError, UnsafeRecordError, compact_pickle, normalise, safe_loads, write_lmdb
 from models.split import host_formula, split_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -292,3 +292,13 @@ def test_host_formula():
 
 
 ELEMENTS = "Mo W S Se Te Ti Zr Hf Nb Ta V Cr Mn Fe Co Ni Pd Pt Cl Br I O N P".split()
+
+
+def test_compact_records_are_plain_pickles_of_the_same_numbers():
+    data = record(7, y_relaxed=0.25)
+    raw = compact_pickle(data)
+    plain, ours, expected = pickle.loads(raw), normalise(safe_loads(raw)), normalise(data.to_dict())
+    for name in expected.keys():
+        np.testing.assert_array_equal(np.array(plain[name]), np.array(expected[name]), err_msg=name)
+        np.testing.assert_array_equal(np.array(ours[name]), np.array(expected[name]), err_msg=name)
+    assert len(raw) < 0.7 * len(pickle.dumps(data, protocol=-1))
