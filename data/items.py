@@ -4,8 +4,9 @@ import itertools
 
 import numpy as np
 from ase import Atoms
-from ase.build import bcc100, bcc110, fcc100, fcc111, fcc211, hcp0001
-from ase.data import atomic_numbers
+from ase.build import bcc100, bcc110, fcc100, fcc111, fcc211, hcp0001, molecule
+from ase.data import atomic_numbers, covalent_radii
+from pymatgen.core import Element
 
 from data.prototypes import (
     ALKALI,
@@ -34,17 +35,36 @@ ELEMENTAL = {
     "Br": ["A_oC8_64_f"], "In": ["A_tI2_139_a"], "Sn": ["A_cF8_227_a", "A_tI4_141_a"], "Sb": ["A_hR2_166_c"],
     "Te": ["A_hP3_152_a"], "I": ["A_oC8_64_f"], "Bi": ["A_hR2_166_c"],
 }  # fmt: skip
-# Competing binaries, tried for every metal with every nonmetal, one prototype after the other: AFLOW tag, the element that the metal
-# replaces. Rock salt, fluorite, antifluorite, NiAs, zincblende, CsCl, rutile, Bi2Te3, ReO3, corundum, marcasite, WC.
-BINARY = [("AB_cF8_225_a_b", "Na"), ("AB2_cF12_225_a_c", "Ca"), ("AB2_cF12_225_a_c", "F"), ("AB_hP4_194_c_a", "Ni"),
-          ("AB_cF8_216_c_a", "Zn"), ("AB_cP2_221_b_a", "Cs"), ("A2B_tP6_136_f_a", "Ti"), ("A2B3_hR5_166_c_ac", "Bi"),
-          ("A3B_cP4_221_d_a", "Re"), ("A2B3_hR10_167_c_e", "Al"), ("AB2_oP6_58_a_g", "Fe"), ("AB_hP2_187_d_a", "W")]  # fmt: skip
-# Competing ternaries, tried with the elements of the layers of a prototype: AFLOW tag, its element -> the layer's slot.
-# Perovskite, bulk K2NiF4, ilmenite.
-TERNARY = {
-    "K2NiF4": [("AB3C_cP5_221_a_c_b", dict(Ca="A", Ti="M", O="X")), ("AB2C4_tI14_139_a_e_ce", dict(La="A", Cu="M", O="X"))],
-    "CrGeTe3": [("AB3C_hR10_148_c_f_c", dict(Fe="M", Ti="A", O="X"))],
+# Competing binaries, one prototype after the other: AFLOW tag, the element that the metal replaces.
+# Tried for every metal with every nonmetal: rock salt, fluorite.
+ANY_BINARY = [("AB_cF8_225_a_b", "Na"), ("AB2_cF12_225_a_c", "Ca")]
+# Tried where common oxidation states balance: antifluorite, zincblende, CsCl, WC, NiAs, rutile, marcasite, ReO3, BiF3 and its
+# inverse, Na3As, La2O3, corundum, Nb2O5 (as B2Pd5).
+BALANCED_BINARY = [("AB2_cF12_225_a_c", "F"), ("AB_cF8_216_c_a", "Zn"), ("AB_cP2_221_b_a", "Cs"), ("AB_hP2_187_d_a", "W"),
+                   ("AB_hP4_194_c_a", "Ni"), ("A2B_tP6_136_f_a", "Ti"), ("AB2_oP6_58_a_g", "Fe"), ("A3B_cP4_221_d_a", "Re"),
+                   ("AB3_cF16_225_a_bc", "Bi"), ("AB3_cF16_225_a_bc", "F"), ("AB3_hP8_194_c_bf", "Na"),
+                   ("A3B2_hP5_164_ad_d", "Ni"), ("A2B3_hR10_167_c_e", "Al"), ("A2B5_mC28_15_f_e2f", "B")]  # fmt: skip
+QUARTZ = [("Si", "O"), ("Ge", "O"), ("Be", "F"), ("Be", "Cl"), ("Si", "S"), ("Ti", "O"), ("Zn", "Cl")]
+# Competing ternaries. Perovskite is tried with the elements of a prototype's layers: AFLOW tag, its element -> the layer's slot;
+# caswellsilverite and BPO4 with every choice whose common oxidation states balance: its elements -> candidates.
+TERNARY = {"K2NiF4": ("AB3C_cP5_221_a_c_b", dict(Ca="A", Ti="M", O="X"))}
+BALANCED_TERNARY = {
+    "ABC2_hR4_166_a_b_c": dict(Na=ALKALI + ["Cu", "Ag", "Tl"], Cr=TRANSITION + TRIELS + ["Sb", "Bi"], S=CHALCOGENS),
+    "AB4C_tI12_82_c_g_a": dict(B=TRANSITION + TRIELS + ["B", "Sb", "Bi"], P=["P", "As", "V"], O=["O"]),
 }
+# Molecules stand for molecular crystals, whose cohesion is small: ASE's G2 set, and shapes: ligand directions, centres, ligands.
+G2 = ("H2O NH3 N2H4 CH4 C2H6 SiH4 PH3 SH2 HF HCl CO2 SO2 N2O NF3 F2O CS2 OCS COF2 ClF ClF3 HCN C2F4 HCF3 H2O2").split()
+HALF, TALL = 0.5, np.sqrt(0.75)
+PLANAR = [(1, 0, 0), (-HALF, TALL, 0), (-HALF, -TALL, 0)]
+MOLECULES = {
+    "planar": (PLANAR, [("B Al Ga", "F Cl Br I"), ("S Se", "O")]),
+    "pyramid": ([(x, y, 0.5) for x, y, _ in PLANAR], [("P As Sb Bi", "F Cl Br I")]),
+    "tetrahedron": ([(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)], [("C Si Ge Sn Ti Zr Hf V", "F Cl Br I")]),
+    "bipyramid": ([*PLANAR, (0, 0, 1), (0, 0, -1)], [("P As Sb V Nb Ta Mo W", "F Cl")]),
+    "octahedron": ([(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)],
+                   [("S Se Te Mo W Re Os Ir Pt", "F"), ("Mo W", "Cl")]),
+}  # fmt: skip
+CAGES = [("P As Sb", "O S Se", False), ("P As", "O S", True)]  # P4O6, and P4O10 with a ligand more on each centre
 SURFACES = {  # Å, PBE lattice constants, rounded; the potential relaxes them
     fcc111: dict(Pt=3.97, Pd=3.95, Ni=3.52, Cu=3.64, Ag=4.15, Au=4.16, Rh=3.84, Ir=3.87, Al=4.04),
     hcp0001: dict(Co=2.50, Ru=2.72, Re=2.77, Os=2.76, Ti=2.94, Zr=3.23, Sc=3.32, Zn=2.66, Cd=3.03, Mg=3.20, Hf=3.20, Tc=2.75),
@@ -70,33 +90,94 @@ def aflow() -> dict:
     return found
 
 
+def balanced(fill: dict[str, int]) -> bool:
+    """Whether some choice of common oxidation states adds up to zero; `fill` is element -> number of atoms."""
+    states = [Element(symbol).common_oxidation_states for symbol in fill]
+    return any(sum(q * n for q, n in zip(choice, fill.values())) == 0 for choice in itertools.product(*states))
+
+
+def _phase(prototypes: dict, tag: str, fill: dict[str, str]):
+    """(key, structure) of an AFLOW prototype filled with other elements."""
+    symbols = list(prototypes[tag].symbols)
+    rarest_first = sorted(fill, key=symbols.count)
+    return f"{'-'.join(fill[symbol] for symbol in rarest_first)}:{tag}", substitute(prototypes[tag], fill)
+
+
+def _is_balanced(atoms: Atoms) -> bool:
+    return balanced(atoms.symbols.formula.count())
+
+
 def _binaries(prototypes: dict):
     pairs = sorted((p for p in itertools.product(METALS, NONMETALS) if p[0] != p[1]), key=lambda pair: digest("".join(pair)))
-    for (tag, replaced), (metal, nonmetal) in itertools.product(BINARY, pairs):
-        symbols = list(prototypes[tag].symbols)
-        fill = {symbol: metal if symbol == replaced else nonmetal for symbol in set(symbols)}
-        rarest_first = sorted(fill, key=lambda symbol: (symbols.count(symbol), symbol != replaced))
-        yield f"{'-'.join(fill[symbol] for symbol in rarest_first)}:{tag}", prototypes[tag], fill
+    for (tag, replaced), (metal, nonmetal) in itertools.product([*ANY_BINARY, *BALANCED_BINARY], pairs):
+        (other,) = set(prototypes[tag].symbols) - {replaced}
+        fill = {replaced: metal, other: nonmetal}
+        key, atoms = _phase(prototypes, tag, fill)
+        if (tag, replaced) in ANY_BINARY or _is_balanced(atoms):
+            yield key, atoms
+    for metal, nonmetal in QUARTZ:
+        yield _phase(prototypes, "A2B_hP9_152_c_a", dict(Si=metal, O=nonmetal))
 
 
 def _ternaries(prototypes: dict):
     layers = {prototype.name: prototype for prototype in PROTOTYPES}
-    for name, phases in TERNARY.items():
-        for (tag, slots), decoration in itertools.product(phases, sensible_fills(layers[name])):
-            fill = {symbol: decoration[slot] for symbol, slot in slots.items()}
-            yield f"{'-'.join(fill.values())}:{tag}", prototypes[tag], fill
+    for name, (tag, slots) in TERNARY.items():
+        for decoration in sensible_fills(layers[name]):
+            yield _phase(prototypes, tag, {symbol: decoration[slot] for symbol, slot in slots.items()})
+    for tag, candidates in BALANCED_TERNARY.items():
+        for choice in itertools.product(*candidates.values()):
+            if len(set(choice)) == len(choice):
+                key, atoms = _phase(prototypes, tag, dict(zip(candidates, choice)))
+                if _is_balanced(atoms):
+                    yield key, atoms
+
+
+def _molecules():
+    yield "H:molecule", Atoms("H2", [(0, 0, 0), (0, 0, 0.75)])  # its molecular crystal collapses in SevenNet
+    for name in G2:
+        yield f"{name}:molecule", molecule(name)
+    for shape, (directions, families) in MOLECULES.items():
+        for centres, ligands in families:
+            for centre, ligand in itertools.product(centres.split(), ligands.split()):
+                yield f"{centre}-{ligand}:{shape}", _cluster(centre, ligand, np.array(directions, float))
+    for centres, ligands, capped in CAGES:
+        for centre, ligand in itertools.product(centres.split(), ligands.split()):
+            yield f"{centre}-{ligand}:{'capped ' * capped}cage", _cage(centre, ligand, capped)
+
+
+def _bond(centre: str, ligand: str) -> float:
+    return covalent_radii[atomic_numbers[centre]] + covalent_radii[atomic_numbers[ligand]]
+
+
+def _cluster(centre: str, ligand: str, directions: np.ndarray) -> Atoms:
+    ends = directions / np.linalg.norm(directions, axis=1)[:, None] * _bond(centre, ligand)
+    return Atoms([centre] + [ligand] * len(ends), [np.zeros(3), *ends])
+
+
+def _cage(centre: str, ligand: str, capped: bool) -> Atoms:
+    """Four centres on a tetrahedron, a ligand over each edge, and with `capped` one more outside each centre."""
+    bond = _bond(centre, ligand)
+    corners = np.array([(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)]) * bond / np.sqrt(3)
+    edges = [(a + b) / 2 * 1.9 for a, b in itertools.combinations(corners, 2)]
+    caps = list(corners * (1 + 0.9 * bond / np.linalg.norm(corners[0]))) if capped else []
+    return Atoms([centre] * 4 + [ligand] * (6 + len(caps)), [*corners, *edges, *caps])
+
+
+def _boxed(atoms: Atoms) -> Atoms:
+    atoms.set_cell([15.0] * 3)
+    atoms.set_initial_magnetic_moments(None)
+    return atoms
 
 
 def reference_items() -> list[dict]:
-    """Elemental phases, then binaries of every metal with every nonmetal, then ternaries of the layers' elements."""
+    """Elemental phases and molecules, then binaries of metals with nonmetals, then ternaries."""
     prototypes = aflow()
     elements = sorted({*METALS, *NONMETALS}, key=atomic_numbers.get)
-    tags = [(element, tag) for element in elements for tag in ELEMENTAL.get(element, CLOSE_PACKED)]
-    pure = [(f"{element}:{tag}", prototypes[tag], dict.fromkeys(prototypes[tag].symbols, element)) for element, tag in tags]
-    compounds = [*_binaries(prototypes), *_ternaries(prototypes)]
-    made = {key: pack_atoms(substitute(atoms, fill)) for key, atoms, fill in [*pure, *compounds]}
-    molecule = pack_atoms(Atoms("H2", [(0, 0, 0), (0, 0, 0.75)], cell=[15.0] * 3))  # its molecular crystal collapses in SevenNet
-    return [{"key": key, "atoms": atoms} for key, atoms in {"H:molecule": molecule, **made}.items()]
+    pure = [_phase(prototypes, tag, dict.fromkeys(prototypes[tag].symbols, element))
+            for element in elements for tag in ELEMENTAL.get(element, CLOSE_PACKED)]  # fmt: skip
+    molecules = [(key, _boxed(atoms)) for key, atoms in _molecules()]
+    found = dict([*molecules, *pure, *_binaries(prototypes), *_ternaries(prototypes)])
+    return [{"key": key, "atoms": pack_atoms(atoms)} for key, atoms in found.items()]
 
 
 def sensible_fills(prototype) -> list[dict]:

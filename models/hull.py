@@ -2,10 +2,15 @@
 
 E_form = (E − Σ n_i μ_i) / N with μ_i the lowest elemental phase; E_stable^ref is the formation energy of the hull at the
 structure's composition, so E_form − E_stable^ref = E_hull. The hull holds bulk phases and the layers of the database.
+
+Potentials that learned the Materials Project's calculations speak of two energy scales: PBE+U where V, Cr, Mn, Fe, Co, Ni, Mo
+or W meets oxygen or fluorine, plain PBE elsewhere. Their energies are brought to the PBE scale of C2DB by the published mixing
+corrections (Wang et al., Sci. Rep. 11, 15496 (2021)), which pymatgen ships.
 """
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import ase.db
@@ -14,11 +19,13 @@ from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition
+from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
 from tqdm import tqdm
 
 from models.potentials import relax_layer
 from models.shards import Shard, digest, pack_atoms
 
+PLUS_U = ("SevenNet", "MatterSim")  # potentials trained on uncorrected Materials Project energies; CHGNet's were corrected
 MAX_ENERGY = 50.0  # eV/atom; a relaxation that ends lower has fallen into a hole of the potential
 DEFAULT = Path(__file__).resolve().parent.parent / "data" / "reference_phases.db"
 
@@ -43,23 +50,45 @@ class Stability:
         return self.e_form - self.e_stable
 
 
+@cache
+def _mixing_corrections() -> dict[str, dict[str, float]]:
+    """anion -> metal -> eV per metal atom."""
+    return MaterialsProject2020Compatibility().u_corrections
+
+
+def to_pbe(composition: Composition, energy: float) -> float:
+    """Energy in eV on the PBE scale, of one that is PBE+U where the Materials Project sets U: in oxides and fluorides."""
+    if len(composition) == 1:
+        return energy
+    anion = max(composition.elements, key=lambda element: element.X).symbol
+    corrections = _mixing_corrections().get(anion, {})
+    return energy + sum(corrections.get(element.symbol, 0.0) * count for element, count in composition.items())
+
+
 class Hull:
     """Competing phases with energies of one potential.
 
     Args:
         phases: list of (formula, energy per formula unit cell in eV).
+        potential: name of the potential that made the energies; those of PLUS_U are brought to the PBE scale, here and in
+            `stability`.
     """
 
-    def __init__(self, phases: list[tuple[str, float]]):
-        self.entries = [PDEntry(Composition(formula), energy) for formula, energy in phases]
+    def __init__(self, phases: list[tuple[str, float]], potential: str = ""):
+        self.plus_u = potential.startswith(PLUS_U)
+        self.entries = [self._entry(Composition(formula), energy) for formula, energy in phases]
         self.diagrams = {}
+
+    def _entry(self, composition: Composition, energy: float) -> PDEntry:
+        return PDEntry(composition, to_pbe(composition, energy) if self.plus_u else energy)
 
     @classmethod
     def read(cls, path: Path = DEFAULT) -> "Hull":
         """Phases and stored energies of a reference database (row key `energy_eV`)."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} is missing: run data/build.py")
-        return cls([(row.formula, row.energy_eV) for row in ase.db.connect(path).select()])
+        database = ase.db.connect(path)
+        return cls([(row.formula, row.energy_eV) for row in database.select()], database.metadata["potential"])
 
     def diagram(self, elements: frozenset) -> PhaseDiagram:
         """Phase diagram of a chemical system, cached.
@@ -85,7 +114,7 @@ class Hull:
         """
         composition = Composition(formula)
         diagram = self.diagram(frozenset(composition.elements))
-        entry = PDEntry(composition, energy)
+        entry = self._entry(composition, energy)
         e_form = diagram.get_form_energy_per_atom(entry)
         hull = diagram.get_hull_energy_per_atom(composition)
         elemental = sum(diagram.el_refs[el].energy_per_atom * composition.get_atomic_fraction(el) for el in composition)
@@ -127,7 +156,7 @@ def hull_for(potential, formulas, path: Path, cache: Shard) -> Hull:
         found = cache.rows.get(key) or cache.append(key, _phase_energy(atoms, potential.calculator))
         if found["energy"] is not None:
             phases.append((row.formula, found["energy"]))
-    return Hull(phases)
+    return Hull(phases, potential.name)
 
 
 def _phase_energy(atoms: Atoms, calculator) -> dict:

@@ -11,7 +11,7 @@ from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition
 
 from geo_utils import stability_score
-from models.hull import Hull, hull_for, relax_phase
+from models.hull import Hull, hull_for, relax_phase, to_pbe
 from models.potentials import load_potential
 from models.shards import Shard
 
@@ -108,3 +108,22 @@ def test_hull_of_another_potential_is_relaxed_anew(tmp_path):
 def test_reading_without_a_file_says_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="data/build.py"):
         Hull.read(tmp_path / "none.db")
+
+
+def test_oxides_and_fluorides_of_u_metals_are_brought_to_the_pbe_scale():
+    """The published constants: V −1.700, Fe −2.256, Mo −3.202, W −4.438 eV per metal atom in oxides and fluorides."""
+    shift = lambda formula: to_pbe(Composition(formula), 0.0)  # noqa: E731
+    assert shift("MoO3") == pytest.approx(-3.202)
+    assert shift("Fe4O6") == pytest.approx(-4 * 2.256)
+    assert shift("LiFeF4") == pytest.approx(-2.256)
+    assert shift("V2WO8") == pytest.approx(-2 * 1.7 - 4.438)
+    assert [shift(formula) for formula in ("MoS2", "Fe", "TiO2", "FeCl3", "O2")] == [0.0] * 5
+
+
+def test_corrections_reach_phases_and_structures_alike():
+    phases = [("Mo", -10.0), ("O2", -10.0), ("MoO2", -22.0)]
+    plain, mixed = Hull(phases), Hull(phases, "SevenNet 7net-0")
+    assert plain.stability("MoO2", -21.7).e_form == pytest.approx(-1.7 / 3)
+    assert mixed.stability("MoO2", -21.7).e_form == pytest.approx((-1.7 - 3.202) / 3)
+    for hull in (plain, mixed, Hull(phases, "CHGNet 0.3.0")):
+        assert hull.stability("MoO2", -21.7).e_hull == pytest.approx(0.1)
