@@ -1,0 +1,384 @@
+"""One self-contained page of an evaluation: tables, interactive plots and structures that turn in 3D; opens offline.
+
+What the page shows is one JSON, made here, the physics included; how it is drawn stands in report_template.html.
+"""
+
+import hashlib
+import json
+import math
+import re
+from base64 import b64encode
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.data import atomic_names, atomic_numbers, chemical_symbols, covalent_radii
+from ase.data.colors import jmol_colors
+
+from models.layer import BOND_SCALE
+
+TEMPLATE = Path(__file__).with_name("report_template.html")
+SPAN = 12.0  # Å of the layer that is drawn, at least, in both directions
+LONG = 1.25  # a contact longer than this many nearest-neighbour distances is no stick
+MARGIN = 4.0  # Å of layer beyond what is drawn, so that atoms at the rim know all their neighbours
+MAX_SCENES = 300  # structures that turn in 3D, the shortlist first: about 5 kB each
+FIGURE_BYTES = 2_000_000  # of PNG files in the page
+STABLE, ABSURD, ACTIVE = 0.1, -1.0, 0.1  # eV/atom above the hull, eV/atom below it that nobody believes, eV of |ΔG_H|
+
+K0 = 200.0  # 1/s per site, rate constant fitted by Nørskov et al., J. Electrochem. Soc. 152, J23 (2005)
+SITES = 1.5e15  # 1/cm², sites of Pt(111), taken for every structure
+KT = 0.02569  # eV at 298.15 K
+CHARGE = 1.602177e-19  # C
+METALS = {"Ni": -0.27, "Pt": -0.09, "Cu": 0.19, "Au": 0.45}  # eV, ΔG_H of (111) surfaces in that paper
+
+SET_NOTES = {
+    "random_baseline": "random template, random elements, no model",
+    "substitution": "elements substituted into known templates, no model",
+    "unguided": "the same model without guidance",
+    "unguided_filtered": "the same model without guidance, filtered to the same number",
+    "held_out": "real layers that no model has seen: the ceiling",
+}
+PERCENT, EV, PURE, ANGSTROM = "%", "eV", "", "Å"
+METRICS = {
+    "Is it a two-dimensional crystal?": {
+        "two_d_rate": ("Two-dimensional crystal", "one connected layer, periodic in exactly two directions, thin, free-standing", PERCENT),
+        "one_2d_component_rate": ("One connected layer", "before the space between layers and the thickness are checked", PERCENT),
+        "valid_rate": ("Chemically plausible", "no overlapping atoms, and charges that can balance (SMACT)", PERCENT),
+        "distance_valid_rate": ("No overlapping atoms", "shortest distance at least 0.7 times the sum of the covalent radii", PERCENT),
+        "smact_valid_rate": ("Charges can balance", "SMACT's check of the composition", PERCENT),
+    },
+    "Is it stable?": {
+        "stable_rate": ("Stable", "relaxed, and less than 0.1 eV/atom above the competing phases (E_hull)", PERCENT),
+        "stability_score": ("Stability score", "mean of exp(−E_hull), 1 on the hull and below it", PURE),
+        "converged_rate": ("Relaxation reached a minimum", "", PERCENT),
+        "rmsd_relaxed_A": ("How far atoms move when relaxed", "root mean square; 0 for a structure made at its minimum", ANGSTROM),
+    },
+    "Is it active?": {
+        "hit_rate_0.2eV": ("Active and stable", "|ΔG_H| ≤ 0.2 eV by relaxed hydrogen, and stable as above", PERCENT),
+        "hit_rate_0.1eV": ("Very active and stable", "|ΔG_H| ≤ 0.1 eV, and stable", PERCENT),
+        "active_rate_0.2eV": ("Active", "|ΔG_H| ≤ 0.2 eV, stable or not", PERCENT),
+        "mae_delta_g_h_oracle_eV": ("Distance from the ideal ΔG_H = 0", "mean |ΔG_H|, hydrogen relaxed with the potential", EV),
+        "mae_delta_g_h_dimenet_eV": ("The same as DimeNet++ predicts it", "mean |ΔG_H|, without relaxing hydrogen", EV),
+        "delta_g_h_gap_eV": ("How much DimeNet++ flatters", "the former less the latter; above 0 it is too optimistic", EV),
+    },
+    "Is it new, and can it be made?": {
+        "sun_rate": ("Stable, unique and new", "no copy of another one in the set, nor of a layer in the reference database", PERCENT),
+        "unique_rate": ("Unique", "matches no earlier structure of the set", PERCENT),
+        "novel_rate": ("New", "matches no layer of the reference database", PERCENT),
+        "synthesis_rate": ("Called synthesizable", "with probability ≥ ½, by the model under provenance; depends on cell size", PERCENT),
+    },
+}  # fmt: skip
+MINOR = {
+    "one_2d_component_rate", "distance_valid_rate", "smact_valid_rate", "converged_rate", "hit_rate_0.1eV", "unique_rate", "novel_rate",
+}  # fmt: skip
+HEADLINE = ("two_d_rate", "stable_rate", "sun_rate", "hit_rate_0.2eV")
+COLUMNS = {
+    "material_id": "Structure", "formula": "Formula", "layer_group": "Layer group", "e_hull_eV_per_atom": "E_hull (eV/atom)",
+    "delta_g_h_oracle_eV": "ΔG_H, H relaxed (eV)", "delta_g_h_dimenet_eV": "ΔG_H, DimeNet++ (eV)",
+    "delta_g_h_dimenet_std_eV": "± DimeNet++ (eV)", "delta_g_h_second_eV": "ΔG_H, second potential (eV)",
+    "p_active": "P(|ΔG_H| ≤ 0.1 eV)", "p_synth": "P(synthesizable)", "h_site": "Site of H", "n_atoms": "Atoms in the cell",
+    "two_d": "2D", "valid": "Plausible", "converged": "Relaxed", "unique": "Unique", "novel": "New",
+    "thickness_A": "Thickness (Å)", "rmsd_relaxed_A": "Moved when relaxed (Å)", "rank": "Rank",
+}  # fmt: skip
+MEASURES = {"oracle": "delta_g_h_oracle_eV", "dimenet": "delta_g_h_dimenet_eV", "second": "delta_g_h_second_eV"}
+
+
+def plain(value):
+    """JSON's own types of anything: numpy scalars and arrays unpacked, "", nan and inf as None, the rest as text."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return value if isinstance(value, str | bool | int | float) else str(value)
+
+
+def number(value) -> float | None:
+    """A finite number, from a CSV's text as well, or None."""
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def log_exchange_current(delta_g_h):
+    """log10 of the exchange current density in A/cm² by the kinetic model of Nørskov et al. (2005).
+
+    j0 = e k0 n / (1 + exp(−ΔG/kT)) for ΔG < 0, times exp(−ΔG/kT) for ΔG > 0, which is one function of |ΔG|.
+
+    Args:
+        delta_g_h: ΔG_H in eV, a number or an array.
+    """
+    return np.log10(CHARGE * K0 * SITES) - np.logaddexp(0.0, np.abs(delta_g_h) / KT) / np.log(10)
+
+
+def is_stable(row: dict) -> bool:
+    """Whether a row counts as stable: converged, and less than STABLE above the hull but not absurdly below it."""
+    hull = number(row.get("e_hull_eV_per_atom"))
+    return str(row.get("converged")) == "True" and hull is not None and ABSURD < hull < STABLE
+
+
+def point(row: dict) -> dict:
+    """What the plots need of a row of metrics: ΔG_H (eV) by each method with log10 j0 (A/cm²), E_hull (eV/atom); or None."""
+    found = {"id": str(row["material_id"]), "formula": str(row["formula"]), "stable": is_stable(row)}
+    found |= {"hull": number(row["e_hull_eV_per_atom"]), "std": number(row.get("delta_g_h_dimenet_std_eV"))}
+    for name, column in MEASURES.items():
+        value = number(row.get(column))
+        found[name] = value
+        found[name + "_j0"] = None if value is None else round(float(log_exchange_current(value)), 3)
+    return found
+
+
+def parity(rows: list[dict], name: str) -> dict | None:
+    """How far a method's ΔG_H is from the oracle's over a set's rows, beside the null of always saying the oracle's mean.
+
+    Args:
+        name: key of MEASURES.
+
+    Returns:
+        {"n", "mae", "bias", "null", "r"}: mean absolute and mean signed difference and the null's error, in eV (the null leaves
+        each structure out of its mean), correlation (None where undefined); None where fewer than two rows have both.
+    """
+    pairs = [(number(row.get(MEASURES["oracle"])), number(row.get(MEASURES[name]))) for row in rows]
+    pairs = np.array([pair for pair in pairs if None not in pair]).reshape(-1, 2)
+    n = len(pairs)
+    if n < 2:
+        return None
+    oracle, other = pairs.T
+    others_mean = (oracle.sum() - oracle) / (n - 1)
+    varied = min(np.ptp(oracle), np.ptp(other)) > 1e-9
+    return {
+        "n": n, "mae": float(abs(other - oracle).mean()), "bias": float((other - oracle).mean()),
+        "null": float(abs(others_mean - oracle).mean()), "r": float(np.corrcoef(oracle, other)[0, 1]) if varied else None,
+    }  # fmt: skip
+
+
+def causes(rows: list[dict]) -> list[list]:
+    """[cause, number of structures] of the errors, most frequent first; numbers within a cause are blanked to count it once."""
+    found = Counter()
+    for row in rows:
+        parts = [re.sub(r"(?<!\w)[-−]?\d+(\.\d+)?(?!\w)", "…", part) for part in str(row["error"]).split("; ") if part]
+        found.update({part.split(":")[0].strip() for part in parts})
+    return [[cause, count] for cause, count in found.most_common()]
+
+
+def tiled(host: Atoms, low: np.ndarray, high: np.ndarray, plane: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images of a layer's atoms in a parallelogram of the plane and MARGIN Å around it.
+
+    Args:
+        host: layer, any supercell of the plane.
+        low, high: [2] corners in lattice vectors of `plane`.
+        plane: [2, 2] lattice rows, Å.
+
+    Returns:
+        numbers [N], positions [N, 3] Å, inside [N] whether an atom lies in the parallelogram itself (rim included).
+    """
+    margin = MARGIN * np.linalg.norm(np.linalg.inv(plane), axis=0)
+    supercell = host.cell.array[:2, :2]
+    x, y = zip(low - margin, high + margin)
+    corners = np.array([[u, v] for u in x for v in y]) @ plane @ np.linalg.inv(supercell)
+    first, last = np.floor(corners.min(0)).astype(int) - 1, np.ceil(corners.max(0)).astype(int) + 1
+    shifts = np.array([[u, v] for u in range(first[0], last[0] + 1) for v in range(first[1], last[1] + 1)]) @ supercell
+    positions = np.tile(host.positions, (len(shifts), 1))
+    positions[:, :2] += np.repeat(shifts, len(host), axis=0)
+    frac = positions[:, :2] @ np.linalg.inv(plane)
+    near = ((frac > low - margin) & (frac < high + margin)).all(1)
+    inside = ((frac > low - 0.02) & (frac < high + 0.02)).all(1)
+    return np.tile(host.numbers, len(shifts))[near], positions[near], inside[near]
+
+
+def bonds(numbers: np.ndarray, positions: np.ndarray) -> tuple[list, list]:
+    """Sticks and mere contacts between atoms, both within BOND_SCALE covalent sums.
+
+    A contact is longer than LONG nearest-neighbour distances of both its ends; one that two sticks over a shared neighbour
+    imply (metal to metal over the anion) is left out.
+
+    Returns:
+        pairs [i, j] with i < j of sticks, and of contacts.
+    """
+    radii = covalent_radii[numbers]
+    distance = np.linalg.norm(positions[:, None] - positions, axis=2)
+    np.fill_diagonal(distance, np.inf)
+    close = distance <= BOND_SCALE * np.add.outer(radii, radii)
+    nearest = distance.min(1)
+    sticks = close & (distance <= LONG * np.maximum.outer(nearest, nearest))
+    shared = sticks.astype(np.float32)
+    contacts = close & ~sticks & (shared @ shared == 0)
+    return np.argwhere(np.triu(sticks)).tolist(), np.argwhere(np.triu(contacts)).tolist()
+
+
+def hydrogen_bonds(numbers: np.ndarray, positions: np.ndarray) -> list[int]:
+    """Atoms that the adsorbed H, the last one, is bound to: within BOND_SCALE covalent sums and LONG of its shortest bond."""
+    distance = np.linalg.norm(positions[:-1] - positions[-1], axis=1)
+    ratio = distance / (covalent_radii[numbers[:-1]] + covalent_radii[1])
+    return np.flatnonzero(ratio <= min(BOND_SCALE, LONG * ratio.min(initial=np.inf))).tolist()
+
+
+def scene(layer: Atoms, pose: Atoms | None) -> dict:
+    """A finite piece of a layer, a whole number of unit cells about the adsorbed H, with its bonds.
+
+    Args:
+        layer: relaxed layer in the convention (models.layer).
+        pose: supercell of it with H as last atom; None draws the bare layer.
+
+    Returns:
+        {"symbols": [N], "positions": [N, 3] Å, "bonds": [[i, j]], "contacts": [[i, j]] (see bonds), "cell": [8, 3] Å, corners of the
+        unit cell with bit k of the index for vector k and 1 Å of vacuum at each side, "hydrogen": index or None, "turned": whether
+        the layer is upside down, so that an H of the bottom face is on top}.
+    """
+    plane = layer.cell.array[:2, :2]
+    host = layer if pose is None else pose[:-1]
+    target = plane.sum(0) / 2 if pose is None else pose.positions[-1, :2]
+    home = np.floor(target @ np.linalg.inv(plane) + 1e-6)
+    reach = np.ceil((SPAN / np.linalg.norm(plane, axis=1) - 1) / 2).clip(0)
+    low, high = home - reach, home + reach + 1
+    numbers, positions, inside = tiled(host, low, high, plane)
+    order = np.argsort(~inside, kind="stable")
+    count = int(inside.sum())
+    sticks, contacts = ([pair for pair in found if pair[1] < count] for found in bonds(numbers[order], positions[order]))
+    numbers, positions = numbers[inside], positions[inside]
+
+    bottom, top = host.positions[:, 2].min() - 1, host.positions[:, 2].max() + 1
+    cell = np.array([[*((home + [k & 1, k >> 1 & 1]) @ plane), top if k & 4 else bottom] for k in range(8)])
+    centre = np.array([*((low + high) / 2 @ plane), (bottom + top) / 2])
+    turned = False
+    if pose is not None:
+        numbers, positions = np.append(numbers, 1), np.vstack([positions, pose.positions[-1]])
+        sticks += [[k, count] for k in hydrogen_bonds(numbers, positions)]
+        turned = bool(pose.positions[-1, 2] < centre[2])
+    view = np.array([1, -1, -1]) if turned else np.ones(3)
+    return {
+        "symbols": [chemical_symbols[z] for z in numbers],
+        "positions": ((positions - centre) * view).round(2).tolist(),
+        "bonds": sticks,
+        "contacts": contacts,
+        "cell": ((cell - centre) * view).round(2).tolist(),
+        "hydrogen": None if pose is None else count,
+        "turned": turned,
+    }
+
+
+def scenes(evaluation, shortlist: list[dict]) -> dict[str, dict]:
+    """Scenes by material_id: of the shortlist, then of the other relaxed layers, MAX_SCENES in all."""
+    names = dict.fromkeys([item["material_id"] for item in shortlist] + [row["material_id"] for row in evaluation.rows])
+    names = [name for name in names if name in evaluation.relaxed][:MAX_SCENES]
+    return {name: scene(evaluation.relaxed[name], evaluation.poses.get(name)) for name in names}
+
+
+def element(symbol: str) -> dict:
+    """Name, Jmol colour and covalent radius (Å) of an element."""
+    z = atomic_numbers[symbol]
+    colour = "#" + "".join(f"{round(255 * c):02x}" for c in jmol_colors[z])
+    return {"name": atomic_names[z], "colour": colour, "radius": round(float(covalent_radii[z]), 3)}
+
+
+def words(metrics: dict[str, dict]) -> list[dict]:
+    """The metrics that a table shows, in groups and in words; one without words of its own stands last, by its name."""
+    present = dict.fromkeys(name for values in metrics.values() for name in values)
+    groups = [
+        {"title": title, "metrics": [{"name": name, "label": label, "note": note, "unit": unit, "main": name not in MINOR}
+                                     for name, (label, note, unit) in group.items() if name in present]}
+        for title, group in METRICS.items()
+    ]  # fmt: skip
+    known = {name for group in METRICS.values() for name in group}
+    unit = lambda name: PERCENT if "rate" in name else EV if name.endswith("_eV") else PURE
+    rest = [{"name": name, "label": name.replace("_", " "), "note": "", "unit": unit(name), "main": False}
+            for name in present if name not in known]  # fmt: skip
+    return [group for group in [*groups, {"title": "Further", "metrics": rest}] if group["metrics"]]
+
+
+def embedded(figures: list[Path]) -> tuple[list[dict], list[str]]:
+    """PNG files as data URIs up to FIGURE_BYTES in all, and the names of those that did not fit."""
+    images, left_out, total = [], [], 0
+    for path in map(Path, figures):
+        if not path.is_file():
+            continue
+        total += path.stat().st_size
+        if total > FIGURE_BYTES:
+            left_out.append(path.name)
+            total -= path.stat().st_size
+            continue
+        images.append({"name": path.stem.replace("_", " "), "uri": "data:image/png;base64," + b64encode(path.read_bytes()).decode()})
+    return images, left_out
+
+
+def content(name: str, evaluation, others: dict, metrics: dict, shortlist: list[dict], figures: list[Path]) -> dict:
+    """All that the page shows, as plain JSON types; arguments as in write_html."""
+    sets = {name: evaluation.rows, **others}
+    drawn = scenes(evaluation, shortlist)
+    images, left_out = embedded(figures)
+    axis = np.linspace(-1, 1, 161)
+    return plain({
+        "set": name,
+        "sets": [{
+            "name": label, "note": SET_NOTES.get(label, ""), "points": [point(row) for row in rows],
+            "parity": {key: parity(rows, key) for key in ("dimenet", "second")},
+        } for label, rows in sets.items()],
+        "groups": words(metrics),
+        "metrics": metrics,
+        "headline": [key for key in HEADLINE if key in metrics.get(name, {})],
+        "labels": COLUMNS,
+        "shortlist": shortlist,
+        "rows": evaluation.rows,
+        "scenes": [[key, value] for key, value in drawn.items()],
+        "undrawn": max(0, len(evaluation.relaxed) - len(drawn)),
+        "elements": {symbol: element(symbol) for symbol in sorted({s for value in drawn.values() for s in value["symbols"]})},
+        "failures": [[row["material_id"], row["formula"], row["error"]] for row in evaluation.rows if row["error"]],
+        "causes": causes(evaluation.rows),
+        "provenance": evaluation.provenance,
+        "volcano": {"curve": np.column_stack([axis, log_exchange_current(axis)]).round(3), "k0": K0, "sites": SITES,
+                    "metals": [[metal, value, float(log_exchange_current(value))] for metal, value in METALS.items()]},
+        "thresholds": {"stable": STABLE, "active": ACTIVE},
+        "figures": images,
+        "figures_left_out": left_out,
+    })  # fmt: skip
+
+
+def script_safe(value) -> str:
+    """JSON that cannot end or escape the script element it stands in, ASCII alone."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def guarded(page: str) -> str:
+    """The template with the hash of its one program in its security policy: no browser runs anything else, or asks any server."""
+    program = page.split("<script>")[1].split("</script>")[0]
+    digest = b64encode(hashlib.sha256(program.encode()).digest()).decode()
+    return page.replace("__SCRIPT_HASH__", digest)
+
+
+def write_html(
+    path: Path,
+    name: str,
+    evaluation,
+    others: dict[str, list[dict]],
+    metrics: dict[str, dict],
+    shortlist: list[dict],
+    figures: list[Path],
+) -> None:
+    """Writes the report of a set as one HTML file that needs no other file and no network.
+
+    Args:
+        path: the file; written by rename.
+        name: name of the set.
+        evaluation: geo_utils.Evaluation; `relaxed` are layers in the convention, `poses` supercells of them with H as the
+            last atom (positions and cells in Å), either may lack an id.
+        others: rows of the sets to compare with, by name; columns of metrics.csv, as text or as numbers.
+        metrics: {set: {metric: {"value", "ci95": [low, high], "n"}}}, the own set first. A metric of another set may carry
+            "difference", "difference_ci95" (own less other, in the metric's unit) and "p_value" of a paired test.
+        shortlist: best first; keys material_id, formula, layer_group, e_hull_eV_per_atom (eV/atom), delta_g_h_oracle_eV and
+            delta_g_h_dimenet_eV (eV), p_synth and p_active (0 to 1), "" where not computed. Other keys become columns.
+        figures: PNG files to embed; those that do not exist are left out.
+    """
+    before, after = guarded(TEMPLATE.read_text(encoding="utf-8")).split("__DATA__")
+    data = script_safe(content(name, evaluation, others, metrics, shortlist, figures))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(before + data + after, encoding="utf-8", newline="\n")
+    temporary.replace(path)
