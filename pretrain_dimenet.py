@@ -4,40 +4,43 @@ eV.
     python pretrain_dimenet.py --lmdb data.lmdb --epochs 50 --out results/dimenet/dimenet.pt
 
 Beside the checkpoint of the best epoch (`--out`, EMA weights) come `_last.pt` (for --resume), `_log.csv`,
-`_loss.png`, `_metrics.json`, and `config.json`.
+`_loss.png`, `_metrics.json`, `_parity.png`, and `config.json`. Models of several seeds become one ensemble with a calibrated
+spread by --combine.
 """
 
 import argparse
 import copy
 import csv
-import json
 import math
 import os
 import time
 from collections import Counter
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from torch_geometric.data import Data
 from tqdm import tqdm
 
+from models.baselines import surrogate_report
+from models.cli import plain, write_json
 from models.dimenet import (
     MAX_ATOMIC_NUMBER,
+    Ensemble,
     PeriodicDimeNetPlusPlus,
     add_edges,
     collate,
     load_checkpoint,
+    load_dimenet,
     predict,
+    predict_spread,
     save_dimenet,
+    save_ensemble,
     shortest_distance,
 )
+from models.figures import parity, plot_mae_curve
 from models.lmdb_data import LmdbDataset, RecordError, UnsafeRecordError
 from models.split import ADSORBATE, hash_fraction, host_formula, split_of
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 
 # DimeNet++ on the 10k split of IS2RE as configured by the Open Catalyst Project (there with a step-wise
 # learning rate and a sum over all atoms; here a cosine and the local readout).
@@ -89,7 +92,11 @@ def build_parser() -> argparse.ArgumentParser:
         default="H",
         help="H: only records whose tagged atoms are hydrogen (untagged records are kept)",
     )
-    data.add_argument("--out", default="results/dimenet/dimenet.pt", help="checkpoint of the best epoch")
+    data.add_argument("--share", type=float, default=1.0, help="train on this share of the hosts only (for learning curves)")
+    data.add_argument(
+        "--per-host", type=int, default=0, help="records of a host that an epoch draws, 0 for all: hosts teach, frames do not"
+    )
+    data.add_argument("--out", type=Path, default=Path("results/dimenet/dimenet.pt"), help="checkpoint of the best epoch")
 
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -111,6 +118,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--init",
         metavar="CHECKPOINT",
         help="fine-tune: start from its weights, model and normalisation (model flags are ignored)",
+    )
+    model.add_argument(
+        "--combine", nargs="+", metavar="CHECKPOINT", help="train nothing: make these models one ensemble, calibrate and measure it"
     )
 
     optim = parser.add_argument_group("optimisation")
@@ -180,6 +190,7 @@ def load_graphs(args: argparse.Namespace, cutoff: float) -> list[Data]:
                     tags=record.tags,
                 )
                 graph = add_edges(graph, cutoff)
+                graph.rigid = is_rigid(record)
                 if shortest_distance(graph) < MIN_DISTANCE:
                     reason = f"atoms closer than {MIN_DISTANCE} Å"
         except UnsafeRecordError:
@@ -191,6 +202,7 @@ def load_graphs(args: argparse.Namespace, cutoff: float) -> list[Data]:
             skipped[reason] += 1
             continue
         graph.y, graph.sid = record[args.target], record.sid
+        graph.host = record.get("host_uid", str(record.sid))
         graph.split = split_of(host_formula(record.atomic_numbers, record.tags))
         untagged += not bool((record.tags == ADSORBATE).any())
         graphs.append(graph)
@@ -206,6 +218,20 @@ def load_graphs(args: argparse.Namespace, cutoff: float) -> list[Data]:
             "(read from all atoms, host = all atoms)"
         )
     return graphs
+
+
+def is_rigid(record: Data) -> bool:
+    """Whether nothing but the adsorbate moved to reach the target."""
+    host = record.tags != ADSORBATE
+    return bool(host.any() and record.fixed[host].bool().all())
+
+
+def by_host(graphs: list[Data]) -> dict[str, list[int]]:
+    """Indices of the graphs of each host."""
+    hosts = {}
+    for index, graph in enumerate(graphs):
+        hosts.setdefault(graph.host, []).append(index)
+    return hosts
 
 
 def split_graphs(graphs: list[Data]) -> tuple[list[Data], list[Data], list[Data]]:
@@ -224,10 +250,8 @@ def split_graphs(graphs: list[Data]) -> tuple[list[Data], list[Data], list[Data]
         print(
             f"too few hosts for a split by formula: {n_val} validation records taken by a hash of sid instead"
         )
-    print(
-        " / ".join(f"{len(part)} {name}" for name, part in parts.items()),
-        "(split by the host's reduced formula)",
-    )
+    sizes = [f"{len(part)} {name} ({len(by_host(part))} hosts)" for name, part in parts.items()]
+    print(" / ".join(sizes), "split by the host's reduced formula")
     return parts["train"], parts["val"], parts["test"]
 
 
@@ -268,15 +292,18 @@ def update_ema(ema: torch.nn.Module, model: torch.nn.Module, step: int, decay: f
         average.lerp_(parameter, 1 - decay)
 
 
+def epoch_order(graphs: list[Data], epoch: int, args: argparse.Namespace) -> list[int]:
+    """Order of an epoch, which depends on seed and epoch alone; at most --per-host records of each host."""
+    rng = np.random.default_rng([args.seed, epoch])
+    drawn = [rng.permutation(indices)[: args.per_host or None] for indices in by_host(graphs).values()]
+    return rng.permutation(np.concatenate(drawn)).tolist()
+
+
 def train_epoch(
     model, ema, optimizer, graphs: list[Data], epoch: int, args: argparse.Namespace, device: str
 ) -> float:
-    """One pass in an order that depends on seed and epoch alone; returns the mean absolute error on the way,
-    in eV.
-    """
-    order = torch.randperm(
-        len(graphs), generator=torch.Generator().manual_seed(args.seed * 1_000_003 + epoch)
-    ).tolist()
+    """One pass; returns the mean absolute error on the way, in eV."""
+    order = epoch_order(graphs, epoch, args)
     batches = [order[i : i + args.batch_size] for i in range(0, len(order), args.batch_size)]
     error = 0.0
     for number, batch in enumerate(tqdm(batches, desc=f"epoch {epoch + 1}", unit="batch", leave=False)):
@@ -291,7 +318,7 @@ def train_epoch(
         optimizer.step()
         update_ema(ema, model, step, args.ema)
         error += float(absolute.detach().sum())
-    return error / len(graphs)
+    return error / len(order)
 
 
 def mae(model: PeriodicDimeNetPlusPlus, graphs: list[Data], batch_size: int) -> float:
@@ -309,12 +336,6 @@ def targets(graphs: list[Data]) -> np.ndarray:
 # ---------------------------------------------------------------- output
 
 
-def write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def write_log(out: Path, history: list[dict]) -> None:
     temporary = out.with_name(f".{out.stem}_log.tmp")
     with temporary.open("w", newline="") as handle:
@@ -324,24 +345,42 @@ def write_log(out: Path, history: list[dict]) -> None:
     os.replace(temporary, out.with_name(f"{out.stem}_log.csv"))
 
 
-def plot_loss(out: Path, history: list[dict], null: float) -> None:
-    """Error by epoch, with the error of always predicting the mean of the training targets."""
-    epochs = [row["epoch"] for row in history]
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    axis.plot(epochs, [row["train_mae_eV"] for row in history], ".-", label="train")
-    axis.plot(epochs, [row["val_mae_eV"] for row in history], ".-", label="validation (EMA)")
-    axis.axhline(null, color="0.5", linestyle="--", label="mean of train, on validation")
-    axis.set(xlabel="epoch", ylabel="MAE (eV)", ylim=(0, None), title="DimeNet++ adsorption energy")
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.legend()
-    temporary = out.with_name(f".{out.stem}_loss.tmp.png")
-    figure.savefig(temporary, dpi=150)
-    plt.close(figure)
-    os.replace(temporary, out.with_name(f"{out.stem}_loss.png"))
+def measure(ensemble: Ensemble, train: list[Data], test: list[Data], args: argparse.Namespace) -> None:
+    """Errors on held-out hosts beside the nulls, rigid and relaxed targets apart: `_metrics.json` and `_parity.png`."""
+    energies, spreads = predict_spread(ensemble, test, args.batch_size)
+    report = surrogate_report(energies, spreads, train, test, args.seed)
+    write_json(args.out.with_name(f"{args.out.stem}_metrics.json"), report)
+    for level, found in report.items():
+        print(
+            f"test, {level}: MAE of the best epoch {found['mae']:.3f} eV on {found['n']} records of {found['hosts']} hosts; "
+            f"always the mean {found['mae_mean']:.3f}, extra-trees {found['mae_trees']:.3f}"
+        )
+    panels = {level: (*_of_level(level, test, energies), "eV") for level in report}
+    if panels:
+        parity(panels, "ΔE_H of the LMDB (eV)", "DimeNet++ (eV)", args.out.with_name(f"{args.out.stem}_parity.png"))
+    else:
+        print("no test MAE: no host of these records falls into the test split")
+
+
+def _of_level(level: str, graphs: list[Data], energies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    chosen = [index for index, graph in enumerate(graphs) if graph.rigid == (level == "rigid")]
+    return targets([graphs[index] for index in chosen]), energies[chosen]
+
+
+def combine(args: argparse.Namespace, train: list[Data], val: list[Data], test: list[Data], device: str) -> None:
+    """Makes an ensemble; its spread is scaled so that 68.3 % of the validation errors lie within it."""
+    members = [member for path in args.combine for member in load_dimenet(path, device).members]
+    ensemble = Ensemble(members)
+    if len(members) > 1:
+        energies, spreads = predict_spread(ensemble, val, args.batch_size)
+        ensemble.spread_scale = float(np.quantile(np.abs(energies - targets(val)) / spreads, 0.683))
+    save_ensemble(args.out, ensemble, args=plain(vars(args)))
+    print(f"{len(members)} members; the spread is scaled by {ensemble.spread_scale:.2f}")
+    measure(ensemble, train, test, args)
 
 
 def check_same_run(before: dict, args: argparse.Namespace) -> None:
-    changed = [k for k, v in vars(args).items() if k not in RUN_ONLY and before.get(k) != v]
+    changed = [k for k, v in plain(vars(args)).items() if k not in RUN_ONLY and before.get(k) != v]
     if changed:
         what = ", ".join(f"{k} was {before.get(k)!r}, is {getattr(args, k)!r}" for k in changed)
         raise SystemExit(f"error: --resume continues a run with the same arguments, but {what}")
@@ -352,15 +391,17 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    last = out.with_name(f"{out.stem}_last.pt")
-
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    last = args.out.with_name(f"{args.out.stem}_last.pt")
+    first_weights = args.init or (args.combine or [None])[0]
     try:
-        cutoff = load_checkpoint(args.init)["hyper_parameters"]["cutoff"] if args.init else args.cutoff
+        cutoff = load_dimenet(first_weights).cutoff if first_weights else args.cutoff
         train, val, test = split_graphs(load_graphs(args, cutoff))
     except (FileNotFoundError, RecordError) as error:
         raise SystemExit(f"error: {error}") from None
+    train = [graph for graph in train if hash_fraction(f"share {graph.host}") < args.share]
+    if args.combine:
+        return combine(args, train, val, test, device)
     train_y = targets(train)
     null = float(np.abs(targets(val) - train_y.mean()).mean())
 
@@ -376,7 +417,7 @@ def main(argv: list[str] | None = None) -> None:
         optimizer.load_state_dict(state["optimizer"])
         first, history = state["epoch"], state["history"]
         print(f"continuing after epoch {first}")
-    write_text(out.with_name("config.json"), json.dumps({**vars(args), **model.hyper_parameters}, indent=1))
+    write_json(args.out.with_name("config.json"), {**plain(vars(args)), **model.hyper_parameters})
 
     for epoch in range(first, args.epochs):
         start = time.perf_counter()
@@ -393,46 +434,17 @@ def main(argv: list[str] | None = None) -> None:
                 "seconds": time.perf_counter() - start,
             }
         )
-        for path in [out, last] if best else [last]:
-            save_dimenet(
-                path,
-                ema,
-                raw_state_dict=model.state_dict(),
-                optimizer=optimizer.state_dict(),
-                epoch=epoch + 1,
-                history=history,
-                args=vars(args),
-            )
-        write_log(out, history)
-        plot_loss(out, history, null)
-        print(
-            f"epoch {epoch + 1}: train {train_mae:.4f}, validation {val_mae:.4f} eV "
-            f"(mean of train {null:.4f})"
-            f"{'  best' if best else ''}"
-        )
+        progress = {"epoch": epoch + 1, "history": history, "args": plain(vars(args))}
+        if best:
+            save_dimenet(args.out, ema, **progress)
+        save_dimenet(last, ema, raw_state_dict=model.state_dict(), optimizer=optimizer.state_dict(), **progress)
+        write_log(args.out, history)
+        plot_mae_curve(history, args.out.with_name(f"{args.out.stem}_loss.png"))
+        state = f"train {train_mae:.4f}, validation {val_mae:.4f} eV (mean of train {null:.4f})"
+        print(f"epoch {epoch + 1}: {state}{'  best' if best else ''}", flush=True)
 
-    ema.load_state_dict(load_checkpoint(out, device)["state_dict"])
-    y = targets(test)
-    metrics = {
-        "n_train": len(train),
-        "n_val": len(val),
-        "n_test": len(test),
-        "val_mae_eV": mae(ema, val, args.batch_size),
-        "test_mae_eV": mae(ema, test, args.batch_size),
-        "test_mae_mean_of_train_eV": float(np.abs(y - train_y.mean()).mean()) if len(y) else math.nan,
-        "test_mae_median_of_train_eV": float(np.abs(y - np.median(train_y)).mean()) if len(y) else math.nan,
-    }
-    finite = {name: None if math.isnan(value) else value for name, value in metrics.items()}
-    write_text(out.with_name(f"{out.stem}_metrics.json"), json.dumps(finite, indent=1))
-    if len(y):
-        print(
-            f"test MAE of the best epoch {metrics['test_mae_eV']:.4f} eV on {len(y)} records; "
-            f"always the mean of train {metrics['test_mae_mean_of_train_eV']:.4f}, "
-            f"its median {metrics['test_mae_median_of_train_eV']:.4f} eV"
-        )
-    else:
-        print("no test MAE: no host of these records falls into the test split")
-    print(f"wrote {out}")
+    measure(load_dimenet(args.out, device), train, test, args)
+    print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the builder computes: lists of work items, each with its key; adding a metal, a phase or a perturbation is one line."""
 
 import itertools
+from collections import Counter
 
 import numpy as np
 from ase import Atoms
@@ -20,7 +21,8 @@ from data.prototypes import (
     TRIELS,
 )
 from models.layer import layer_atoms
-from models.shards import digest, pack_atoms
+from models.shards import digest, pack_atoms, unpack_atoms
+from models.split import split_of
 from models.templates import substitute
 
 METALS = ALKALI + ALKALINE_EARTH + TRANSITION + TRIELS + ["Si", "Ge", "Sn", "Pb", "Sb", "Bi"]
@@ -75,7 +77,7 @@ SURFACES = {  # Å, PBE lattice constants, rounded; the potential relaxes them
 STEPPED = dict(Pt=3.97, Pd=3.95, Ni=3.52, Cu=3.64, Ag=4.15, Au=4.16, Rh=3.84, Ir=3.87)
 ALLOYED = ["Pt", "Pd", "Ni", "Cu", "Ag", "Au", "Rh", "Ir", "Co", "Ru"]  # one as the skin or the second layer of the other
 PERTURBATIONS = {"strained": 2, "rattled": 2, "noised": 2, "substituted": 2}  # variants of each layer
-RELAXED_HOSTS = 400
+RELAXED_HOSTS = {"train": 260, "val": 60, "test": 100}  # more of the held-out ones than their share, for the sake of the errors
 
 
 def aflow() -> dict:
@@ -241,10 +243,16 @@ def perturbed_items(layers: list[dict]) -> list[dict]:
 
 
 def relaxed_items(hosts: list[dict]) -> list[dict]:
-    """The first RELAXED_HOSTS of the rigid hosts that are layers and adsorb hydrogen somewhere."""
+    """Rigid hosts that adsorb hydrogen somewhere: of each split, by a hash, the first RELAXED_HOSTS."""
     adsorbs = lambda row: any(site["converged"] and not site["flag"] for site in row.get("sites", []))  # noqa: E731
-    found = [row for row in hosts if row["reason"] == "" and adsorbs(row)]
-    return [{"key": row["key"], "row": row} for row in sorted(found, key=lambda row: digest("relaxed" + row["key"]))][:RELAXED_HOSTS]
+    found = sorted((row for row in hosts if adsorbs(row)), key=lambda row: digest("relaxed" + row["key"]))
+    taken, items = Counter(), []
+    for row in found:
+        split = split_of(unpack_atoms(row["host"]).get_chemical_formula())
+        taken[split] += 1
+        if taken[split] <= RELAXED_HOSTS[split]:
+            items.append({"key": row["key"], "row": row})
+    return items
 
 
 def perturbations(atoms: Atoms, key: str, elements: list[str]):

@@ -19,7 +19,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models.adsorption import CORRECTION, hydrogen_energy  # noqa: E402
 from models.cli import write_json  # noqa: E402
-from models.figures import plt, save  # noqa: E402
+from models.figures import parity  # noqa: E402
 from models.hull import MAX_ENERGY, Hull  # noqa: E402
 from models.potentials import load_potential, single_point  # noqa: E402
 from models.shards import Shard  # noqa: E402
@@ -78,7 +78,7 @@ def against_c2db(calculator, count: int, seed: int = 0) -> tuple[dict, dict]:
                                      "share called": called.mean(), "share true": true.mean()},
         "skipped": skipped,
     }  # fmt: skip
-    return summary, {"E_form (eV/atom)": (hform, e_form), "E_hull (eV/atom)": (ehull, e_hull)}
+    return summary, {"E_form (eV/atom)": (hform, e_form, "eV/atom"), "E_hull (eV/atom)": (ehull, e_hull, "eV/atom")}
 
 
 def against_sac(calculator) -> tuple[dict, dict]:
@@ -90,7 +90,7 @@ def against_sac(calculator) -> tuple[dict, dict]:
         predicted.append(single_point(slab_h, calculator) - single_point(slab, calculator) - half_h2)
         true.append(slab_h.info["dE_H_dft_eV"])
     summary = {"as it is": errors(predicted, true), "line fitted on the other half": corrected_on_halves(predicted, true)}
-    return summary, {"ΔE_H, single-atom catalysts (eV)": (true, predicted)}
+    return summary, {"ΔE_H, single-atom catalysts (eV)": (true, predicted, "eV")}
 
 
 def against_literature(shard: Path) -> tuple[dict, dict]:
@@ -105,23 +105,7 @@ def against_literature(shard: Path) -> tuple[dict, dict]:
     predicted, true = [p[3] for p in pairs], [p[2] for p in pairs]
     summary = {"all": errors(predicted, true), "line fitted on the other half": corrected_on_halves(predicted, true),
                "pairs": [dict(zip(("system", "functional", "literature", "oracle"), pair)) for pair in pairs]}  # fmt: skip
-    return summary, {"ΔG_H, literature (eV)": (true, predicted)}
-
-
-def draw(panels: dict, potential: str, path: Path):
-    """Parity plots."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.8), squeeze=False)
-    for axis, (title, (true, predicted)) in zip(axes[0], panels.items()):
-        low, high = np.percentile([*true, *predicted], [0.5, 99.5])
-        margin = 0.05 * (high - low)
-        axis.scatter(true, predicted, s=10, alpha=0.5, lw=0)
-        axis.axline((0, 0), slope=1, color="0.6", lw=1)
-        outside = sum((np.minimum(t, p) < low - margin) or (np.maximum(t, p) > high + margin) for t, p in zip(true, predicted))
-        axis.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), xlabel="DFT", ylabel=potential)
-        mae = np.mean(np.abs(np.array(predicted) - np.array(true)))
-        axis.set_title(f"{title}\nn = {len(true)}, MAE {mae:.3f}" + (f", {outside} outside the frame" if outside else ""))
-    figure.tight_layout()
-    save(figure, path)
+    return summary, {"ΔG_H, literature (eV)": (true, predicted, "eV")}
 
 
 def build_parser():
@@ -148,7 +132,7 @@ def main():
         except FileNotFoundError as error:
             print(f"{name}: left out, {error.filename} is missing (HER2D_REFERENCE_DATA names its folder)")
     write_json(args.out, summary)
-    draw(panels, potential.name, args.out.with_suffix(".png"))
+    parity(panels, "DFT", potential.name, args.out.with_suffix(".png"))
     brief = lambda value: {k: brief(v) for k, v in value.items() if k != "pairs"} if isinstance(value, dict) else value  # noqa: E731
     print(json.dumps(brief(json.loads(args.out.read_text())), indent=1))
 

@@ -8,14 +8,14 @@ from ase import Atoms
 from tqdm import tqdm
 
 from models.adsorption import CORRECTION, adsorb, adsorption_sites, roomy, with_hydrogen
-from models.dimenet import PeriodicDimeNetPlusPlus, adsorption_graph, predict
+from models.dimenet import Ensemble, adsorption_graph, predict_spread
 from models.potentials import single_point
 
 CHUNK = 32  # layers whose sites are predicted together
 
 
 def predict_delta_g(
-    model: PeriodicDimeNetPlusPlus, layers, batch_size: int = 64, correction: float = CORRECTION, progress: bool = False
+    model: Ensemble, layers, batch_size: int = 64, correction: float = CORRECTION, progress: bool = False
 ):
     """Predicted ΔG_H of layers, site by site from the starting pose of H.
 
@@ -23,8 +23,8 @@ def predict_delta_g(
         layers: list of (name, ASE layer in the convention).
 
     Yields:
-        (name, {"delta_g_h": eV, "h_site", "h_position": [3] Å in the supercell, "sites": n}); a layer that fails gives
-        {"error": why}.
+        (name, {"delta_g_h": eV, "delta_g_h_std": eV or None, "h_site", "h_position": [3] Å in the supercell, "sites": n});
+        a layer that fails gives {"error": why}.
     """
     bar = tqdm(range(0, len(layers), CHUNK), desc="ΔG_H by DimeNet++", disable=not progress, mininterval=2)
     for start in bar:
@@ -38,18 +38,21 @@ def predict_delta_g(
                 continue
             graphs += made
             owners += [(name, site) for site in sites]
-        energies = predict(model, graphs, batch_size)
-        for (name, site), graph, energy in zip(owners, graphs, energies):
+        energies, spreads = predict_spread(model, graphs, batch_size)
+        for (name, site), graph, energy, spread in zip(owners, graphs, energies, spreads):
             best = results.setdefault(name, {"delta_g_h": np.inf, "sites": 0})
             best["sites"] += 1
             if energy + correction < best["delta_g_h"]:
-                best |= {"delta_g_h": float(energy + correction), "h_site": site.label, "h_position": graph.pos[-1].tolist()}
+                best |= {
+                    "delta_g_h": float(energy + correction), "delta_g_h_std": None if np.isnan(spread) else float(spread),
+                    "h_site": site.label, "h_position": graph.pos[-1].tolist(),
+                }  # fmt: skip
         yield from results.items()
 
 
 def _site_graph(atoms: Atoms, site, model):
     slab = roomy(with_hydrogen(atoms, site))
-    return adsorption_graph(slab, slab.get_tags(), model.hyper_parameters["cutoff"])
+    return adsorption_graph(slab, slab.get_tags(), model.cutoff)
 
 
 def oracle_delta_g(atoms: Atoms, calculator, half_h2: float, correction: float = CORRECTION, sites: int = 0, rigid: bool = True):

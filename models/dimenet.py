@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from matscipy.neighbours import neighbour_list
+from pymatgen.core import Element
 from scipy.optimize import brentq
 from scipy.special import spherical_jn
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ from torch_geometric.nn.resolver import activation_resolver
 from torch_geometric.utils import scatter
 from tqdm import tqdm
 
+from models.cli import save_checkpoint
+from models.elements import element_features
 from models.split import ADSORBATE
 
 GRAPH_FIELDS = ("pos", "cell", "atomic_numbers", "tags", "edge_index", "edge_shift", "edge_cutoff")
@@ -204,6 +207,33 @@ class SphericalBasis(nn.Module):
         return (radial * self.angular(cosine)[:, :, None]).flatten(1)
 
 
+class ElementEmbedding(nn.Module):
+    """Embedding of an element: learned for itself, plus learned of what chemistry knows of it, which helps with those that
+    training has hardly seen.
+
+    Args:
+        channels: width.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.own = nn.Embedding(MAX_ATOMIC_NUMBER + 1, channels)
+        known = np.nan_to_num([_descriptors(number) for number in range(1, MAX_ATOMIC_NUMBER + 1)])
+        table = np.vstack([np.zeros(known.shape[1]), (known - known.mean(0)) / known.std(0)])
+        self.register_buffer("table", torch.tensor(table, dtype=torch.float32), persistent=False)
+        self.shared = nn.Sequential(nn.Linear(table.shape[1], channels), nn.SiLU(), nn.Linear(channels, channels))
+
+    def forward(self, atomic_numbers: Tensor) -> Tensor:
+        """[N] to [N, channels]."""
+        return self.own(atomic_numbers) + self.shared(self.table[atomic_numbers])
+
+
+def _descriptors(number: int) -> list[float]:
+    """Group, row, electronegativity, covalent radius, valence electrons, first ionisation energy and electron affinity (eV)."""
+    element = Element.from_Z(number)
+    return [*element_features(number), element.ionization_energy or 0.0, element.electron_affinity or 0.0]
+
+
 class PeriodicDimeNetPlusPlus(nn.Module):
     """Adsorption energy of a structure: the mean of per-atom outputs over its adsorbate atoms.
 
@@ -257,6 +287,7 @@ class PeriodicDimeNetPlusPlus(nn.Module):
         self.rbf = BesselBasisLayer(num_radial, cutoff, envelope_exponent)
         self.sbf = SphericalBasis(num_spherical, num_radial, cutoff, envelope_exponent)
         self.emb = EmbeddingBlock(num_radial, hidden_channels, act)
+        self.emb.emb = ElementEmbedding(hidden_channels)
         self.interaction_blocks = nn.ModuleList(
             InteractionPPBlock(hidden_channels, int_emb_size, basis_emb_size, num_spherical, num_radial,
                                num_before_skip, num_after_skip, act)
@@ -348,53 +379,78 @@ def readout_atoms(tags: Tensor, batch: Tensor) -> Tensor:
     return tagged | ~has_adsorbate[batch]
 
 
-def save_dimenet(path: str | os.PathLike, model: PeriodicDimeNetPlusPlus, **extra: Any) -> None:
-    """Write a checkpoint: hyper_parameters, state_dict, and `extra` (plain types and tensors); appears by
-    rename.
+class Ensemble(nn.Module):
+    """Several models trained from other seeds; their mean predicts, their spread says how far to trust it.
+
+    Args:
+        members: models of one cutoff.
+        spread_scale: factor that makes the members' standard deviation cover the error (68 % within it), measured on held-out
+            hosts.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    hyper_parameters = {**model.hyper_parameters, "target_mean": float(model.target_mean),
-                        "target_std": float(model.target_std)}  # fmt: skip
-    torch.save({**extra, "hyper_parameters": hyper_parameters, "state_dict": model.state_dict()}, temporary)
-    os.replace(temporary, path)
+
+    def __init__(self, members: Sequence[PeriodicDimeNetPlusPlus], spread_scale: float = 1.0):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.cutoff = members[0].cutoff
+        self.target_mean = members[0].target_mean
+        self.spread_scale = float(spread_scale)
+
+    def forward(self, data: Data | Batch) -> Tensor:
+        """Energies [B] of a batch, eV."""
+        return self.each(data).mean(0)
+
+    def each(self, data: Data | Batch) -> Tensor:
+        """Energies [members, B] of a batch, eV."""
+        return torch.stack([member(data) for member in self.members])
+
+
+def save_dimenet(path: str | os.PathLike, model: PeriodicDimeNetPlusPlus, **extra: Any) -> None:
+    """Write a checkpoint of one model: hyper_parameters, state_dict, and `extra` (plain types and tensors); appears by rename."""
+    save_checkpoint(Path(path), {**extra, "hyper_parameters": _hyper_parameters(model), "state_dict": model.state_dict()})
+
+
+def save_ensemble(path: str | os.PathLike, ensemble: Ensemble, **extra: Any) -> None:
+    """Write a checkpoint of an ensemble: members (each with hyper_parameters and state_dict), spread_scale, and `extra`."""
+    members = [{"hyper_parameters": _hyper_parameters(m), "state_dict": m.state_dict()} for m in ensemble.members]
+    save_checkpoint(Path(path), {**extra, "members": members, "spread_scale": ensemble.spread_scale})
+
+
+def _hyper_parameters(model: PeriodicDimeNetPlusPlus) -> dict[str, Any]:
+    return {**model.hyper_parameters, "target_mean": float(model.target_mean), "target_std": float(model.target_std)}
 
 
 def load_checkpoint(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """All that `save_dimenet` wrote.
+    """All that `save_dimenet` or `save_ensemble` wrote.
 
     Raises:
         ValueError: The file is no checkpoint of this model.
     """
     checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    if not isinstance(checkpoint, dict) or not {"hyper_parameters", "state_dict"} <= checkpoint.keys():
+    if not isinstance(checkpoint, dict) or not ({"hyper_parameters", "state_dict"} <= checkpoint.keys() or "members" in checkpoint):
         raise ValueError(f"{path} is no checkpoint of PeriodicDimeNetPlusPlus (see pretrain_dimenet.py)")
     return checkpoint
 
 
-def load_dimenet(
-    path: str | os.PathLike, map_location: str | torch.device = "cpu"
-) -> PeriodicDimeNetPlusPlus:
-    """Model of a checkpoint, on `map_location`, in evaluation mode.
+def load_dimenet(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> Ensemble:
+    """Ensemble of a checkpoint, on `map_location`, in evaluation mode; a single model is an ensemble of one.
 
     Raises:
         ValueError: The file is no checkpoint of this model.
     """
     checkpoint = load_checkpoint(path, map_location)
-    model = PeriodicDimeNetPlusPlus(**checkpoint["hyper_parameters"])
-    model.load_state_dict(checkpoint["state_dict"])
-    return model.to(map_location).eval()
+    members = []
+    for saved in checkpoint.get("members", [checkpoint]):
+        members.append(PeriodicDimeNetPlusPlus(**saved["hyper_parameters"]))
+        members[-1].load_state_dict(saved["state_dict"])
+    return Ensemble(members, checkpoint.get("spread_scale", 1.0)).to(map_location).eval()
 
 
 @torch.no_grad()
-def predict(
-    model: PeriodicDimeNetPlusPlus, graphs: Sequence[Data], batch_size: int = 32, progress: bool = False
-) -> np.ndarray:
+def predict(model: nn.Module, graphs: Sequence[Data], batch_size: int = 32, progress: bool = False) -> np.ndarray:
     """Energies of many graphs.
 
     Args:
-        model: Its device is used; its mode (train, eval) makes no difference.
+        model: PeriodicDimeNetPlusPlus or Ensemble; its device is used, its mode (train, eval) makes no difference.
         graphs: As `adsorption_graph` makes them.
         batch_size: Graphs at a time.
         progress: Show a bar.
@@ -402,7 +458,23 @@ def predict(
     Returns:
         [n] eV.
     """
+    return _in_batches(model, model, graphs, batch_size, progress, np.zeros(0))
+
+
+@torch.no_grad()
+def predict_spread(ensemble: Ensemble, graphs: Sequence[Data], batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Energies of many graphs and their calibrated spread.
+
+    Returns:
+        [n] and [n] eV; the spread of an ensemble of one is NaN.
+    """
+    each = _in_batches(ensemble, ensemble.each, graphs, batch_size, False, np.zeros((len(ensemble.members), 0)))
+    spread = each.std(0, ddof=1) * ensemble.spread_scale if len(each) > 1 else np.full(each.shape[1], np.nan)
+    return each.mean(0), spread
+
+
+def _in_batches(model, function, graphs, batch_size, progress, empty) -> np.ndarray:
     device = model.target_mean.device
     starts = tqdm(range(0, len(graphs), batch_size), desc="DimeNet++", unit="batch", disable=not progress)
-    parts = [model(collate(graphs[start : start + batch_size]).to(device)).cpu() for start in starts]
-    return torch.cat(parts).double().numpy() if parts else np.zeros(0)
+    parts = [function(collate(graphs[start : start + batch_size]).to(device)).cpu() for start in starts]
+    return torch.cat(parts, -1).double().numpy() if parts else empty

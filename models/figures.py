@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -39,6 +40,35 @@ def plot_loss_curve(history: list[dict], path: Path):
         axis.set_xlabel("epoch")
     figure.suptitle("Joint loss: diffusion channels (lower noise floor is not zero) and property terms", y=1.0)
     figure.tight_layout()
+    save(figure, path)
+
+
+def plot_mae_curve(history: list[dict], path: Path):
+    """Error of DimeNet++ by epoch, with the error of always predicting the mean of the training targets."""
+    epochs = [row["epoch"] for row in history]
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    axis.plot(epochs, [row["train_mae_eV"] for row in history], ".-", label="train")
+    axis.plot(epochs, [row["val_mae_eV"] for row in history], ".-", label="validation (EMA)")
+    axis.axhline(history[0]["null_val_mae_eV"], color="0.5", linestyle="--", label="mean of train, on validation")
+    axis.set(xlabel="epoch", ylabel="MAE (eV)", ylim=(0, None), title="DimeNet++ adsorption energy")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.legend(frameon=False)
+    save(figure, path)
+
+
+def parity(panels: dict, xlabel: str, ylabel: str, path: Path):
+    """Parity plots; panels: title -> (true [n], predicted [n], unit). The frame holds the central 99 % of the points."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.8), squeeze=False, layout="constrained")
+    for axis, (title, (true, predicted, unit)) in zip(axes[0], panels.items()):
+        true, predicted = np.asarray(true), np.asarray(predicted)
+        low, high = np.percentile([*true, *predicted], [0.5, 99.5])
+        low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)
+        axis.scatter(true, predicted, s=10, alpha=0.5, lw=0)
+        axis.axline((0, 0), slope=1, color="0.6", lw=1)
+        axis.set(xlim=(low, high), ylim=(low, high), xlabel=xlabel, ylabel=ylabel)
+        outside = int(((np.minimum(true, predicted) < low) | (np.maximum(true, predicted) > high)).sum())
+        note = f"n = {len(true)}, MAE {np.abs(predicted - true).mean():.3f} {unit}"
+        axis.set_title(f"{title}\n{note}" + (f", {outside} outside the frame" if outside else ""))
     save(figure, path)
 
 

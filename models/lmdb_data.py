@@ -196,7 +196,7 @@ def normalise(fields: dict[str, Any]) -> Data:
 
     Returns:
         Data with pos [N, 3] Å float32, cell [1, 3, 3] Å float32 (rows), atomic_numbers, tags, fixed [N] int64
-        (tags and fixed are 0 where missing), natoms, sid; pos_relaxed [N, 3] Å and the energies `y`, `y_*` in
+        (tags and fixed are 0 where missing), natoms, sid; host_uid, pos_relaxed [N, 3] Å and the energies `y`, `y_*` in
         eV (float) only where present.
 
     Raises:
@@ -216,6 +216,8 @@ def normalise(fields: dict[str, Any]) -> Data:
     if "sid" in fields:
         sid = fields["sid"]
         data.sid = sid if isinstance(sid, str) else int(sid)
+    if "host_uid" in fields:
+        data.host_uid = str(fields["host_uid"])
     if "pos_relaxed" in fields:
         data.pos_relaxed = _tensor(fields, "pos_relaxed", torch.float32, (n, 3))
     for name in fields:
@@ -334,7 +336,7 @@ def compact_pickle(record: Data) -> bytes:
 
 def write_lmdb(path: str | os.PathLike, records: Iterable[Data]) -> int:
     """Write records as an OC20-type LMDB: keys "0", "1", …, and `length`; compact pickles, which upstream reads
-    as any.
+    as any. Keys go in as LMDB sorts them, as text, which leaves its pages full.
 
     Args:
         path: File to make; it appears by rename, complete or not at all.
@@ -346,15 +348,15 @@ def write_lmdb(path: str | os.PathLike, records: Iterable[Data]) -> int:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    count = 0
+    pickles = [compact_pickle(record) for record in records]
     try:
         with lmdb.open(str(temporary), subdir=False, lock=False, map_size=2**40, meminit=False) as env:
             with env.begin(write=True) as txn:
-                for count, record in enumerate(records, start=1):
-                    txn.put(str(count - 1).encode("ascii"), compact_pickle(record))
-                txn.put(b"length", pickle.dumps(count, protocol=-1))
+                for key in sorted(str(number).encode("ascii") for number in range(len(pickles))):
+                    txn.put(key, pickles[int(key)], append=True)
+                txn.put(b"length", pickle.dumps(len(pickles), protocol=-1), append=True)
             env.sync(True)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return count
+    return len(pickles)

@@ -9,20 +9,17 @@ AUC among layers of equal size.
 """
 
 from collections.abc import Sequence
-from functools import cache
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import spglib
 import torch
 from ase import Atoms
-from ase.data import atomic_numbers, covalent_radii
-from pymatgen.core import Element
 from sklearn.tree import ExtraTreeClassifier
 from torch import nn
 
 from models.cli import save_checkpoint
+from models.elements import COMPOSITION_FEATURES, composition_features
 from models.layer import BOND_SCALE, bond_ratios
 from models.matching import SYMPREC
 from models.split import split_of
@@ -32,19 +29,6 @@ MIN_KNOWN = 5  # fewer held-out known layers than this calibrate nothing: the tr
 TREES, MIN_LEAF, MAX_FEATURES = 100, 2, 0.3  # by cross-validation over training formulas only
 BOOTSTRAPS = 1000
 
-ELEMENTAL = ("group", "row", "electronegativity", "covalent_radius", "valence_electrons")
-STATISTICS = ("mean", "min", "max", "range", "std")
-FAMILIES = {
-    "chalcogen": "S Se Te",
-    "oxygen": "O",
-    "halogen": "F Cl Br I",
-    "pnictogen": "N P As Sb Bi",
-    "hydrogen": "H",
-    "carbon_group": "B C Si Ge Sn Pb",
-    "late_metal": "Co Ni Cu Zn Rh Pd Ag Cd Ir Pt Au Hg",
-    "f_block": "La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Ac Th Pa U Np Pu",
-}
-FAMILY_NUMBERS = {name: [atomic_numbers[symbol] for symbol in symbols.split()] for name, symbols in FAMILIES.items()}
 POINT_GROUP_ORDER = {
     "1": 1, "-1": 2, "2": 2, "m": 2, "2/m": 4, "222": 4, "mm2": 4, "mmm": 8, "4": 4, "-4": 4, "4/m": 8, "422": 8, "4mm": 8,
     "-42m": 8, "-4m2": 8, "4/mmm": 16, "3": 3, "-3": 6, "32": 6, "3m": 6, "-3m": 12, "6": 6, "-6": 6, "6/m": 12, "622": 12, "6mm": 12,
@@ -53,9 +37,7 @@ POINT_GROUP_ORDER = {
 CENTROSYMMETRIC = {"-1", "2/m", "mmm", "4/m", "4/mmm", "-3", "-3m", "6/m", "6/mmm"}
 
 FEATURES = (
-    *(f"{name}_{statistic}" for name in ELEMENTAL for statistic in STATISTICS),
-    *(f"share_{name}" for name in FAMILIES),
-    "elements", "largest_fraction", "smallest_fraction", "charge_imbalance",
+    *COMPOSITION_FEATURES,
     "primitive_atoms", "log_point_group_order", "inversion", "rectangular", "tetragonal", "hexagonal",
     "thickness", "area_per_atom",
     "coordination_mean", "coordination_min", "coordination_max", "bond_ratio_mean", "like_bonds",
@@ -75,33 +57,7 @@ def features(atoms: Atoms, e_hull: float) -> np.ndarray:
     """
     unknown = e_hull is None or not np.isfinite(e_hull)
     energy = [0.0 if unknown else float(np.clip(e_hull, 0, 1)), float(unknown)]
-    return np.array([*_composition(atoms.numbers), *_symmetry(atoms), *_geometry(atoms), *energy])
-
-
-@cache
-def _element(number: int) -> tuple[float, ...]:
-    """ELEMENTAL of an element; 0 for the electronegativity of a noble gas that has none."""
-    element = Element.from_Z(number)
-    valence = element.group - 10 if element.group > 12 else element.group
-    return element.group, element.row, np.nan_to_num(element.X), covalent_radii[number], valence
-
-
-def _composition(numbers: np.ndarray) -> list[float]:
-    kinds, counts = np.unique(numbers, return_counts=True)
-    share = counts / counts.sum()
-    table = np.array([_element(int(kind)) for kind in kinds])  # [K, 5]
-    mean, low, high = share @ table, table.min(0), table.max(0)
-    statistics = np.column_stack([mean, low, high, high - low, np.sqrt(share @ (table - mean) ** 2)])
-    families = [share[np.isin(kinds, members)].sum() for members in FAMILY_NUMBERS.values()]
-    return [*statistics.ravel(), *families, len(kinds), share.max(), share.min(), _charge_imbalance(kinds, share)]
-
-
-def _charge_imbalance(kinds: np.ndarray, share: np.ndarray) -> float:
-    """Smallest |charge| an atom over all choices of one common oxidation state an element; 0 for a pure element."""
-    if len(kinds) == 1:
-        return 0.0
-    states = [Element.from_Z(int(kind)).common_oxidation_states or (0,) for kind in kinds]
-    return min(abs(float(share @ np.array(choice))) for choice in product(*states))
+    return np.array([*composition_features(atoms.numbers), *_symmetry(atoms), *_geometry(atoms), *energy])
 
 
 def _symmetry(atoms: Atoms) -> list[float]:

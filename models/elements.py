@@ -1,0 +1,54 @@
+"""What chemistry knows of an element and of a composition, as numbers for the models that learn from little."""
+
+from functools import cache
+from itertools import product
+
+import numpy as np
+from ase.data import atomic_numbers, covalent_radii
+from pymatgen.core import Element
+
+ELEMENTAL = ("group", "row", "electronegativity", "covalent_radius", "valence_electrons")
+STATISTICS = ("mean", "min", "max", "range", "std")
+FAMILIES = {
+    "chalcogen": "S Se Te",
+    "oxygen": "O",
+    "halogen": "F Cl Br I",
+    "pnictogen": "N P As Sb Bi",
+    "hydrogen": "H",
+    "carbon_group": "B C Si Ge Sn Pb",
+    "late_metal": "Co Ni Cu Zn Rh Pd Ag Cd Ir Pt Au Hg",
+    "f_block": "La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Ac Th Pa U Np Pu",
+}
+FAMILY_NUMBERS = {name: [atomic_numbers[symbol] for symbol in symbols.split()] for name, symbols in FAMILIES.items()}
+COMPOSITION_FEATURES = (
+    *(f"{name}_{statistic}" for name in ELEMENTAL for statistic in STATISTICS),
+    *(f"share_{name}" for name in FAMILIES),
+    "elements", "largest_fraction", "smallest_fraction", "charge_imbalance",
+)  # fmt: skip
+
+
+@cache
+def element_features(number: int) -> tuple[float, ...]:
+    """ELEMENTAL of an element; 0 for the electronegativity of a noble gas that has none."""
+    element = Element.from_Z(number)
+    valence = element.group - 10 if element.group > 12 else element.group
+    return element.group, element.row, np.nan_to_num(element.X), covalent_radii[number], valence
+
+
+def composition_features(numbers: np.ndarray) -> list[float]:
+    """COMPOSITION_FEATURES of atoms with atomic numbers [N]."""
+    kinds, counts = np.unique(numbers, return_counts=True)
+    share = counts / counts.sum()
+    table = np.array([element_features(int(kind)) for kind in kinds])  # [K, 5]
+    mean, low, high = share @ table, table.min(0), table.max(0)
+    statistics = np.column_stack([mean, low, high, high - low, np.sqrt(share @ (table - mean) ** 2)])
+    families = [share[np.isin(kinds, members)].sum() for members in FAMILY_NUMBERS.values()]
+    return [*statistics.ravel(), *families, len(kinds), share.max(), share.min(), _charge_imbalance(kinds, share)]
+
+
+def _charge_imbalance(kinds: np.ndarray, share: np.ndarray) -> float:
+    """Smallest |charge| an atom over all choices of one common oxidation state an element; 0 for a pure element."""
+    if len(kinds) == 1:
+        return 0.0
+    states = [Element.from_Z(int(kind)).common_oxidation_states or (0,) for kind in kinds]
+    return min(abs(float(share @ np.array(choice))) for choice in product(*states))

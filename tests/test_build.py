@@ -1,0 +1,116 @@
+"""The builder of the embedded data, on a tiny preset with a cheap calculator: interrupted or not, it makes the same set."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ase.db
+import pytest
+from ase.calculators.lj import LennardJones
+
+from data.items import RELAXED_HOSTS, balanced, reference_items, relaxed_items
+from models.layer import min_distance_ratio
+from models.lmdb_data import LmdbDataset
+from models.shards import Shard, pack_atoms, unpack_atoms
+from models.split import split_of
+
+ROOT = Path(__file__).resolve().parents[1]
+LEVELS = ("references", "layers", "adsorption", "perturbed", "relaxed")
+
+
+def calculator():
+    """Binds everything to everything, and knows every element."""
+    return LennardJones(sigma=2.2, epsilon=0.5, rc=5.0, smooth=True)
+
+
+def start(out: Path) -> subprocess.Popen:
+    command = [sys.executable, "data/build.py", "--out", out, "--limit", "3", "--jobs", "2", "--potential", "test_build:calculator"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(map(str, command), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            text=True, start_new_session=True)  # fmt: skip
+
+
+def shards(out: Path) -> dict:
+    """Rows of every level by key, less the time that they took."""
+    rows = {level: Shard(out / "shards" / f"{level}.jsonl").rows for level in LEVELS}
+    return {level: {key: {**row, "seconds": 0} for key, row in found.items()} for level, found in rows.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    process = start(out)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return out
+
+
+def test_killed_builder_ends_with_the_same_set(whole, tmp_path):
+    moments = random.Random(0)
+    for _ in range(3):
+        process = start(tmp_path)
+        time.sleep(moments.uniform(2, 9))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    process = start(tmp_path)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert shards(tmp_path) == shards(whole)
+    for name in sorted(path.name for path in whole.glob("*.lmdb")):
+        ours, theirs = (list(LmdbDataset(folder / name)) for folder in (tmp_path, whole))
+        assert [record.to_dict().keys() for record in ours] == [record.to_dict().keys() for record in theirs]
+        assert all(a.pos.equal(b.pos) and a.y_relaxed == b.y_relaxed for a, b in zip(ours, theirs))
+    for name in ("her2d.db", "reference_phases.db"):
+        ours, theirs = ([(row.formula, row.key_value_pairs) for row in ase.db.connect(f / name).select()] for f in (tmp_path, whole))
+        assert ours == theirs
+
+
+def test_every_level_makes_rows_and_counts(whole):
+    rows = shards(whole)
+    assert all(len(rows[level]) == 3 for level in ("references", "layers", "adsorption"))
+    assert rows["relaxed"]
+    for row in rows["relaxed"].values():
+        for site in row["sites"]:
+            assert len(site["end"]) == len(row["slab"]["numbers"]) + 1
+            assert site["delta_e"] <= site["rigid_delta_e"] + 0.02  # more freedom, lower energy
+    counts = json.loads((whole / "data.json").read_text())
+    assert counts["layers"]["tried"] == 3 and counts["potential"] == "test_build:calculator"
+
+
+def test_shards_of_another_potential_are_not_touched(whole):
+    command = [sys.executable, "data/build.py", "references", "--out", str(whole), "--potential", "sevennet-0"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode != 0 and "was made with test_build:calculator" in found.stderr
+
+
+def test_charge_balance_of_known_compounds():
+    assert balanced({"Al": 2, "O": 3}) and balanced({"Na": 1, "Cr": 1, "S": 2}) and balanced({"Ti": 1, "O": 2})
+    assert not balanced({"Na": 1, "O": 2}) and not balanced({"Al": 1, "Cl": 2}) and not balanced({"Ca": 1, "Na": 1})
+
+
+def test_reference_phases_are_distinct_and_not_overlapping():
+    items = reference_items()
+    assert len({item["key"] for item in items}) == len(items) > 4000
+    molecules = [item for item in items if not any(item["atoms"]["pbc"])]
+    assert {"H2O:molecule", "P-O:capped cage", "S-F:octahedron"} <= {item["key"] for item in molecules}
+    assert min(min_distance_ratio(unpack_atoms(item["atoms"])) for item in molecules) > 0.75
+    cage = next(unpack_atoms(item["atoms"]) for item in molecules if item["key"] == "P-O:capped cage")
+    assert cage.get_chemical_formula() == "O10P4"
+
+
+def test_relaxed_hosts_are_stratified_and_stable_under_growth():
+    site = {"converged": True, "flag": ""}
+    metals = [f"{a}{n}S" for a in ("Ti", "Zr", "Hf", "V", "Nb", "Ta", "Cr", "Mo", "W", "Mn", "Re", "Fe") for n in range(1, 90)]
+    from ase import Atoms
+
+    rows = [{"key": name, "sites": [site], "host": pack_atoms(Atoms(name))} for name in metals]
+    rows.append({"key": "bare", "sites": [{"converged": True, "flag": "desorbed"}], "host": pack_atoms(Atoms("Au"))})
+    taken = relaxed_items(rows)
+    counts = {split: sum(split_of(item["key"]) == split for item in taken) for split in RELAXED_HOSTS}
+    assert counts["train"] == RELAXED_HOSTS["train"] and counts["val"] == RELAXED_HOSTS["val"] and counts["test"] == RELAXED_HOSTS["test"]
+    assert "bare" not in {item["key"] for item in taken}
