@@ -1,7 +1,8 @@
 """The evaluator: one path from a CIF to a row of metrics, for our structures and for anybody's.
 
-Gates (2D, valid), relaxation and E_form / E_hull by the potential, ΔG_H by DimeNet++ and by the potential with H
-relaxed, synthesizability, uniqueness and novelty; then aggregates with bootstrap intervals, tables and figures.
+Gates (2D, valid), relaxation and E_form / E_hull by the potential, ΔG_H by DimeNet++ and by the potential with H and layer
+relaxed, synthesizability, uniqueness and novelty; a shortlist with a second potential's opinion, phonons and DFT inputs; then
+aggregates with intervals beside nulls and baselines, tables, figures and a report.
 """
 
 import contextlib
@@ -9,59 +10,71 @@ import csv
 import json
 import math
 import platform
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 import ase.db
 import numpy as np
-import torch
 from ase import Atoms
 from ase.io import read
 from pymatgen.core import Composition
-from smact.screening import smact_validity
 
 from models import figures
-from models.adsorption import CORRECTION, hydrogen_energy
+from models.adsorption import CORRECTION
 from models.cli import write_json
 from models.csllm import CSLLM
-from models.delta_g import oracle_delta_g, predict_delta_g
+from models.delta_g import predict_delta_g
 from models.dimenet import load_dimenet
+from models.handoff import write_handoff
 from models.hull import hull_for
-from models.jobs import run_jobs
-from models.layer import MAX_THICKNESS, MIN_VACUUM, OVERLAP_SCALE, NotALayer, dimension, extract_layer, min_distance_ratio, reduced_formula
-from models.matching import Fingerprint, Register, layer_group, rmsd
-from models.potentials import Potential, load_potential, relax_layer
-from models.shards import Shard, digest, file_hash, pack_atoms, unpack_atoms
+from models.layer import NotALayer, extract_layer, reduced_formula
+from models.matching import Fingerprint, Register
+from models.potentials import Potential, load_potential
+from models.report import write_html
+from models.shards import Shard, file_hash, unpack_atoms
+from models.shortlist import agreement, oracle_error, rank, rank_into
+from models.statistics import ABSURD, aggregate, compare, flat, sensitivity, table, value
 from models.synthesis import load_synthesis
+from models.workers import add_error, computed, dynamic_stability, evaluate_one, second_opinion
 
 COLUMNS = [
-    "material_id", "formula", "n_atoms", "layer_group", "components", "periodic_directions", "vacuum_A", "thickness_A",
+    "material_id", "formula", "n_atoms", "layer_group", "components", "periodic_directions", "verdict", "vacuum_A", "thickness_A",
     "two_d", "valid", "smact_valid", "min_dist_ratio", "converged", "relax_steps", "e_form_eV_per_atom", "e_hull_eV_per_atom",
-    "hull_compounds", "rmsd_relaxed_A", "delta_g_h_dimenet_eV", "delta_g_h_oracle_eV", "h_site", "h_flags", "stability_score",
-    "p_synth", "unique", "novel", "error",
+    "hull_compounds", "rmsd_relaxed_A", "delta_g_h_dimenet_eV", "delta_g_h_dimenet_std_eV", "delta_g_h_oracle_eV",
+    "delta_g_h_rigid_eV", "slab_change_eV", "h_site", "h_flags", "stability_score", "p_synth", "unique", "novel", "known_as",
+    "p_active", "candidate_class", "rank", "delta_g_h_second_eV", "second_h_flags", "phonons", "lowest_frequency_THz", "elastic",
+    "error",
 ]  # fmt: skip
-STABLE = 0.1  # eV/atom above the hull
-ABSURD = -1.0  # eV/atom: so far below it, competing phases are missing or the potential has a hole
-BOOTSTRAPS = 2000
-NULLS = ("random_baseline",)  # sets that no model had a hand in
-ROW_SETTINGS = ("potential", "correction", "oracle_sites", "fmax", "relax_steps")
+SHORTLIST_COLUMNS = [
+    "rank", "material_id", "formula", "layer_group", "candidate_class", "p_active", "delta_g_h_oracle_eV", "delta_g_h_dimenet_eV",
+    "delta_g_h_dimenet_std_eV", "delta_g_h_second_eV", "h_site", "e_hull_eV_per_atom", "p_synth", "phonons", "lowest_frequency_THz",
+    "elastic",
+]  # fmt: skip
+SAME = ("potential", "delta_g_h_correction_eV", "checkpoints", "oracle")  # of the provenance of two sets that may be compared
+NULLS = ("random_baseline", "substitution")  # sets that no model had a hand in
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a worker needs to evaluate a structure; plain values, so that it crosses process borders."""
+    """What an evaluation depends on; plain values, so that they cross process borders."""
 
     potential: str = "auto"
     potential_checkpoint: Path | None = None
+    second_potential: str = "chgnet"
     dimenet: Path = Path("models/weights/dimenet.pt")
     synthesis: Path = Path("models/weights/synthesis.pt")
     csllm: str | None = None
     csllm_base: str | None = None
     references: Path = Path("data/reference_phases.db")
     novelty_db: Path = Path("data/her2d.db")
+    validation: Path = Path("data/validation.json")
     correction: float = CORRECTION
+    oracle: str = "relaxed"
     oracle_sites: int = 3
+    shortlist: int = 5
+    phonons: int = 0
     fmax: float = 0.05
     relax_steps: int = 200
     jobs: int = 2
@@ -77,6 +90,10 @@ class Evaluation:
     relaxed: dict[str, Atoms] = field(default_factory=dict)
     poses: dict[str, Atoms] = field(default_factory=dict)
     provenance: dict = field(default_factory=dict)
+
+    def shortlist(self, count: int) -> list[dict]:
+        """The `count` best rows (models.shortlist.rank), or fewer."""
+        return rank(self.rows)[:count]
 
 
 def read_cifs(folder: Path) -> list[tuple[str, Atoms | str]]:
@@ -104,30 +121,9 @@ def is_disordered(atoms: Atoms) -> bool:
     return any(len(site) > 1 or min(site.values()) < 0.999 for site in sites)
 
 
-def gates(atoms: Atoms) -> tuple[dict, Atoms | None, str]:
-    """Dimensionality and validity of a structure as submitted.
-
-    Returns:
-        columns, the layer in the convention (None if it is not 2D), and why it is not.
-    """
-    formula = reduced_formula(atoms)
-    components, directions = dimension(atoms)
-    ratio = min_distance_ratio(atoms)
-    smact = bool(smact_validity(formula))
-    row = {
-        "formula": formula, "n_atoms": len(atoms), "components": components, "periodic_directions": directions,
-        "min_dist_ratio": ratio, "smact_valid": smact, "valid": ratio >= OVERLAP_SCALE and smact, "two_d": False,
-    }  # fmt: skip
-    try:
-        layer = extract_layer(atoms)
-    except NotALayer as error:
-        return row, None, f"not 2D: {error}"
-    row |= {"vacuum_A": layer.vacuum, "thickness_A": layer.thickness, "layer_group": layer_group(layer.atoms)}
-    if layer.vacuum < MIN_VACUUM:
-        return row, None, f"not 2D: {layer.vacuum:.1f} Å between the layers, less than {MIN_VACUUM:g}"
-    if layer.thickness > MAX_THICKNESS:
-        return row, None, f"not 2D: {layer.thickness:.1f} Å thick, more than {MAX_THICKNESS:g}"
-    return row | {"two_d": True}, layer.atoms, ""
+def blank_row(name: str) -> dict:
+    """A row with nothing computed."""
+    return dict.fromkeys(COLUMNS, "") | {"material_id": name, "two_d": False, "valid": False}
 
 
 def stability_score(e_hull: float) -> float:
@@ -135,97 +131,15 @@ def stability_score(e_hull: float) -> float:
     return math.exp(-max(0.0, e_hull))
 
 
-_worker = {}
-
-
-def start_worker(settings: Settings):
-    """Loads potential and DimeNet++ once a process, on one thread."""
-    torch.set_num_threads(1)
-    potential = load_potential(settings.potential, settings.potential_checkpoint, settings.device)
-    _worker.update(
-        settings=settings,
-        potential=potential,
-        half_h2=hydrogen_energy(potential.calculator),
-        dimenet=load_dimenet(settings.dimenet, settings.device),
-    )
-
-
-def blank_row(name: str, error: str = "") -> dict:
-    """A row with nothing computed."""
-    return dict.fromkeys(COLUMNS, "") | {"material_id": name, "two_d": False, "valid": False, "error": error}
-
-
-def evaluate_one(item) -> dict:
-    """Row, relaxed layer and pose of one structure; whatever goes wrong ends up in its `error`."""
-    name, atoms = item
-    row = blank_row(name)
-    result = {"row": row, "relaxed": None, "pose": None}
-    if isinstance(atoms, str):
-        row["error"] = atoms
-        return result
-    errors = []
-    try:
-        columns, layer, reason = gates(atoms)
-        row.update(columns)
-        errors.append(reason)
-        if layer is not None:
-            relaxed = relax_into(row, layer, errors)
-            result["relaxed"] = pack_atoms(relaxed)
-            result["pose"] = pack_atoms(adsorption_into(row, relaxed, errors))
-    except Exception as error:
-        errors.append(f"{type(error).__name__}: {error}")
-    row["error"] = "; ".join(filter(None, errors))
-    return result
-
-
-def relax_into(row: dict, layer: Atoms, errors: list) -> Atoms:
-    """Relaxes the layer and fills the columns of it."""
-    settings = _worker["settings"]
-    relaxed = relax_layer(layer, _worker["potential"].calculator, settings.fmax, settings.relax_steps)
-    row |= {"converged": relaxed.converged, "relax_steps": relaxed.steps}
-    if relaxed.problem:
-        errors.append(f"relaxation: {relaxed.problem}")
-    try:
-        atoms = extract_layer(relaxed.atoms).atoms
-    except NotALayer as error:
-        raise NotALayer(f"relaxation left two dimensions: {error}") from error
-    if min_distance_ratio(atoms) < OVERLAP_SCALE:
-        raise ValueError("relaxation ended in overlapping atoms: a hole in the potential")
-    row |= {"energy": relaxed.energy, "rmsd_relaxed_A": rmsd(layer, relaxed.atoms), "layer_group": layer_group(atoms)}
-    return atoms
-
-
-def adsorption_into(row: dict, atoms: Atoms, errors: list) -> Atoms | None:
-    """ΔG_H of the relaxed layer, by DimeNet++ and by the potential; returns the oracle's best pose."""
-    settings = _worker["settings"]
-    _, predicted = next(iter(predict_delta_g(_worker["dimenet"], [(row["material_id"], atoms)], correction=settings.correction)))
-    row["delta_g_h_dimenet_eV"] = predicted.get("delta_g_h", "")
-    errors.append(predicted.get("error", ""))
-    oracle = oracle_delta_g(
-        atoms, _worker["potential"].calculator, _worker["half_h2"], settings.correction, sites=settings.oracle_sites
-    )
-    row["h_flags"] = " ".join(f"{flag}:{count}" for flag, count in sorted(oracle["flags"].items()))
-    if oracle["delta_g_h"] is None:
-        errors.append("no site adsorbs H")
-        return None
-    row |= {"delta_g_h_oracle_eV": oracle["delta_g_h"], "h_site": oracle["h_site"]}
-    return oracle["pose"]
-
-
-def item_key(item, settings: Settings, note: str) -> str:
-    """Changes with the structure and with everything that its row depends on; `note` is the potential's provenance."""
-    name, atoms = item
-    content = atoms if isinstance(atoms, str) else json.dumps(pack_atoms(atoms))
-    parts = [note, *(str(getattr(settings, field)) for field in ROW_SETTINGS)]
-    return f"{name}:{digest(' '.join([content, file_hash(settings.dimenet), *parts]))}"
-
-
-def computed(items, settings: Settings, note: str, shard: Shard) -> list[dict]:
-    """evaluate_one over the items that the shard lacks, `settings.jobs` processes at a time; rows in their order."""
-    keys = [item_key(item, settings, note) for item in items]
-    lost = run_jobs(evaluate_one, dict(zip(keys, items)), shard, settings.jobs, start_worker, (settings,), "relaxing and adsorbing")
-    rows = {key: {"row": blank_row(item[0], lost[key]), "relaxed": None, "pose": None} for key, item in zip(keys, items) if key in lost}
-    return [rows.get(key) or shard.rows[key] for key in keys]
+def dimenet_into(rows: list[dict], relaxed: dict, settings: Settings):
+    """ΔG_H by DimeNet++ from the starting poses of H, and the spread of its members where it is an ensemble."""
+    model = load_dimenet(settings.dimenet, settings.device)
+    predicted = dict(predict_delta_g(model, list(relaxed.items()), correction=settings.correction))
+    for row in rows:
+        found = predicted.get(row["material_id"], {})
+        spread = found.get("delta_g_h_std")
+        row |= {"delta_g_h_dimenet_eV": found.get("delta_g_h", ""), "delta_g_h_dimenet_std_eV": "" if spread is None else spread}
+        add_error(row, found.get("error", ""))
 
 
 def stability_into(rows: list[dict], potential: Potential, settings: Settings, cache: Shard):
@@ -237,10 +151,10 @@ def stability_into(rows: list[dict], potential: Potential, settings: Settings, c
             units = row["n_atoms"] / Composition(row["formula"]).num_atoms
             stability = hull.stability(f"({row['formula']}){units:.0f}", row.pop("energy"))
         except ValueError as error:
-            row["error"] = "; ".join(filter(None, [row["error"], str(error)]))
+            add_error(row, str(error))
             continue
         if stability.e_hull < ABSURD:
-            row["error"] = "; ".join(filter(None, [row["error"], f"E_hull {stability.e_hull:.2f} eV/atom is absurd: not called stable"]))
+            add_error(row, f"E_hull {stability.e_hull:.2f} eV/atom is absurd: not called stable")
         row |= {
             "e_form_eV_per_atom": stability.e_form, "e_hull_eV_per_atom": stability.e_hull,
             "hull_compounds": stability.phases, "stability_score": stability_score(stability.e_hull),
@@ -256,7 +170,7 @@ def synthesis_into(rows: list[dict], relaxed: dict, settings: Settings) -> str:
         scores, name = model.score(structures), f"CSLLM {settings.csllm} (trained on 3D crystals: monolayers are out of distribution)"
     else:
         model = load_synthesis(settings.synthesis)
-        e_hull = [row["e_hull_eV_per_atom"] if row["e_hull_eV_per_atom"] != "" else math.nan for row in rows]
+        e_hull = [math.nan if value(row, "e_hull_eV_per_atom") is None else row["e_hull_eV_per_atom"] for row in rows]
         scores = model.predict(structures, np.array(e_hull, float)) if rows else []
         name = "positive-unlabelled classifier on experiment flags (no CSLLM given)"
     for row, score in zip(rows, scores):
@@ -265,7 +179,7 @@ def synthesis_into(rows: list[dict], relaxed: dict, settings: Settings) -> str:
 
 
 def novelty_into(rows: list[dict], relaxed: dict, settings: Settings):
-    """unique: matches no earlier structure of the set; novel: matches nothing in the reference database."""
+    """unique: matches no earlier structure of the set; novel: matches nothing in the reference database; known_as: what it matches."""
     formulas = {Fingerprint(atoms).formula for atoms in relaxed.values()}
     reference, seen = Register(), Register()
     for entry in ase.db.connect(settings.novelty_db).select():
@@ -277,193 +191,216 @@ def novelty_into(rows: list[dict], relaxed: dict, settings: Settings):
         if atoms is None:
             continue
         fingerprint = Fingerprint(atoms)
-        row["unique"] = seen.find(fingerprint) is None
-        row["novel"] = reference.find(fingerprint) is None
+        match = reference.find(fingerprint)
+        row |= {"unique": seen.find(fingerprint) is None, "novel": match is None, "known_as": match or ""}
         seen.add(row["material_id"], fingerprint)
+
+
+def second_into(evaluation: Evaluation, second: Potential | None, settings: Settings, shard: Shard):
+    """ΔG_H of the shortlist by a potential that made no label."""
+    chosen = evaluation.shortlist(settings.shortlist)
+    if second is None or not chosen:
+        return
+    items = [(row["material_id"], evaluation.relaxed[row["material_id"]]) for row in chosen]
+    label = f"second opinion by {second.name}"
+    for row, found in zip(chosen, computed(second_opinion, items, settings, second, None, shard, label)):
+        row["delta_g_h_second_eV"] = "" if found.get("delta_g_h") is None else found["delta_g_h"]
+        row["second_h_flags"] = found.get("flags") or found["lost"]
+
+
+def phonons_into(evaluation: Evaluation, potential: Potential, settings: Settings, shard: Shard):
+    """Phonons and elastic constants of the best of the shortlist, by the evaluation's own potential."""
+    chosen = evaluation.shortlist(settings.phonons)
+    items = [(row["material_id"], evaluation.relaxed[row["material_id"]]) for row in chosen]
+    found = computed(dynamic_stability, items, settings, potential, settings.potential_checkpoint, shard, "phonons") if items else []
+    for row, result in zip(chosen, found):
+        if "lost" in result:
+            row["phonons"] = row["elastic"] = "failed"
+            continue
+        lowest = result["phonons"]["lowest_frequency_THz"]
+        row |= {"phonons": result["phonons"]["verdict"], "elastic": result["elastic"]["verdict"],
+                "lowest_frequency_THz": "" if lowest is None else lowest}  # fmt: skip
 
 
 def needed_files(settings: Settings) -> list[Path]:
     """Files that an evaluation reads, so that a missing one is said before hours of work."""
     classifier = [] if settings.csllm else [settings.synthesis]
-    return [settings.dimenet, *classifier, settings.references, settings.novelty_db]
+    return [settings.dimenet, *classifier, settings.references, settings.novelty_db, settings.validation]
 
 
-def evaluate(structures: list[tuple[str, Atoms | str]], settings: Settings, shard: Shard) -> Evaluation:
-    """Rows of a set of structures, one each, whatever happens to it; `shard` keeps what is computed."""
+def second_of(settings: Settings, first: Potential) -> Potential | None:
+    """The second potential, None if none is wanted or if it is the first."""
+    if settings.second_potential == "none":
+        return None
+    second = load_potential(settings.second_potential, device=settings.device)
+    return None if second.name == first.name else second
+
+
+def evaluate(structures: list[tuple[str, Atoms | str]], settings: Settings, out: Path, resume: bool = False) -> Evaluation:
+    """Rows of a set of structures, one each, whatever happens to it; `out` keeps what is computed as it comes."""
     for path in needed_files(settings):
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: see --help for the flag that names it")
     potential = load_potential(settings.potential, settings.potential_checkpoint, settings.device)
-    settings = replace(settings, potential=potential.spec)
-    results = computed(structures, settings, potential.note, shard)
-    rows = [dict(result["row"]) for result in results]
-    relaxed = {row["material_id"]: unpack_atoms(r["relaxed"]) for row, r in zip(rows, results) if r["relaxed"]}
-    poses = {row["material_id"]: unpack_atoms(r["pose"]) for row, r in zip(rows, results) if r["pose"]}
-    stability_into(rows, potential, settings, Shard(shard.path.with_name("phases.jsonl")))
+    second = second_of(settings, potential)
+    sigma, sigma_note = oracle_error(settings.validation)
+    shard = lambda name: Shard(out / f"{name}.jsonl", resume)  # noqa: E731
+
+    label = "relaxing and adsorbing"
+    results = computed(evaluate_one, structures, settings, potential, settings.potential_checkpoint, shard("evaluated"), label)
+    rows = [blank_row(name) | result.get("row", {"error": result.get("lost")}) for (name, _), result in zip(structures, results)]
+    relaxed = {row["material_id"]: unpack_atoms(r["relaxed"]) for row, r in zip(rows, results) if r.get("relaxed")}
+    poses = {row["material_id"]: unpack_atoms(r["pose"]) for row, r in zip(rows, results) if r.get("pose")}
+
+    dimenet_into(rows, relaxed, settings)
+    stability_into(rows, potential, settings, Shard(out / "phases.jsonl"))
     synthesis = synthesis_into(rows, relaxed, settings)
     novelty_into(rows, relaxed, settings)
-    rows = [{name: row.get(name, "") for name in COLUMNS} for row in rows]
-    return Evaluation(rows, relaxed, poses, provenance(settings, potential, synthesis))
+    rank_into(rows, sigma)
+    evaluation = Evaluation(rows, relaxed, poses, provenance(settings, potential, second, synthesis))
+    evaluation.provenance |= {"oracle_error_eV": sigma, "oracle_error_from": sigma_note}
+    second_into(evaluation, second, settings, shard("second"))
+    phonons_into(evaluation, potential, settings, shard("phonons"))
+    return evaluation
 
 
-def provenance(settings: Settings, potential: Potential, synthesis: str) -> dict:
+def provenance(settings: Settings, potential: Potential, second: Potential | None, synthesis: str) -> dict:
     """Versions, checkpoints with their hash, and which model said what."""
-    packages = ("torch", "torch-geometric", "ase", "pymatgen", "sevenn", "mattersim", "spglib", "smact")
+    packages = ("torch", "torch-geometric", "ase", "pymatgen", "sevenn", "mattersim", "chgnet", "phonopy", "spglib", "smact")
+    oracle = f"H alone relaxed at the best {settings.oracle_sites or 'of all'} sites of a height scan"
+    if settings.oracle == "relaxed":
+        oracle += ", then H and layer at the best of these, then the layer without H"
+    shared = "trained in part on the same Materials Project calculations, so not independent"
     return {
         "potential": potential.name,
         "potential_note": potential.note,
+        "second_potential": f"{second.name} ({second.note}; {shared})" if second else "none",
         "synthesizability": synthesis,
         "checkpoints": {path.name: file_hash(path) for path in needed_files(settings)},
         "novelty_reference": settings.novelty_db.name,
         "hull_reference": settings.references.name,
         "delta_g_h_correction_eV": settings.correction,
-        "oracle": f"H relaxed on the rigid relaxed layer at the best {settings.oracle_sites} sites of a height scan",
+        "oracle": oracle,
         "seed": settings.seed,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
     }
 
 
-def numbers(rows: list[dict], column: str) -> np.ndarray:
-    """Values of a column where they exist."""
-    return np.array([float(row[column]) for row in rows if row[column] not in ("", None)])
-
-
-def is_true(row: dict, column: str) -> bool:
-    return str(row[column]) == "True"
-
-
-def is_stable(row: dict) -> bool:
-    """Whether a relaxation that converged ended less than STABLE above the hull, and not absurdly below it."""
-    return is_true(row, "converged") and row["e_hull_eV_per_atom"] != "" and ABSURD < float(row["e_hull_eV_per_atom"]) < STABLE
-
-
-def surrogate_gap(rows: list[dict]) -> np.ndarray:
-    """|ΔG_H| by the oracle less |ΔG_H| by DimeNet++, where both exist: how much better the surrogate thinks of the set."""
-    names = ("delta_g_h_oracle_eV", "delta_g_h_dimenet_eV")
-    both = [[abs(float(row[name])) for name in names] for row in rows if all(row[name] not in ("", None) for name in names)]
-    return np.array([oracle - dimenet for oracle, dimenet in both])
-
-
-def metric_samples(rows: list[dict]) -> dict[str, np.ndarray]:
-    """What each metric is the mean of: rates over all rows, means over the rows where the quantity exists."""
-    rate = lambda test: np.array([float(test(row)) for row in rows])  # noqa: E731
-    oracle = lambda row: float(row["delta_g_h_oracle_eV"]) if row["delta_g_h_oracle_eV"] != "" else math.inf  # noqa: E731
-    return {
-        "two_d_rate": rate(lambda r: is_true(r, "two_d")),
-        "one_2d_component_rate": rate(lambda r: str(r["components"]) == "1" and str(r["periodic_directions"]) == "2"),
-        "valid_rate": rate(lambda r: is_true(r, "valid")),
-        "distance_valid_rate": rate(lambda r: r["min_dist_ratio"] != "" and float(r["min_dist_ratio"]) >= OVERLAP_SCALE),
-        "smact_valid_rate": rate(lambda r: is_true(r, "smact_valid")),
-        "converged_rate": rate(lambda r: is_true(r, "converged")),
-        "mae_delta_g_h_dimenet_eV": abs(numbers(rows, "delta_g_h_dimenet_eV")),
-        "mae_delta_g_h_oracle_eV": abs(numbers(rows, "delta_g_h_oracle_eV")),
-        "delta_g_h_gap_eV": surrogate_gap(rows),
-        "active_rate_0.2eV": rate(lambda r: abs(oracle(r)) <= 0.2),
-        "hit_rate_0.2eV": rate(lambda r: abs(oracle(r)) <= 0.2 and is_stable(r)),
-        "hit_rate_0.1eV": rate(lambda r: abs(oracle(r)) <= 0.1 and is_stable(r)),
-        "stability_score": numbers(rows, "stability_score"),
-        "synthesis_rate": rate(lambda r: r["p_synth"] != "" and float(r["p_synth"]) >= 0.5),
-        "stable_rate": rate(is_stable),
-        "unique_rate": rate(lambda r: is_true(r, "unique")),
-        "novel_rate": rate(lambda r: is_true(r, "novel")),
-        "sun_rate": rate(lambda r: is_stable(r) and is_true(r, "unique") and is_true(r, "novel")),
-        "rmsd_relaxed_A": numbers(rows, "rmsd_relaxed_A"),
-    }
-
-
-def interval(sample: np.ndarray, seed: int = 0, rate: bool = False) -> dict:
-    """Mean, n and a 95 % interval: bootstrap, but Wilson's for a rate of 0 or 1 (0 of n is not "exactly never")."""
-    n = len(sample)
-    mean = float(sample.mean()) if n else None
-    if n == 0 or (n == 1 and not rate):
-        return {"value": mean, "ci95": [None, None], "n": n}
-    if rate and mean in (0.0, 1.0):
-        edge = 1.96**2 / (n + 1.96**2)
-        return {"value": mean, "ci95": [0.0, edge] if mean == 0 else [1 - edge, 1.0], "n": n}
-    draws = np.random.default_rng(seed).integers(n, size=(BOOTSTRAPS, n))
-    low, high = np.percentile(sample[draws].mean(1), [2.5, 97.5])
-    return {"value": mean, "ci95": [float(low), float(high)], "n": n}
-
-
-def aggregate(rows: list[dict], seed: int = 0) -> dict:
-    """Every metric with its interval."""
-    return {name: interval(sample, seed, "rate" in name) for name, sample in metric_samples(rows).items()}
-
-
 def read_rows(path: Path) -> list[dict]:
-    """Rows of a metrics.csv, by column name without units lost."""
+    """Rows of a metrics.csv, as text."""
     with Path(path).open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def table(sets: dict[str, dict]) -> str:
-    """Markdown table of the metrics of several sets, intervals included."""
-    names = list(next(iter(sets.values())))
-    lines = ["| metric | " + " | ".join(sets) + " |", "|---" * (len(sets) + 1) + "|"]
-    for name in names:
-        cells = []
-        for metrics in sets.values():
-            m = metrics[name]
-            bounds = "" if m["ci95"][0] is None else f" [{m['ci95'][0]:.3f}, {m['ci95'][1]:.3f}]"
-            cells.append("–" if m["value"] is None else f"{m['value']:.3f}{bounds} n={m['n']}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def write_report(name: str, evaluation: Evaluation, others: dict[str, list[dict]], out: Path, seed: int) -> dict:
-    """metrics.csv, metrics.json, the table and the figures of a set beside others (nulls, baselines)."""
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = out / "metrics.csv.tmp"
+def write_rows(path: Path, rows: list[dict], columns: list[str]):
+    """A CSV of some columns of the rows, by rename."""
+    temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(evaluation.rows)
-    temporary.replace(out / "metrics.csv")
-    metrics = aggregate(evaluation.rows, seed)
-    compared = {other: aggregate(rows, seed) for other, rows in others.items()}
+        writer.writerows(rows)
+    temporary.replace(path)
+
+
+def write_report(name: str, evaluation: Evaluation, others: dict[str, list[dict]], out: Path, settings: Settings) -> dict:
+    """Everything that a set is judged by, beside others (nulls, baselines): tables, figures, DFT inputs, report.html."""
+    out.mkdir(parents=True, exist_ok=True)
+    rows, seed = evaluation.rows, settings.seed
+    shortlist = evaluation.shortlist(settings.shortlist)
+    metrics = {name: aggregate(rows, seed), **{label: compare(rows, other, seed) for label, other in others.items()}}
     content = {
-        "set": name, "n": len(evaluation.rows), "metrics": metrics,
-        "nulls": {other: m for other, m in compared.items() if other in NULLS},
-        "compared": {other: m for other, m in compared.items() if other not in NULLS},
+        "set": name, "n": len(rows), "metrics": metrics[name],
+        "nulls": {label: metrics[label] for label in others if label in NULLS},
+        "compared": {label: metrics[label] for label in others if label not in NULLS},
+        "sensitivity_to_correction": sensitivity(rows, seed),
+        "second_opinion": agreement(shortlist, seed),
+        "shortlist": [{column: row[column] for column in SHORTLIST_COLUMNS} for row in shortlist],
         "provenance": evaluation.provenance,
     }  # fmt: skip
+    write_rows(out / "metrics.csv", rows, COLUMNS)
+    write_rows(out / "shortlist.csv", shortlist, SHORTLIST_COLUMNS)
     write_json(out / "metrics.json", content)
-
-    sets = {name: evaluation.rows, **others}
-    text = table({label: aggregate(rows, seed) for label, rows in sets.items()})
-    (out / "comparison.md").write_text(text + "\n")
-    potential = evaluation.provenance["potential"]
-    figures.her_performance(sets, potential, out / "her_performance.png")
-    figures.stability_curve(sets, potential, out / "stability_curve.png")
-    figures.baseline_comparison({label: aggregate(rows, seed) for label, rows in sets.items()}, out / "baseline_comparison.png")
-    figures.generated_structures(evaluation.rows, evaluation.relaxed, evaluation.poses, out / "generated_structures.png")
-    print(text)
-    two_d = metrics["two_d_rate"]["value"] * len(evaluation.rows)
-    connected = metrics["one_2d_component_rate"]["value"] * len(evaluation.rows)
-    print(f"\n2D: {two_d:.0f}/{len(evaluation.rows)} (one component periodic in two directions: {connected:.0f})")
-    print(f"potential: {potential}; synthesizability: {evaluation.provenance['synthesizability']}; files in {out}")
+    (out / "comparison.md").write_text(table(metrics) + "\n")
+    long = flat(metrics)
+    write_rows(out / "comparison.csv", long, list(long[0]))
+    for row in shortlist:
+        identity = row["material_id"]
+        write_handoff(out / "dft", identity, evaluation.relaxed[identity], evaluation.poses.get(identity), row, evaluation.provenance)
+    drawn = draw(name, evaluation, others, metrics, out)
+    write_html(out / "report.html", name, evaluation, others, metrics, content["shortlist"], drawn)
+    print("\n".join([table(metrics), "", *headline(content, rows), f"files in {out}"]))
     return content
 
 
-def add_evaluation_flags(parser, cifs: Path, compare: Path):
+def draw(name: str, evaluation: Evaluation, others: dict, metrics: dict, out: Path) -> list[Path]:
+    """The four figures; their paths."""
+    sets, potential = {name: evaluation.rows, **others}, evaluation.provenance["potential"]
+    paths = [out / f"{figure}.png" for figure in ("her_performance", "stability_curve", "baseline_comparison", "generated_structures")]
+    figures.her_performance(sets, potential, paths[0])
+    figures.stability_curve(sets, potential, paths[1])
+    figures.baseline_comparison(metrics, paths[2])
+    figures.generated_structures(evaluation.rows, evaluation.relaxed, evaluation.poses, paths[3])
+    return paths
+
+
+def headline(content: dict, rows: list[dict]) -> list[str]:
+    """What a reader wants to know first, in lines."""
+    n, metrics, source = content["n"], content["metrics"], content["provenance"]
+    count = lambda metric: f"{metrics[metric]['value'] * n:.0f}/{n}"  # noqa: E731
+    refused = Counter(row["verdict"] or "unreadable" for row in rows if not row["two_d"])
+    lines = [f"2D: {count('one_2d_component_rate')} are one layer periodic in two directions, {count('two_d_rate')} a free-standing one"]
+    if refused:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in refused.most_common())
+        lines.append(f"refused as 2D catalysts: {refused.total()} ({kinds})")
+    hits = {shift: found["hit_rate_0.2eV"]["value"] * n for shift, found in content["sensitivity_to_correction"].items()}
+    shifts = ", ".join(f"{shift}: {number:.0f}" for shift, number in hits.items())
+    lines += [
+        f"stable: {count('stable_rate')}; stable, unique and novel: {count('sun_rate')}",
+        f"hits, |ΔG_H| <= 0.2 eV by the oracle and stable: {count('hit_rate_0.2eV')} (by the correction moved by {shifts}); "
+        f"layers that reconstruct under H: {count('reconstructed_rate')}",
+    ]
+    lines += [shortlist_line(row) for row in content["shortlist"]]
+    agree = content["second_opinion"]["both_within_0.2eV"]
+    if agree["n"]:
+        lines.append(f"both potentials within 0.2 eV on the shortlist: {agree['value'] * agree['n']:.0f}/{agree['n']}")
+    return [*lines, f"potential: {source['potential']}; second: {source['second_potential'].split(' (')[0]}; "
+            f"synthesizability: {source['synthesizability']}"]  # fmt: skip
+
+
+def shortlist_line(row: dict) -> str:
+    """A candidate in a line."""
+    energy = lambda column: "–" if row[column] == "" else f"{row[column]:+.2f}"  # noqa: E731
+    return (
+        f"{row['rank']}. {row['material_id']} (class {row['candidate_class']}): P(|ΔG_H| <= 0.1 eV) {row['p_active']:.2f}, ΔG_H "
+        f"{energy('delta_g_h_oracle_eV')} oracle, {energy('delta_g_h_dimenet_eV')} DimeNet++, {energy('delta_g_h_second_eV')} second; "
+        f"E_hull {energy('e_hull_eV_per_atom')} eV/atom" + (f"; phonons {row['phonons']}" if row["phonons"] else "")
+    )
+
+
+def add_evaluation_flags(parser, cifs: Path, compare: list[Path]):
     """Flags that test.py and evaluate_external.py share."""
     default = Settings()
     data = parser.add_argument_group("data")
     data.add_argument("--cifs", type=Path, default=cifs, help="folder of CIFs to score")
-    data.add_argument("--compare", type=Path, nargs="*", default=[compare], help="metrics.csv of other sets to put beside it")
+    data.add_argument("--compare", type=Path, nargs="*", default=compare, help="metrics.csv of other sets to put beside it")
     data.add_argument("--references", type=Path, default=default.references, help="competing phases of the hull")
     data.add_argument("--novelty-db", type=Path, default=default.novelty_db, help="database that decides what is novel")
+    data.add_argument("--validation", type=Path, default=default.validation, help="the oracle's error against DFT (data/validate.py)")
     model = parser.add_argument_group("model")
     model.add_argument("--potential", default=default.potential,
                        help="auto (MatterSim, else SevenNet), mattersim[-1m], sevennet[-0], chgnet or module:factory")  # fmt: skip
     model.add_argument("--potential-checkpoint", type=Path, help="MatterSim checkpoint file")
+    model.add_argument("--second-potential", default=default.second_potential, help="repeats ΔG_H on the shortlist, or none")
     model.add_argument("--dimenet", type=Path, default=default.dimenet, help="checkpoint of stage 1")
     model.add_argument("--synthesis", type=Path, default=default.synthesis, help="positive-unlabelled classifier")
     model.add_argument("--csllm", help="CSLLM: folder or hub name; takes the classifier's place")
     model.add_argument("--csllm-base", help="base model of the CSLLM adapters, if it is not where their config says")
     model.add_argument("--correction", type=float, default=default.correction, help="ΔE_ZPE − TΔS in ΔG_H, eV")
-    model.add_argument("--oracle-sites", type=int, default=default.oracle_sites, help="sites where H is relaxed, 0 for all")
+    model.add_argument("--oracle", choices=("relaxed", "rigid"), default=default.oracle, help="whether the layer relaxes with its H")
+    model.add_argument("--oracle-sites", type=int, default=default.oracle_sites, help="sites where H alone is relaxed, 0 for all")
+    model.add_argument("--shortlist", type=int, default=default.shortlist, help="candidates for the second potential and for DFT")
+    model.add_argument("--phonons", type=int, default=default.phonons, help="phonons and elastic constants of so many of the best")
     model.add_argument("--fmax", type=float, default=default.fmax, help="force at which a relaxation has converged, eV/Å")
     model.add_argument("--relax-steps", type=int, default=default.relax_steps, help="most steps of a relaxation")
     parser.add_argument("--jobs", type=int, default=default.jobs, help="processes, one thread each")
@@ -483,9 +420,8 @@ def compared_sets(paths: list[Path], own: str, provenance: dict) -> dict[str, li
             print(f"not compared: {path} (or its metrics.json) does not exist")
             continue
         content = json.loads(summary.read_text())
-        same = all(content["provenance"][key] == provenance[key] for key in ("potential", "delta_g_h_correction_eV", "checkpoints"))
-        if not same:
-            print(f"not compared: {path} was scored with another potential, correction or checkpoint: score it again")
+        if any(content["provenance"].get(key) != provenance[key] for key in SAME):
+            print(f"not compared: {path} was scored with another potential, oracle, correction or checkpoint: score it again")
             continue
         name = content["set"]
         sets[name if name != own and name not in sets else f"{name} ({path.parent})"] = read_rows(path)
@@ -494,6 +430,6 @@ def compared_sets(paths: list[Path], own: str, provenance: dict) -> dict[str, li
 
 def run_evaluation(args, name: str) -> dict:
     """What both evaluation scripts do: read, evaluate, compare, report."""
-    shard = Shard(args.out / "evaluated.jsonl", args.resume)
-    evaluation = evaluate(read_cifs(args.cifs), settings_from(args), shard)
-    return write_report(name, evaluation, compared_sets(args.compare, name, evaluation.provenance), args.out, args.seed)
+    settings = settings_from(args)
+    evaluation = evaluate(read_cifs(args.cifs), settings, args.out, args.resume)
+    return write_report(name, evaluation, compared_sets(args.compare, name, evaluation.provenance), args.out, settings)

@@ -21,13 +21,15 @@ from models.layer import extract_layer, reduced_formula
 from models.matching import layer_group
 from models.sampler import Guide, Sampler, load_generator
 from models.shards import Shard, digest, file_hash, pack_atoms, unpack_atoms
-from models.templates import Templates, fill_formula, substitute
+from models.templates import Templates, by_substitution, fill_formula, substitute
 
 COLUMNS = ["material_id", "formula", "template", "layer_group", "head_delta_g_h_eV", "head_e_hull_eV_per_atom", "head_p_synth"]
 
 
 def start_structures(templates: Templates, args, rng):
-    """`--num` templates with the elements of `--formula`, if given: list of (name, layer)."""
+    """`--num` templates with the elements of `--formula`, if given, or finished substitutes: list of (name, layer)."""
+    if args.method == "substitution":
+        return by_substitution(templates, args.num, rng, args.formula)
     picked = [templates.draw(rng) for _ in range(args.num)]
     if args.formula is None:
         return picked
@@ -86,7 +88,9 @@ def head_properties(model, structures, device):
 def generate(batch, first: int, model, diffusion, templates, args):
     """Structures of a batch and the heads' opinion of each; seeded by the batch, so that an interruption changes nothing."""
     if model is None:
-        return list(random_null(batch, templates, np.random.default_rng([args.seed, first]))), [["", "", ""]] * len(batch)
+        random = args.method == "random"
+        structures = random_null(batch, templates, np.random.default_rng([args.seed, first])) if random else (atoms for _, atoms in batch)
+        return list(structures), [["", "", ""]] * len(batch)
     guide = Guide(args.cfg_scale, args.gradient_scale, args.target_delta_g, args.max_e_hull, args.synthesizable)
     generator = torch.Generator().manual_seed(args.seed * 1_000_003 + first)
     layers = diffuse(batch, Sampler(model, diffusion, guide, generator), args)
@@ -123,8 +127,8 @@ def build_parser():
     data.add_argument("--num-atoms", type=int, help="only templates with so many atoms")
     data.add_argument("--num", type=int, default=32, help="structures to make")
     model = parser.add_argument_group("model")
-    model.add_argument("--method", choices=("diffusion", "random"), default="diffusion",
-                       help="random: random template, random elements, no model (the null)")  # fmt: skip
+    model.add_argument("--method", choices=("diffusion", "random", "substitution"), default="diffusion",
+                       help="two nulls without a model: random elements in a random template, related ones in the nearest")  # fmt: skip
     model.add_argument("--checkpoint", type=Path, default=Path("models/weights/best_diffusion_model.pth"), help="from stage 3")
     model.add_argument("--noise-level", type=float, default=0.5, help="t0 in (0, 1] that templates are noised to; 1 is pure noise")
     model.add_argument("--steps", type=int, default=100, help="denoising updates")

@@ -9,10 +9,12 @@ from pathlib import Path
 from geo_utils import add_evaluation_flags, run_evaluation
 from models.cli import add_system, resolve
 
+NULLS = ("", "substitution_scores")  # folders of scored sets that no model had a hand in
+
 
 def build_parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add_evaluation_flags(parser, Path("results/generated_cifs"), Path("results_external/metrics.csv"))
+    add_evaluation_flags(parser, Path("results/generated_cifs"), [Path("results_external") / name / "metrics.csv" for name in NULLS])
     add_system(parser, out=Path("results"), resume="keep what OUT/evaluated.jsonl already holds of these structures")
     return parser
 

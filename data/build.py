@@ -25,7 +25,7 @@ from data.items import (  # noqa: E402
     reference_items,
     relaxed_items,
 )
-from models.adsorption import adsorb, adsorption_flag, adsorption_sites, hydrogen_energy, roomy  # noqa: E402
+from models.adsorption import adsorb, adsorption_sites, hydrogen_energy, relax_and_release, roomy  # noqa: E402
 from models.hull import MAX_ENERGY, relax_phase  # noqa: E402
 from models.jobs import run_jobs  # noqa: E402
 from models.layer import NotALayer, extract_layer, min_distance_ratio  # noqa: E402
@@ -34,7 +34,6 @@ from models.shards import Shard, digest, pack_atoms, unpack_atoms  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 RELAXED_SITES = 2  # best rigid sites of a host that are relaxed with it
-RECONSTRUCTED = 0.1  # eV: a slab that ends lower by more, H taken off, was not the reference
 
 
 _worker = {}
@@ -124,20 +123,18 @@ def relax_adsorbed(item: dict) -> dict:
     sites = []
     for site in sorted(good, key=lambda site: site["delta_e"])[:RELAXED_SITES]:
         start = slab + Atoms("H", [site["end"]])
-        relaxed = relax_layer(start, calculator, fmax=0.05, steps=120, cell=False)
-        again = relax_layer(relaxed.atoms[:-1], calculator, fmax=0.05, steps=120, cell=False)
-        flag = adsorption_flag(relaxed.atoms, site["face"])
+        free = relax_and_release(start, site["face"], calculator, layers * row["energy"], _worker["half_h2"])
         sites.append(
             {
                 "kind": site["kind"],
                 "face": site["face"],
                 "start": site["start"],
-                "end": relaxed.atoms.positions.round(5).tolist(),
-                "delta_e": relaxed.energy - layers * row["energy"] - _worker["half_h2"],
+                "end": free.end.positions.round(5).tolist(),
+                "delta_e": free.delta_e,
                 "rigid_delta_e": site["delta_e"],
-                "slab_change": again.energy - layers * row["energy"],
-                "converged": relaxed.converged,
-                "flag": flag or ("reconstructed" if again.energy - layers * row["energy"] < -RECONSTRUCTED else ""),
+                "slab_change": free.slab_change,
+                "converged": free.converged,
+                "flag": free.flag,
             }
         )
     return {"slab": row["sites"][0]["slab"], "host": row["host"], "energy": row["energy"], "sites": sites, "reason": ""}

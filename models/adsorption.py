@@ -25,6 +25,7 @@ MIN_CLEARANCE = 0.5  # Å above the atoms around a site, where no bond of that l
 DESORBED_SCALE = 1.35  # shortest H bond beyond this is no adsorption (design, section 4)
 SCAN = (-0.35, 0.0, 0.35)  # Å, heights tried about the starting one
 H2_BOND = 1.0  # Å; 0.74 in the molecule
+RECONSTRUCTED = 0.1  # eV: a slab that ends lower by more, H taken off, was not the reference
 SAME_SITE = 0.25  # Å, distance under which two sites are one
 SUNK_MARGIN = 0.01  # Å: H right in the middle of a symmetric layer is sunk, whatever the rounding says
 H_RADIUS = covalent_radii[1]
@@ -226,7 +227,7 @@ def hydrogen_energy(calculator) -> float:
     molecule = Atoms("H2", [(0, 0, 0), (0, 0, 0.75)], cell=[15.0] * 3, pbc=True)
     molecule.calc = calculator
     BFGS(molecule, logfile=None).run(fmax=0.01, steps=100)
-    return molecule.get_potential_energy() / 2
+    return float(molecule.get_potential_energy()) / 2
 
 
 def scan(atoms: Atoms, calculator, site: Site) -> tuple[Atoms, Atoms, float]:
@@ -242,25 +243,58 @@ def scan(atoms: Atoms, calculator, site: Site) -> tuple[Atoms, Atoms, float]:
 
 
 def adsorb(
-    atoms: Atoms, calculator, sites: list[Site], layer_energy: float, half_h2: float, top: int = 0, rigid=True, fmax=0.05, steps=60
+    atoms: Atoms, calculator, sites: list[Site], layer_energy: float, half_h2: float, top: int = 0, fmax=0.05, steps=60
 ) -> list[Adsorption]:
-    """ΔE_H: a height scan at every site, then H (or everything) relaxed at the best of them.
+    """ΔE_H on the rigid layer: a height scan at every site, then H relaxed at the best of them.
 
     Args:
         atoms: the relaxed layer.
         layer_energy: eV of `atoms` by the same potential.
         half_h2: ½ E(H2), eV, by the same potential.
         top: how many sites are relaxed, lowest scan first; 0 for all.
-        rigid: whether only H moves.
     """
     scanned = [(site, *scan(atoms, calculator, site)) for site in sites]
     results = []
     for site, start, moved, _ in sorted(scanned, key=lambda item: item[3])[: top or None]:
-        if rigid:
-            moved.set_constraint(FixAtoms(range(len(moved) - 1)))
+        moved.set_constraint(FixAtoms(range(len(moved) - 1)))
         relaxed = relax_layer(moved, calculator, fmax=fmax, steps=steps, cell=False)
         end = relaxed.atoms
         end.set_constraint()
         delta_e = relaxed.energy - (len(end) - 1) // len(atoms) * layer_energy - half_h2
         results.append(Adsorption(site, start, end, delta_e, relaxed.converged, adsorption_flag(end, site.face)))
     return results
+
+
+@dataclass(frozen=True)
+class Released:
+    """ΔE_H with everything relaxed, and what the slab does without its H.
+
+    Attributes:
+        end: the pose relaxed, H last.
+        delta_e: eV, against the slab as it was.
+        slab_change: eV by which the slab, H taken off and relaxed again, lies above where it began.
+        converged: whether the relaxation with H did.
+        flag: as adsorption_flag, or "reconstructed": the slab ended more than RECONSTRUCTED lower than it began.
+    """
+
+    end: Atoms
+    delta_e: float
+    slab_change: float
+    converged: bool
+    flag: str
+
+
+def relax_and_release(pose: Atoms, face: int, calculator, slab_energy: float, half_h2: float, fmax=0.05, steps=120) -> Released:
+    """Relaxes slab and H together in the cell, then takes H off and relaxes the slab again.
+
+    Args:
+        pose: slab with H as the last atom.
+        face: that H sits on, +1 or −1.
+        slab_energy: eV of the pose's slab, relaxed without H, by the same potential.
+        half_h2: ½ E(H2), eV, by the same potential.
+    """
+    relaxed = relax_layer(pose, calculator, fmax=fmax, steps=steps, cell=False)
+    again = relax_layer(relaxed.atoms[:-1], calculator, fmax=fmax, steps=steps, cell=False)
+    change = again.energy - slab_energy
+    flag = adsorption_flag(relaxed.atoms, face) or ("reconstructed" if change < -RECONSTRUCTED else "")
+    return Released(relaxed.atoms, relaxed.energy - slab_energy - half_h2, change, relaxed.converged, flag)

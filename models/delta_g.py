@@ -1,13 +1,15 @@
-"""ΔG_H of a layer, twice: predicted by DimeNet++ from the starting pose, and by the potential with H relaxed.
+"""ΔG_H of a layer, twice: predicted by DimeNet++ from the starting pose, and by the potential with H and layer relaxed.
 
 ΔG_H = min over symmetry-distinct sites on both faces of ΔE_H, plus the correction (design: 0.27 eV).
 """
+
+from collections import Counter
 
 import numpy as np
 from ase import Atoms
 from tqdm import tqdm
 
-from models.adsorption import CORRECTION, adsorb, adsorption_sites, roomy, with_hydrogen
+from models.adsorption import CORRECTION, adsorb, adsorption_sites, relax_and_release, roomy, with_hydrogen
 from models.dimenet import Ensemble, adsorption_graph, predict_spread
 from models.potentials import single_point
 
@@ -55,26 +57,47 @@ def _site_graph(atoms: Atoms, site, model):
     return adsorption_graph(slab, slab.get_tags(), model.cutoff)
 
 
-def oracle_delta_g(atoms: Atoms, calculator, half_h2: float, correction: float = CORRECTION, sites: int = 0, rigid: bool = True):
-    """ΔG_H with H placed and relaxed by a potential.
+def oracle_delta_g(atoms: Atoms, calculator, half_h2: float, correction: float = CORRECTION, sites: int = 0, relaxed: bool = True):
+    """ΔG_H by a potential.
+
+    H alone is relaxed at the best sites of a height scan, which ranks them. With `relaxed`, everything is then relaxed at the
+    best site, or at the next one while H does not stay; H is taken off and the slab relaxed again. Where the slab ends lower
+    than it began it was no reference for any site, and there is no ΔG_H.
 
     Args:
         atoms: relaxed layer in the convention.
         half_h2: ½ E(H2) by the same potential, eV.
-        sites: how many sites are relaxed, best height scan first; 0 for all.
-        rigid: whether only H moves.
+        sites: at how many sites H is relaxed, best height scan first; 0 for all.
+        relaxed: whether the layer moves too.
 
     Returns:
-        {"delta_g_h": eV or None, "h_site", "pose": Atoms, "flags": {flag: count}}; None where no site adsorbs.
+        {"delta_g_h": eV or None where H adsorbs nowhere, "rigid_delta_g_h": eV or None, "slab_change": eV or None, "h_site",
+        "pose": Atoms, "flags": {flag: count} of the rigid sites, "relaxed_flags": of those relaxed with the layer}.
     """
     energy = single_point(roomy(atoms), calculator)
-    found = adsorb(atoms, calculator, adsorption_sites(atoms), energy, half_h2, top=sites, rigid=rigid)
-    flags = {}
-    for result in found:
-        flag = result.flag or ("adsorbed" if result.converged else "not converged")
-        flags[flag] = flags.get(flag, 0) + 1
-    adsorbed = [result for result in found if not result.flag and result.converged]
-    if not adsorbed:
-        return {"delta_g_h": None, "h_site": None, "pose": None, "flags": flags}
-    best = min(adsorbed, key=lambda result: result.delta_e)
-    return {"delta_g_h": best.delta_e + correction, "h_site": best.site.label, "pose": best.end, "flags": flags}
+    found = adsorb(atoms, calculator, adsorption_sites(atoms), energy, half_h2, top=sites)
+    flags = Counter(_flag(result) for result in found)
+    good = sorted((result for result in found if _flag(result) == "adsorbed"), key=lambda result: result.delta_e)
+    none = {"delta_g_h": None, "rigid_delta_g_h": None, "slab_change": None, "h_site": None, "pose": None}
+    answer = none | {"flags": dict(flags), "relaxed_flags": {}}
+    if not good:
+        return answer
+    answer["rigid_delta_g_h"] = good[0].delta_e + correction
+    if not relaxed:
+        return answer | {"delta_g_h": answer["rigid_delta_g_h"], "h_site": good[0].site.label, "pose": good[0].end}
+    tried = Counter()
+    for result in good:
+        cells = (len(result.end) - 1) // len(atoms)
+        free = relax_and_release(result.end, result.site.face, calculator, cells * energy, half_h2)
+        tried[_flag(free)] += 1
+        answer |= {"slab_change": free.slab_change, "relaxed_flags": dict(tried)}
+        if _flag(free) == "adsorbed":
+            return answer | {"delta_g_h": free.delta_e + correction, "h_site": result.site.label, "pose": free.end}
+        if free.flag == "reconstructed":
+            break
+    return answer
+
+
+def _flag(result) -> str:
+    """What became of H: "adsorbed", "not converged", or the flag of an Adsorption or a Released."""
+    return result.flag or ("adsorbed" if result.converged else "not converged")

@@ -1,12 +1,14 @@
-"""Templates: real layers whose elements can be replaced."""
+"""Templates: real layers whose elements can be replaced, and what chemistry alone, without a model, would replace them by."""
 
+import itertools
+from functools import cache
 from pathlib import Path
 
 import ase.db
 import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
-from pymatgen.core import Composition
+from pymatgen.core import Composition, Element
 
 from models.layer import BOND_SCALE, VACUUM, NotALayer, bond_ratios, extract_layer, layer_atoms
 
@@ -34,6 +36,8 @@ def substitute(atoms: Atoms, elements: dict[str, str]) -> Atoms:
     vacuum = atoms.cell[2, 2] - np.ptp(atoms.positions[:, 2])
     return layer_atoms(replaced.numbers, atoms.positions * ratio, atoms.cell.array[:2, :2] * ratio, vacuum or VACUUM)
 
+TRIES = 100  # draws of a formula that the templates do not hold yet
+
 
 class Templates:
     """The layers of a database, as recipes to start from.
@@ -46,6 +50,7 @@ class Templates:
 
     def __init__(self, structures: list[tuple[str, Atoms]]):
         self.structures = structures
+        self.compositions = [Composition(atoms.get_chemical_formula()).reduced_composition for _, atoms in structures]
 
     @classmethod
     def read(cls, path: Path, max_atoms: int = 20, max_e_hull: float = 0.3) -> "Templates":
@@ -101,3 +106,78 @@ def fill_formula(atoms: Atoms, formula: str, rng: np.random.Generator) -> dict[s
     old = sorted(shuffled(sorted(set(atoms.symbols))), key=list(atoms.symbols).count)
     new = sorted((el.symbol for el in wanted.elements), key=lambda symbol: (wanted[symbol], symbol))
     return dict(zip(old, new))
+
+
+@cache
+def group_and_scale(symbol: str) -> tuple[int, int]:
+    """Group of the periodic table, and place on Pettifor's chemical scale, on which neighbours form the same structures."""
+    element = Element(symbol)
+    return element.group, int(element.mendeleev_no)
+
+
+def chemical_distance(one: str, other: str) -> int:
+    """Steps between two elements on Pettifor's scale."""
+    return abs(group_and_scale(one)[1] - group_and_scale(other)[1])
+
+
+def relatives(symbol: str, elements: list[str]) -> list[str]:
+    """The elements of the same group, itself among them."""
+    return [other for other in elements if group_and_scale(other)[0] == group_and_scale(symbol)[0]]
+
+
+def best_assignment(own: Composition, wanted: Composition) -> tuple[int, dict[str, str]] | None:
+    """Elements of one reduced composition in the place of those of another, as alike as can be.
+
+    Returns:
+        (sum of chemical distances, own symbol -> wanted symbol), or None if the amounts differ.
+    """
+    if sorted(own.values()) != sorted(wanted.values()):
+        return None
+    old = sorted(element.symbol for element in own)
+    choices = (dict(zip(old, order)) for order in itertools.permutations(sorted(element.symbol for element in wanted)))
+    fits = [choice for choice in choices if all(own[a] == wanted[b] for a, b in choice.items())]
+    return min(((sum(chemical_distance(a, b) for a, b in fit.items()), fit) for fit in fits), key=lambda item: item[0])
+
+
+def nearest_prototypes(templates: Templates, formula: str) -> list[tuple[str, Atoms]]:
+    """The templates of other formulas with the elements of `formula` put in, the most alike in chemistry first.
+
+    Raises:
+        ValueError: no template of another formula has these amounts.
+    """
+    wanted, found = Composition(formula).reduced_composition, []
+    for k, own in enumerate(templates.compositions):
+        fit = None if own == wanted else best_assignment(own, wanted)
+        found += [(fit[0], k, fit[1])] if fit else []
+    if not found:
+        raise ValueError(f"no other layer of the database has the amounts of {formula}")
+    chosen = sorted(found, key=lambda item: item[:2])
+    return [(templates.structures[k][0], substitute(templates.structures[k][1], elements)) for _, k, elements in chosen]
+
+
+def related_formula(templates: Templates, rng: np.random.Generator) -> str:
+    """A formula by analogy: a random template with every element replaced by a random one of its group.
+
+    One that the templates hold already is drawn again, TRIES times at most.
+    """
+    elements, known = templates.elements(), {composition.reduced_formula for composition in templates.compositions}
+    for _ in range(TRIES):
+        composition = templates.compositions[rng.integers(len(templates.compositions))]
+        amounts = {}
+        for element, amount in composition.items():
+            amounts.setdefault(str(rng.choice(relatives(element.symbol, elements))), amount)
+        formula = Composition(amounts).reduced_formula
+        if len(amounts) == len(composition) and formula not in known:
+            break
+    return formula
+
+
+def by_substitution(templates: Templates, count: int, rng: np.random.Generator, formula: str | None = None) -> list[tuple[str, Atoms]]:
+    """What a chemist does without a model: (name of the prototype, layer) of `count` formulas, each in its nearest prototype.
+
+    With a `formula` given, that formula in its nearest prototypes, one after the other.
+    """
+    if formula:
+        found = nearest_prototypes(templates, formula)
+        return [found[k % len(found)] for k in range(count)]
+    return [nearest_prototypes(templates, related_formula(templates, rng))[0] for _ in range(count)]

@@ -9,18 +9,21 @@ from ase import Atoms
 from ase.build import fcc111
 from ase.calculators.emt import EMT
 from ase.data import covalent_radii
-from layers import PROTOTYPE, disguised, known
+from ase.optimize import BFGS
+from layers import PROTOTYPE, Springs, disguised, known
 from scipy.spatial.transform import Rotation
 
 from models.adsorption import (
     CORRECTION,
     DESORBED_SCALE,
     H_SPACING,
+    RECONSTRUCTED,
     Site,
     adsorb,
     adsorption_flag,
     adsorption_sites,
     hydrogen_energy,
+    relax_and_release,
     roomy,
     shortest_bond,
     spaced_supercell,
@@ -258,27 +261,23 @@ def test_hydrogen_molecule():
     assert hydrogen_energy(EMT()) == pytest.approx(min(energies) / 2, abs=1e-3)
 
 
-@pytest.mark.parametrize("rigid", [True, False])
-def test_delta_e_is_the_formula(copper, rigid):
+def test_delta_e_is_the_formula(copper):
     layer, energy, half_h2 = copper
     assert energy == pytest.approx(emt_energy(layer))
     sites = adsorption_sites(layer)
-    results = adsorb(layer, EMT(), sites, energy, half_h2, rigid=rigid, steps=60 if rigid else 5)
+    results = adsorb(layer, EMT(), sites, energy, half_h2)
     assert len(results) == len(sites) == 4
     assert {id(result.site) for result in results} == {id(site) for site in sites}
     for result in results:
-        bare = result.end[:-1] if rigid else result.start[:-1]
-        cells = len(bare) // len(layer)
+        cells = (len(result.end) - 1) // len(layer)
         assert cells > 1 and emt_energy(result.start[:-1]) == pytest.approx(cells * energy)
-        wanted = emt_energy(result.end) - emt_energy(result.start[:-1]) - half_h2
+        wanted = emt_energy(result.end) - emt_energy(result.end[:-1]) - half_h2
         assert result.delta_e == pytest.approx(wanted, abs=1e-6)
         assert not result.end.constraints and result.end.get_tags()[-1] == 2
-        moved = np.abs(result.end.positions - result.start.positions)
-        assert (moved[:-1].max() < 1e-9) == rigid
-        if rigid:
-            end = result.end.copy()
-            end.calc = EMT()
-            assert result.converged == (np.linalg.norm(end.get_forces()[-1]) < 0.05)
+        assert np.abs(result.end.positions - result.start.positions)[:-1].max() < 1e-9
+        end = result.end.copy()
+        end.calc = EMT()
+        assert result.converged == (np.linalg.norm(end.get_forces()[-1]) < 0.05)
 
 
 def test_relaxing_lowers_the_energy_and_top_takes_the_best_scans(copper):
@@ -295,12 +294,12 @@ def test_delta_g_is_the_minimum_over_sites_plus_the_correction(copper):
     layer, energy, half_h2 = copper
     every = adsorb(layer, EMT(), adsorption_sites(layer), energy, half_h2)
     kept = [result for result in every if not result.flag]
-    found = oracle_delta_g(layer, EMT(), half_h2)
+    found = oracle_delta_g(layer, EMT(), half_h2, relaxed=False)
     assert CORRECTION == 0.27
     assert all(found["delta_g_h"] <= result.delta_e + 0.27 + 1e-9 for result in kept)
     assert found["delta_g_h"] == pytest.approx(min(r.delta_e for r in kept) + 0.27)
     assert sum(found["flags"].values()) == len(every)
-    assert oracle_delta_g(layer, EMT(), half_h2, correction=0.24)["delta_g_h"] == pytest.approx(found["delta_g_h"] - 0.03)
+    assert oracle_delta_g(layer, EMT(), half_h2, correction=0.24, relaxed=False)["delta_g_h"] == pytest.approx(found["delta_g_h"] - 0.03)
     assert emt_energy(found["pose"]) - (len(found["pose"]) - 1) // 3 * energy - half_h2 + 0.27 == pytest.approx(found["delta_g_h"])
 
 
@@ -326,7 +325,72 @@ def test_oracle_without_any_adsorbed_site_says_so(copper, monkeypatch):
     far = [Site("ontop", 1, np.array([0, 0, layer.positions[:, 2].max() + 6.0]))]
     monkeypatch.setattr("models.delta_g.adsorption_sites", lambda atoms: far)
     found = oracle_delta_g(layer, EMT(), half_h2)
-    assert found["delta_g_h"] is None and found["flags"] == {"desorbed": 1}
+    assert found["delta_g_h"] is None and found["flags"] == {"desorbed": 1} and found["relaxed_flags"] == {}
+
+
+# --- everything relaxed, and H taken off again -----------------------------------------------------------------------
+
+
+HALF_H2 = -1.0  # eV; any number does
+
+
+def square(a: float, layers: int) -> Atoms:
+    """Square lattice of a metal of Springs, `a` Å wide, relaxed where there is a second layer to relax to."""
+    positions = [(a / 2 * (k % 2), a / 2 * (k % 2), 10 + 1.8 * k) for k in range(layers)]
+    slab = Atoms(["Cu"] * layers, positions, cell=[a, a, 22], pbc=(True, True, False))
+    slab.calc = Springs()
+    BFGS(slab, logfile=None).run(fmax=1e-3)
+    slab.calc = None
+    return slab
+
+
+def energy_by(calculator, atoms: Atoms) -> float:
+    atoms = atoms.copy()
+    atoms.calc = calculator
+    return atoms.get_potential_energy()
+
+
+def test_everything_relaxes_at_the_best_site_and_the_slab_comes_back():
+    """A stable slab: the relaxed ΔG_H is that of ASE's own relaxation, below the rigid one; without H the slab is what it was."""
+    slab = square(2.5, 2)
+    rigid = oracle_delta_g(slab, Springs(), HALF_H2, relaxed=False)
+    found = oracle_delta_g(slab, Springs(), HALF_H2)
+    assert found["rigid_delta_g_h"] == pytest.approx(rigid["delta_g_h"]) and found["flags"] == rigid["flags"]
+    assert found["relaxed_flags"] == {"adsorbed": 1} and found["h_site"] == rigid["h_site"]
+    assert found["delta_g_h"] < rigid["delta_g_h"] - 0.1 and abs(found["slab_change"]) < 0.01
+    pose = rigid["pose"].copy()
+    pose.calc = Springs()
+    BFGS(pose, logfile=None).run(fmax=0.01)
+    wanted = pose.get_potential_energy() - (len(pose) - 1) // 2 * energy_by(Springs(), slab) - HALF_H2 + 0.27
+    assert found["delta_g_h"] == pytest.approx(wanted, abs=0.01)
+    stored = energy_by(Springs(), found["pose"]) - (len(pose) - 1) // 2 * energy_by(Springs(), slab) - HALF_H2 + 0.27
+    assert found["delta_g_h"] == pytest.approx(stored, abs=1e-6)
+
+
+def test_a_slab_that_falls_lower_without_its_hydrogen_is_no_adsorption():
+    """A flat sheet pressed together sits on a saddle, where its symmetry holds it until H comes; rigid, nobody would notice."""
+    slab = square(2.1, 1)
+    assert oracle_delta_g(slab, Springs(), HALF_H2, relaxed=False)["delta_g_h"] < 0
+    found = oracle_delta_g(slab, Springs(), HALF_H2)
+    assert found["delta_g_h"] is None and found["pose"] is None and found["h_site"] is None
+    assert found["rigid_delta_g_h"] < 0 and found["relaxed_flags"] == {"reconstructed": 1}
+    assert found["slab_change"] < -RECONSTRUCTED
+
+
+def test_the_next_site_is_tried_where_hydrogen_does_not_stay():
+    found = oracle_delta_g(square(3.0, 2), Springs(), HALF_H2, sites=2)
+    assert found["flags"] == {"adsorbed": 2} and found["relaxed_flags"] == {"sunk": 1, "adsorbed": 1}
+    assert found["delta_g_h"] is not None and -RECONSTRUCTED < found["slab_change"]
+
+
+def test_release_flags_hydrogen_that_never_bound():
+    slab = square(2.5, 2)
+    pose = roomy(with_hydrogen(slab, adsorption_sites(slab)[0]))
+    pose.positions[-1, 2] += 4.4
+    whole = energy_by(Springs(), pose[:-1])
+    free = relax_and_release(pose, 1, Springs(), whole, HALF_H2)
+    assert free.flag == "desorbed" and free.slab_change == pytest.approx(0, abs=0.01)
+    assert free.delta_e == pytest.approx(energy_by(Springs(), free.end) - whole - HALF_H2, abs=1e-6)
 
 
 # --- the builder's rows ----------------------------------------------------------------------------------------------

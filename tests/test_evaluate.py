@@ -18,14 +18,17 @@ from ase.calculators.emt import EMT
 from ase.io import read, write
 from layers import disguised, known
 
-from geo_utils import COLUMNS, Settings, aggregate, gates, interval, item_key, read_cifs
+from geo_utils import COLUMNS, NULLS, Settings, blank_row, headline, read_cifs, read_rows
 from models.adsorption import hydrogen_energy
 from models.dimenet import PeriodicDimeNetPlusPlus, save_dimenet
+from models.gates import gates
 from models.hull import relax_phase
 from models.layer import dimension, extract_layer
 from models.matching import rmsd
 from models.potentials import relax_layer
+from models.statistics import aggregate
 from models.synthesis import Forest, SynthesisModel, save_synthesis
+from models.workers import item_key
 
 ROOT = Path(__file__).resolve().parents[1]
 BASELINE = Path(os.environ.get("HER2D_REFERENCE_DATA", ROOT / "../shared/data")) / "baseline_cifs"
@@ -120,69 +123,11 @@ def test_unreadable_files_are_named_and_cost_one_row(tmp_path):
         read_cifs(tmp_path / "none")
 
 
-# --- rates and intervals ---------------------------------------------------------------------------------------------
+# --- what a result depends on ------------------------------------------------------------------------------------------
 
 
-def row(**values):
-    return dict.fromkeys(COLUMNS, "") | values
-
-
-def test_rates_are_over_all_rows_and_means_over_those_that_exist():
-    good = row(two_d=True, valid=True, e_hull_eV_per_atom=0.02, delta_g_h_oracle_eV=-0.1, unique=True, novel=True, p_synth=0.5,
-               stability_score=0.98, components=1, periodic_directions=2, converged=True, min_dist_ratio=0.9)  # fmt: skip
-    unstable = good | {"e_hull_eV_per_atom": 0.1, "delta_g_h_oracle_eV": 0.5, "novel": False, "p_synth": 0.49}
-    failed = row(two_d=False, valid=False, error="unreadable CIF")
-    metrics = aggregate([good, unstable, failed, failed])
-    value = lambda name: metrics[name]["value"]  # noqa: E731
-    assert value("two_d_rate") == 0.5 and metrics["two_d_rate"]["n"] == 4
-    assert value("stable_rate") == 0.25  # 0.1 is not below 0.1
-    assert value("sun_rate") == value("novel_rate") == value("synthesis_rate") == 0.25
-    assert value("unique_rate") == value("converged_rate") == value("one_2d_component_rate") == 0.5
-    assert value("mae_delta_g_h_oracle_eV") == pytest.approx(0.3) and metrics["mae_delta_g_h_oracle_eV"]["n"] == 2
-    assert value("active_rate_0.2eV") == value("hit_rate_0.1eV") == 0.25
-    assert metrics["mae_delta_g_h_dimenet_eV"] == {"value": None, "ci95": [None, None], "n": 0}
-
-
-def test_rows_read_back_from_csv_give_the_same_numbers(tmp_path):
-    rows = [
-        row(two_d=True, valid=False, e_hull_eV_per_atom=0.02, delta_g_h_oracle_eV=-0.1, unique=True, novel=False, components=1,
-            periodic_directions=2, min_dist_ratio=0.71, smact_valid=True, converged=False),
-        row(two_d=False),
-    ]  # fmt: skip
-    with (tmp_path / "x.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    from geo_utils import read_rows
-
-    assert aggregate(read_rows(tmp_path / "x.csv")) == aggregate(rows)
-
-
-def test_intervals_cover_and_shrink():
-    rng = np.random.default_rng(0)
-    covered = []
-    for k in range(100):
-        sample = (rng.random(80) < 0.3).astype(float)
-        found = interval(sample, seed=k)
-        low, high = found["ci95"]
-        assert low <= found["value"] == pytest.approx(sample.mean()) and found["value"] <= high and found["n"] == 80
-        covered.append(low <= 0.3 <= high)
-    assert 0.85 <= np.mean(covered) < 1
-    width = [np.ptp(interval(rng.normal(size=n))["ci95"]) for n in (25, 400)]
-    assert 0.15 < width[1] / width[0] < 0.45  # a quarter
-    assert interval(sample, 3) == interval(sample, 3)
-
-
-def test_none_of_n_is_not_never():
-    none, all_ = interval(np.zeros(52), rate=True), interval(np.ones(52), rate=True)
-    assert none["value"] == 0 and none["ci95"][0] == 0 and 0.03 < none["ci95"][1] < 0.1  # Wilson: 0.069
-    assert all_["ci95"] == pytest.approx([1 - none["ci95"][1], 1.0])
-
-
-def test_item_key_changes_with_all_that_a_row_depends_on(tmp_path):
-    for name, content in (("a.pt", b"a"), ("b.pt", b"b")):
-        (tmp_path / name).write_bytes(content)
-    settings, layer = Settings(dimenet=tmp_path / "a.pt", potential="sevennet"), known("h-BN")
+def test_item_key_changes_with_all_that_a_row_depends_on():
+    settings, layer = Settings(), known("h-BN")
     moved, strained = layer.copy(), layer.copy()
     moved.positions[0, 2] += 0.01
     strained.set_cell(layer.cell.array * 1.001, scale_atoms=True)
@@ -194,12 +139,11 @@ def test_item_key_changes_with_all_that_a_row_depends_on(tmp_path):
         item_key(("x", "unreadable"), settings, "a note"),
         item_key(("x", layer), settings, "another checkpoint"),
         *(item_key(("x", layer), replace(settings, **change), "a note") for change in (
-            {"dimenet": tmp_path / "b.pt"}, {"potential": "sevennet-0"}, {"correction": 0.24}, {"oracle_sites": 1}, {"fmax": 0.01},
-            {"relax_steps": 7},
+            {"correction": 0.24}, {"oracle": "rigid"}, {"oracle_sites": 1}, {"fmax": 0.01}, {"relax_steps": 7},
         )),
     ]  # fmt: skip
     assert len(set(keys)) == len(keys)
-    assert item_key(("x", layer.copy()), replace(settings, jobs=7, seed=5), "a note") == keys[0]
+    assert item_key(("x", layer.copy()), replace(settings, jobs=7, seed=5, dimenet=Path("other.pt")), "a note") == keys[0]
 
 
 # --- one run through both scripts ------------------------------------------------------------------------------------
@@ -242,13 +186,13 @@ def run(tmp_path_factory):
         forest.share += 0.7
     save_synthesis(folder / "synthesis.pt", SynthesisModel(*forests))
 
-    flags = ["--cifs", cifs, "--potential", "ase.calculators.emt:EMT", "--dimenet", folder / "dimenet.pt", "--jobs", 1, "--compare",
+    flags = ["--cifs", cifs, "--potential", "ase.calculators.emt:EMT", "--dimenet", folder / "dimenet.pt", "--jobs", 1,
              "--synthesis", folder / "synthesis.pt", "--references", folder / "references.db", "--novelty-db", folder / "known.db",
-             "--device", "cpu"]  # fmt: skip
+             "--second-potential", "layers:scaled_emt", "--shortlist", 2, "--device", "cpu"]  # fmt: skip
     patch = pytest.MonkeyPatch()
     patch.chdir(ROOT)
-    for script in ("test.py", "evaluate_external.py"):
-        patch.setattr(sys, "argv", [script, *map(str, flags), "--out", str(folder / script)])
+    for script, other in (("test.py", []), ("evaluate_external.py", [folder / "test.py" / "metrics.csv"])):
+        patch.setattr(sys, "argv", [script, *map(str, [*flags, "--out", folder / script, "--compare", *other])])
         runpy.run_path(str(ROOT / script))["main"]()
     patch.undo()
     return folder
@@ -312,6 +256,8 @@ def test_delta_g_of_a_row_is_that_of_its_pose(run):
         assert pose.symbols[-1] == "H" and (len(pose) - 1) % len(layer) == 0
         delta_e = energies[0] - (len(pose) - 1) // len(layer) * energies[1] - hydrogen_energy(EMT())
         assert row["row"]["delta_g_h_oracle_eV"] == pytest.approx(delta_e + 0.27, abs=5e-3)
+        assert row["row"]["delta_g_h_oracle_eV"] <= row["row"]["delta_g_h_rigid_eV"] + 0.01
+        assert row["row"]["slab_change_eV"] > -0.1 and "then adsorbed:1" in row["row"]["h_flags"]
     assert sum(row["pose"] is not None for row in shard) == 4
 
 
@@ -319,6 +265,7 @@ def test_twins_and_known_layers_are_found(run):
     rows = rows_of(run)
     flags = {name: (rows[name]["unique"], rows[name]["novel"]) for name in ("a_sheet", "b_twin", "c_platinum")}
     assert flags == {"a_sheet": ("True", "False"), "b_twin": ("False", "False"), "c_platinum": ("True", "True")}
+    assert (rows["a_sheet"]["known_as"], rows["c_platinum"]["known_as"]) == ("known", "")
     for column in ("e_form_eV_per_atom", "delta_g_h_oracle_eV", "delta_g_h_dimenet_eV"):
         assert float(rows["a_sheet"][column]) == pytest.approx(float(rows["b_twin"][column]), abs=0.02), column
 
@@ -333,3 +280,57 @@ def test_the_files_are_there_and_say_where_they_come_from(run):
     assert content["metrics"]["synthesis_rate"]["value"] == pytest.approx(4 / 6)
     promised = "two_d_rate valid_rate mae_delta_g_h_dimenet_eV mae_delta_g_h_oracle_eV stability_score synthesis_rate stable_rate"
     assert set(f"{promised} unique_rate novel_rate sun_rate".split()) <= set(content["metrics"])
+    assert {"shortlist.csv", "comparison.md", "comparison.csv", "report.html"} <= {path.name for path in out.iterdir()}
+    for word in ("RMSE against DFT", "single-atom catalysts"):
+        assert word in content["provenance"]["oracle_error_from"]
+
+
+def test_the_shortlist_has_a_second_opinion_and_inputs_for_dft(run):
+    """The second potential is EMT with every energy 1.25 times as large: so is ΔE_H."""
+    rows, out = rows_of(run), run / "test.py"
+    shortlist = read_rows(out / "shortlist.csv")
+    ranked = sorted((row for row in rows.values() if row["rank"]), key=lambda row: int(row["rank"]))
+    assert [row["material_id"] for row in shortlist] == [row["material_id"] for row in ranked[:2]] and len(ranked) == 4
+    for row in shortlist:
+        first, second = float(row["delta_g_h_oracle_eV"]) - 0.27, float(row["delta_g_h_second_eV"]) - 0.27
+        assert second == pytest.approx(1.25 * first, abs=0.05)
+        pose = read(out / "dft" / row["material_id"] / "slab_H" / "POSCAR")
+        assert (pose.numbers == 1).sum() == 1
+    assert all(row["delta_g_h_second_eV"] == "" for row in ranked[2:])
+    opinion = json.loads((out / "metrics.json").read_text())["second_opinion"]
+    apart = [abs(float(row["delta_g_h_second_eV"]) - float(row["delta_g_h_oracle_eV"])) for row in shortlist]
+    assert opinion["both_within_0.2eV"]["n"] == 2 and opinion["both_within_0.2eV"]["value"] == np.mean(np.array(apart) <= 0.2)
+
+
+def test_a_set_compared_with_itself_does_not_differ(run):
+    out = run / "evaluate_external.py"
+    other = json.loads((out / "metrics.json").read_text())["compared"]["generated"]
+    tested = {name: metric for name, metric in other.items() if "difference" in metric}
+    assert {"two_d_rate", "hit_rate_0.2eV", "mae_delta_g_h_oracle_eV", "sun_rate"} <= set(tested)
+    assert all(m["difference"] == 0 and m["p_value"] == 1 and m["difference_ci95"][0] < 0 < m["difference_ci95"][1]
+               for m in tested.values() if m["value"] not in (0.0, 1.0) and m["ci95"][0] != m["ci95"][1])  # fmt: skip
+    long = read_rows(out / "comparison.csv")
+    assert {row["set"] for row in long} == {"cifs", "generated"}
+    found = {row["metric"]: row for row in long if row["set"] == "generated"}
+    assert float(found["two_d_rate"]["value"]) == pytest.approx(4 / 6) and float(found["two_d_rate"]["p_value"]) == 1
+    assert "cifs less another set" in (out / "comparison.md").read_text()
+
+
+# --- the headline ----------------------------------------------------------------------------------------------------
+
+
+def test_headline_counts_and_refuses():
+    rows = [blank_row(str(k)) | {"verdict": kind} for k, kind in enumerate(["3D network"] * 3 + ["layers too close", "", "2D"])]
+    rows[3] |= {"components": 1, "periodic_directions": 2}
+    rows[5] |= {"components": 1, "periodic_directions": 2, "two_d": True}
+    nothing = {"value": None, "ci95": [None, None], "n": 0}
+    content = {"n": 6, "metrics": aggregate(rows), "shortlist": [], "sensitivity_to_correction": {},
+               "second_opinion": {"both_within_0.2eV": nothing},
+               "provenance": {"potential": "P", "second_potential": "none", "synthesizability": "S"}}  # fmt: skip
+    lines = headline(content, rows)
+    assert lines[0].startswith("2D: 2/6 ") and "1/6" in lines[0]
+    assert lines[1] == "refused as 2D catalysts: 5 (3 3D network, 1 layers too close, 1 unreadable)"
+
+
+def test_shipped_nulls_are_called_nulls():
+    assert all((ROOT / "results_external" / name).is_dir() for name in NULLS)

@@ -1,0 +1,129 @@
+"""What of an evaluation takes minutes: everything by a potential, spread over processes, every result kept in a shard.
+
+Items are (material_id, ASE layer), results plain JSON. `settings` is a geo_utils.Settings throughout.
+"""
+
+import json
+
+import torch
+from ase import Atoms
+
+from models.adsorption import hydrogen_energy
+from models.delta_g import oracle_delta_g
+from models.gates import gates
+from models.jobs import run_jobs
+from models.layer import OVERLAP_SCALE, NotALayer, extract_layer, min_distance_ratio
+from models.matching import layer_group, rmsd
+from models.phonons import elastic_positivity, phonon_stability
+from models.potentials import Potential, load_potential, relax_layer
+from models.shards import Shard, digest, pack_atoms
+
+ROW_SETTINGS = ("correction", "oracle", "oracle_sites", "fmax", "relax_steps")  # what a result depends on, beside the potential
+
+_worker = {}
+
+
+def start_worker(spec: str, checkpoint, settings):
+    """Loads a potential once a process, on one thread."""
+    torch.set_num_threads(1)
+    calculator = load_potential(spec, checkpoint, settings.device).calculator
+    _worker.update(settings=settings, calculator=calculator, half_h2=hydrogen_energy(calculator))
+
+
+def item_key(item: tuple, settings, note: str) -> str:
+    """Changes with the structure and with everything that its result depends on; `note` is the potential's provenance."""
+    name, atoms = item
+    content = atoms if isinstance(atoms, str) else json.dumps(pack_atoms(atoms))
+    return f"{name}:{digest(' '.join([content, note, *(str(getattr(settings, field)) for field in ROW_SETTINGS)]))}"
+
+
+def computed(task, items: list[tuple], settings, potential: Potential, checkpoint, shard: Shard, label: str) -> list[dict]:
+    """Results of a task on every item, `settings.jobs` processes at a time; {"lost": why} where a process died."""
+    keys = [item_key(item, settings, potential.note) for item in items]
+    arguments = (potential.spec, checkpoint, settings)
+    lost = run_jobs(task, dict(zip(keys, items)), shard, settings.jobs, start_worker, arguments, label)
+    return [{"lost": lost[key]} if key in lost else shard.rows[key] for key in keys]
+
+
+def add_error(row: dict, text: str):
+    """Appends to the row's `error`."""
+    row["error"] = "; ".join(filter(None, [row.get("error", ""), text]))
+
+
+def evaluate_one(item: tuple) -> dict:
+    """{"row", "relaxed", "pose"} of a structure as submitted; whatever goes wrong ends up in the row's `error`."""
+    _, atoms = item
+    result = {"row": {}, "relaxed": None, "pose": None}
+    if isinstance(atoms, str):
+        add_error(result["row"], atoms)
+        return result
+    try:
+        columns, layer, reason = gates(atoms)
+        result["row"] |= columns
+        add_error(result["row"], reason)
+        if layer is not None:
+            relaxed = _relax_into(result["row"], layer)
+            result["relaxed"] = pack_atoms(relaxed)
+            result["pose"] = pack_atoms(_adsorb_into(result["row"], relaxed))
+    except Exception as error:  # one bad structure costs one row
+        add_error(result["row"], f"{type(error).__name__}: {error}")
+    return result
+
+
+def _relax_into(row: dict, layer: Atoms) -> Atoms:
+    """Relaxes the layer and fills its columns."""
+    settings = _worker["settings"]
+    relaxed = relax_layer(layer, _worker["calculator"], settings.fmax, settings.relax_steps)
+    row |= {"converged": relaxed.converged, "relax_steps": relaxed.steps}
+    add_error(row, relaxed.problem and f"relaxation: {relaxed.problem}")
+    try:
+        atoms = extract_layer(relaxed.atoms).atoms
+    except NotALayer as error:
+        raise NotALayer(f"relaxation left two dimensions: {error}") from error
+    if min_distance_ratio(atoms) < OVERLAP_SCALE:
+        raise ValueError("relaxation ended in overlapping atoms: a hole in the potential")
+    row |= {"energy": relaxed.energy, "rmsd_relaxed_A": rmsd(layer, relaxed.atoms), "layer_group": layer_group(atoms)}
+    return atoms
+
+
+def _oracle(atoms: Atoms) -> dict:
+    settings = _worker["settings"]
+    relaxed = settings.oracle == "relaxed"
+    return oracle_delta_g(atoms, _worker["calculator"], _worker["half_h2"], settings.correction, settings.oracle_sites, relaxed)
+
+
+def _adsorb_into(row: dict, atoms: Atoms) -> Atoms | None:
+    """Fills the oracle's columns; returns its best pose."""
+    found = _oracle(atoms)
+    filled = {"delta_g_h_oracle_eV": found["delta_g_h"], "delta_g_h_rigid_eV": found["rigid_delta_g_h"],
+              "slab_change_eV": found["slab_change"], "h_site": found["h_site"], "h_flags": flags_text(found)}  # fmt: skip
+    row |= {name: "" if content is None else content for name, content in filled.items()}
+    if found["delta_g_h"] is None:
+        add_error(row, "the layer reconstructs under H" if "reconstructed" in found["relaxed_flags"] else "no site adsorbs H")
+    return found["pose"]
+
+
+def flags_text(found: dict) -> str:
+    """What became of H at the rigid sites and, behind "then", with the layer free, e.g. "adsorbed:2 sunk:1 then reconstructed:1"."""
+    text = lambda flags: " ".join(f"{flag}:{count}" for flag, count in sorted(flags.items()))  # noqa: E731
+    return " then ".join(filter(None, [text(found["flags"]), text(found["relaxed_flags"])]))
+
+
+def second_opinion(item: tuple) -> dict:
+    """{"delta_g_h": eV or None, "flags"} of a layer that this potential relaxes for itself first."""
+    _, layer = item
+    settings = _worker["settings"]
+    try:
+        relaxed = relax_layer(layer, _worker["calculator"], settings.fmax, settings.relax_steps)
+        if relaxed.problem:
+            return {"delta_g_h": None, "flags": f"relaxation: {relaxed.problem}"}
+        found = _oracle(extract_layer(relaxed.atoms).atoms)
+    except Exception as error:
+        return {"delta_g_h": None, "flags": f"{type(error).__name__}: {error}"}
+    return {"delta_g_h": found["delta_g_h"], "flags": flags_text(found)}
+
+
+def dynamic_stability(item: tuple) -> dict:
+    """{"phonons": …, "elastic": …} of a relaxed layer: models.phonons."""
+    _, layer = item
+    return {"phonons": phonon_stability(layer, _worker["calculator"]), "elastic": elastic_positivity(layer, _worker["calculator"])}
