@@ -40,20 +40,20 @@ ELEMENTAL = {
 # Competing binaries, one prototype after the other: AFLOW tag, the element that the metal replaces.
 # Tried for every metal with every nonmetal: rock salt, fluorite.
 ANY_BINARY = [("AB_cF8_225_a_b", "Na"), ("AB2_cF12_225_a_c", "Ca")]
-# Tried where common oxidation states balance: antifluorite, zincblende, CsCl, WC, NiAs, rutile, marcasite, ReO3, BiF3 and its
-# inverse, Na3As, La2O3, corundum, Nb2O5 (as B2Pd5).
-BALANCED_BINARY = [("AB2_cF12_225_a_c", "F"), ("AB_cF8_216_c_a", "Zn"), ("AB_cP2_221_b_a", "Cs"), ("AB_hP2_187_d_a", "W"),
-                   ("AB_hP4_194_c_a", "Ni"), ("A2B_tP6_136_f_a", "Ti"), ("AB2_oP6_58_a_g", "Fe"), ("A3B_cP4_221_d_a", "Re"),
-                   ("AB3_cF16_225_a_bc", "Bi"), ("AB3_cF16_225_a_bc", "F"), ("AB3_hP8_194_c_bf", "Na"),
+# Tried where common oxidation states balance: antifluorite, zincblende, CsCl, rutile, ReO3, BiF3 and its inverse, Na3As, La2O3,
+# corundum, Nb2O5 (as B2Pd5).
+BALANCED_BINARY = [("AB2_cF12_225_a_c", "F"), ("AB_cF8_216_c_a", "Zn"), ("AB_cP2_221_b_a", "Cs"), ("A2B_tP6_136_f_a", "Ti"),
+                   ("A3B_cP4_221_d_a", "Re"), ("AB3_cF16_225_a_bc", "Bi"), ("AB3_cF16_225_a_bc", "F"), ("AB3_hP8_194_c_bf", "Na"),
                    ("A3B2_hP5_164_ad_d", "Ni"), ("A2B3_hR10_167_c_e", "Al"), ("A2B5_mC28_15_f_e2f", "B")]  # fmt: skip
 QUARTZ = [("Si", "O"), ("Ge", "O"), ("Be", "F"), ("Be", "Cl"), ("Si", "S"), ("Ti", "O"), ("Zn", "Cl")]
-# Competing ternaries. Perovskite is tried with the elements of a prototype's layers: AFLOW tag, its element -> the layer's slot;
-# caswellsilverite and BPO4 with every choice whose common oxidation states balance: its elements -> candidates.
-TERNARY = {"K2NiF4": ("AB3C_cP5_221_a_c_b", dict(Ca="A", Ti="M", O="X"))}
-BALANCED_TERNARY = {
-    "ABC2_hR4_166_a_b_c": dict(Na=ALKALI + ["Cu", "Ag", "Tl"], Cr=TRANSITION + TRIELS + ["Sb", "Bi"], S=CHALCOGENS),
+# Competing ternaries, tried where common oxidation states balance: perovskite, caswellsilverite, BPO4; AFLOW tag, its elements ->
+# candidates.
+TERNARY = {
+    "AB3C_cP5_221_a_c_b": dict(Ca=["Na", "K", "Rb", "Cs", "Ca", "Sr", "Ba", "Y"], Ti=TRANSITION + ["Mg", "Al", "Ge", "Sn", "Pb"],
+                               O=HALOGENS + ["O"]),
+    "ABC2_hR4_166_a_b_c": dict(Na=["Li", "Na", "K", "Cu", "Ag"], Cr=TRANSITION + TRIELS + ["Sb", "Bi"], S=CHALCOGENS),
     "AB4C_tI12_82_c_g_a": dict(B=TRANSITION + TRIELS + ["B", "Sb", "Bi"], P=["P", "As", "V"], O=["O"]),
-}
+}  # fmt: skip
 # Molecules stand for molecular crystals, whose cohesion is small: ASE's G2 set, and shapes: ligand directions, centres, ligands.
 G2 = ("H2O NH3 N2H4 CH4 C2H6 SiH4 PH3 SH2 HF HCl CO2 SO2 N2O NF3 F2O CS2 OCS COF2 ClF ClF3 HCN C2F4 HCF3 H2O2").split()
 HALF, TALL = 0.5, np.sqrt(0.75)
@@ -122,11 +122,7 @@ def _binaries(prototypes: dict):
 
 
 def _ternaries(prototypes: dict):
-    layers = {prototype.name: prototype for prototype in PROTOTYPES}
-    for name, (tag, slots) in TERNARY.items():
-        for decoration in sensible_fills(layers[name]):
-            yield _phase(prototypes, tag, {symbol: decoration[slot] for symbol, slot in slots.items()})
-    for tag, candidates in BALANCED_TERNARY.items():
+    for tag, candidates in TERNARY.items():
         for choice in itertools.product(*candidates.values()):
             if len(set(choice)) == len(choice):
                 key, atoms = _phase(prototypes, tag, dict(zip(candidates, choice)))
