@@ -135,7 +135,7 @@ def her_performance(sets: dict, potential: str, path: Path):
     energy = FRAME["delta_g_h"]
     names = {"delta_g_h_oracle_eV": f"by the oracle, H relaxed with {potential}", "delta_g_h_dimenet_eV": "by DimeNet++"}
     for axis, (name, title) in zip(axes[0], names.items()):
-        axis.axvspan(0, ACTIVE, color="tab:green", alpha=0.15, lw=0)
+        axis.fill_betweenx([0, 1], 0, ACTIVE, color="tab:green", alpha=0.15, lw=0)
         cumulative(axis, sets, {label: [abs(v) for v in column(rows, name)] for label, rows in sets.items()}, 0, 2)
         axis.set(xlabel="|ΔG_H| below (eV)", title=title)
     parity, hits = axes[1]
@@ -159,7 +159,7 @@ def stability_curve(sets: dict, potential: str, path: Path):
     for axis, (name, low, high, label, title) in zip(axes, panels):
         cumulative(axis, sets, {key: column(rows, name) for key, rows in sets.items()}, low, high)
         axis.set(xlabel=label, title=title)
-    axes[0].axvline(STABLE, color="0.6", lw=1, ls="--")
+    axes[0].plot([STABLE, STABLE], [0, 1], color="0.6", lw=1, ls="--")
     figure.tight_layout()
     save(figure, path)
 
