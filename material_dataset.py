@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from models.adsorption import CORRECTION
 from models.cli import add_system, resolve, write_json
-from models.delta_g import predict_delta_g
+from models.delta_g import oracle_labels, predict_delta_g
 from models.dimenet import load_dimenet
+from models.figures import parity
 from models.graphs import layer_graph
 from models.layer import MAX_THICKNESS, OVERLAP_SCALE, NotALayer, extract_layer, min_distance_ratio
 from models.matching import Fingerprint, Register
@@ -111,6 +112,38 @@ def fit_synthesis(rows, args):
     print(json.dumps(report, indent=2))
 
 
+def labels(rows, args, labeller: str) -> dict:
+    """ΔG_H and where H sits, of each layer by uid, by DimeNet++ or by the potential; OUT/delta_g_*.jsonl keep what is computed."""
+    cache = Shard(args.out / f"delta_g_{labeller}.jsonl", args.resume)
+    source = file_hash(args.dimenet) if labeller == "dimenet" else f"{args.potential} {args.potential_checkpoint}"
+    keys = {uid: f"{uid}:{digest(json.dumps(pack_atoms(atoms)) + f'{source} {args.correction}')}" for uid, atoms, _ in rows}
+    layers = {keys[uid]: atoms for uid, atoms, _ in rows}
+    if labeller == "dimenet":
+        todo = [(key, atoms) for key, atoms in layers.items() if key not in cache.rows]
+        for key, result in predict_delta_g(load_dimenet(args.dimenet, args.device), todo, args.batch_size, args.correction, progress=True):
+            cache.append(key, result)
+    else:
+        oracle_labels(layers, cache, args.potential, args.potential_checkpoint, args.correction, args.jobs)
+    return {uid: cache.rows.get(key, {}) for uid, key in keys.items()}
+
+
+def check_labels(rows, delta_g: dict, args) -> dict:
+    """The labels' errors against the potential on random layers of the test split, and the figure of it."""
+    held_out = [row for row in rows if split_of(row[1].get_chemical_formula()) == "test" and "delta_g_h" in delta_g[row[0]]]
+    chosen = np.random.default_rng(args.seed).permutation(len(held_out))[: args.check]
+    oracle = labels([held_out[k] for k in chosen], args, "potential")
+    pairs = [(row["delta_g_h"], delta_g[uid]["delta_g_h"]) for uid, row in oracle.items() if row.get("delta_g_h") is not None]
+    true, predicted = np.array(pairs).reshape(-1, 2).T
+    parity({"ΔG_H, held-out layers": (true, predicted, "eV")}, args.potential, "DimeNet++", args.out / "label_check.png")
+    error = np.abs(predicted - true)
+    near = np.abs(true) <= 0.2
+    return {
+        "layers": len(oracle), "H adsorbs": len(pairs), "mae_eV": error.mean(), "median_eV": np.median(error),
+        "bias_eV": (predicted - true).mean(), "mae_of_median_eV": np.abs(true - np.median(true)).mean(),
+        "within_0.2_eV_by_potential": near.mean(), "of_those_by_dimenet": (np.abs(predicted[near]) <= 0.2).mean() if near.any() else None,
+    }  # fmt: skip
+
+
 def build_parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     data = parser.add_argument_group("data")
@@ -121,9 +154,15 @@ def build_parser():
     model = parser.add_argument_group("model")
     model.add_argument("--dimenet", type=Path, default=Path("models/weights/dimenet.pt"), help="checkpoint of stage 1")
     model.add_argument("--correction", type=float, default=CORRECTION, help="ΔE_ZPE − TΔS in ΔG_H, eV")
+    model.add_argument("--labeller", choices=("dimenet", "potential"), default="dimenet",
+                       help="potential: H relaxed with the potential on the layer as it stands, seconds a layer")  # fmt: skip
+    model.add_argument("--check", type=int, default=0, help="compare the labels of so many random held-out layers with the potential's")
+    model.add_argument("--potential", default="auto", help="potential of --labeller potential and --check (models/potentials.py)")
+    model.add_argument("--potential-checkpoint", type=Path, help="MatterSim checkpoint file")
     model.add_argument("--batch-size", type=int, default=64, help="adsorption graphs a batch")
     model.add_argument("--synthesis-out", type=Path, help="train the positive-unlabelled synthesizability classifier into this file")
-    add_system(parser, out=Path("data/processed_layers"), resume="labels already in OUT/delta_g.jsonl are kept")
+    add_system(parser, out=Path("data/processed_layers"), resume="labels already in OUT/delta_g_*.jsonl are kept")
+    parser.add_argument("--jobs", type=int, default=2, help="processes of the potential, one thread each")
     return parser
 
 
@@ -139,14 +178,7 @@ def main():
     if args.synthesis_out:
         fit_synthesis(rows, args)
 
-    cache = Shard(args.out / "delta_g.jsonl", args.resume)
-    model = load_dimenet(args.dimenet, args.device)
-    labelled_by = f"{file_hash(args.dimenet)} {args.correction}"
-    keys = {uid: f"{uid}:{digest(json.dumps(pack_atoms(atoms)) + labelled_by)}" for uid, atoms, _ in rows}
-    todo = [(keys[uid], atoms) for uid, atoms, _ in rows if keys[uid] not in cache.rows]
-    for key, result in predict_delta_g(model, todo, args.batch_size, args.correction, progress=True):
-        cache.append(key, result)
-    delta_g = {uid: cache.rows[key] for uid, key in keys.items()}
+    delta_g = labels(rows, args, args.labeller)
     values = np.array([row["delta_g_h"] for row in delta_g.values() if row.get("delta_g_h") is not None])
     counts = write_splits(rows, delta_g, args.out)
 
@@ -160,6 +192,8 @@ def main():
         "share_within_0.1_eV": float(np.mean(abs(values) <= 0.1)) if len(values) else None,
         "share_within_0.2_eV": float(np.mean(abs(values) <= 0.2)) if len(values) else None,
     }
+    if args.check:
+        report["check"] = check_labels(rows, delta_g, args)
     write_json(args.out / "report.json", report)
     print(json.dumps(report, indent=2))
 

@@ -131,6 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--warmup", type=float, default=0.05, help="share of the steps with a rising learning rate"
     )
     optim.add_argument("--weight-decay", type=float, default=1e-4, help="of AdamW")
+    optim.add_argument("--jitter", type=float, default=0.0, help="Å, Gaussian noise on the positions whenever a graph is seen")
     optim.add_argument("--grad-clip", type=float, default=10.0, help="highest norm of the gradient")
     optim.add_argument(
         "--ema", type=float, default=0.999, help="decay of the averaged weights (shorter at first)"
@@ -304,6 +305,7 @@ def train_epoch(
 ) -> float:
     """One pass; returns the mean absolute error on the way, in eV."""
     order = epoch_order(graphs, epoch, args)
+    noise = torch.Generator().manual_seed(args.seed * 1_000_003 + epoch)
     batches = [order[i : i + args.batch_size] for i in range(0, len(order), args.batch_size)]
     error = 0.0
     for number, batch in enumerate(tqdm(batches, desc=f"epoch {epoch + 1}", unit="batch", leave=False)):
@@ -311,7 +313,9 @@ def train_epoch(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.epochs * len(batches), args)
         y = torch.tensor([graphs[i].y for i in batch], device=device)
-        absolute = (model(collate([graphs[i] for i in batch]).to(device)) - y).abs()
+        data = collate([graphs[i] for i in batch])
+        data.pos = data.pos + args.jitter * torch.randn(data.pos.shape, generator=noise)
+        absolute = (model(data.to(device)) - y).abs()
         optimizer.zero_grad()
         (absolute.mean() / model.target_std).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)

@@ -34,7 +34,7 @@ def site_features(graph: Data) -> np.ndarray:
     shells = []
     for width in WIDTHS:
         weight = np.exp(-(ratio - ratio.min()) / width)
-        shells += [*(weight @ table / weight.sum()), weight.sum()]
+        shells += [*(weight @ table / weight.sum()), weight.sum() / int(adsorbate.sum())]
     host = numbers if adsorbate.all() else numbers[~adsorbate.numpy()]
     return np.array([*composition_features(host), *shells, ratio.min()])
 
@@ -52,7 +52,7 @@ def surrogate_report(energies: np.ndarray, spreads: np.ndarray, train: list[Data
         train, test: graphs with targets `y` (eV), `host` and `rigid`.
 
     Returns:
-        {"rigid" | "relaxed": {n, hosts, mae, mae_mean, mae_median, mae_trees, mae_best_site (of each host's lowest energy),
+        {"rigid" | "relaxed": {n, hosts, train_hosts, mae, mae_mean, mae_median, mae_trees, mae_best_site (of each host's lowest energy),
         within_1_spread, within_2_spreads, spread_error_rank_correlation}}, energies in eV; levels without test graphs are left out.
     """
     if not test:
@@ -70,7 +70,8 @@ def surrogate_report(energies: np.ndarray, spreads: np.ndarray, train: list[Data
         names = np.unique(hosts[chosen])
         best = [energies[chosen & (hosts == name)].min() - true[chosen & (hosts == name)].min() for name in names]
         report[level] = {
-            "n": int(chosen.sum()), "hosts": len(names), "mae": error.mean(), "mae_best_site": np.abs(best).mean(),
+            "n": int(chosen.sum()), "hosts": len(names), "train_hosts": len({graph.host for graph in train}),
+            "mae": error.mean(), "mae_best_site": np.abs(best).mean(),
             **{f"mae_{name}": np.abs(guess - true)[chosen].mean() for name, guess in guesses.items()},
         }  # fmt: skip
         if np.isfinite(spreads).all():

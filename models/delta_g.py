@@ -4,14 +4,18 @@
 """
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
+import torch
 from ase import Atoms
 from tqdm import tqdm
 
-from models.adsorption import CORRECTION, adsorb, adsorption_sites, relax_and_release, roomy, with_hydrogen
+from models.adsorption import CORRECTION, adsorb, adsorption_sites, hydrogen_energy, relax_and_release, roomy, with_hydrogen
 from models.dimenet import Ensemble, adsorption_graph, predict_spread
-from models.potentials import single_point
+from models.jobs import run_jobs
+from models.potentials import load_potential, single_point
+from models.shards import Shard
 
 CHUNK = 32  # layers whose sites are predicted together
 
@@ -101,3 +105,34 @@ def oracle_delta_g(atoms: Atoms, calculator, half_h2: float, correction: float =
 def _flag(result) -> str:
     """What became of H: "adsorbed", "not converged", or the flag of an Adsorption or a Released."""
     return result.flag or ("adsorbed" if result.converged else "not converged")
+
+
+_worker = {}
+
+
+def _start_oracle(potential: str, checkpoint: Path | None, correction: float):
+    torch.set_num_threads(1)
+    calculator = load_potential(potential, checkpoint).calculator
+    _worker.update(calculator=calculator, half_h2=hydrogen_energy(calculator), correction=correction)
+
+
+def _oracle_label(atoms: Atoms) -> dict:
+    try:
+        found = oracle_delta_g(atoms, _worker["calculator"], _worker["half_h2"], _worker["correction"], relaxed=False)
+    except Exception as error:  # one bad structure costs one row
+        return {"error": f"{type(error).__name__}: {error}"}
+    position = None if found["pose"] is None else found["pose"].positions[-1].tolist()
+    return {name: found[name] for name in ("delta_g_h", "h_site", "flags")} | {"h_position": position}
+
+
+def oracle_labels(layers: dict[str, Atoms], shard: Shard, potential: str, checkpoint: Path | None, correction: float, jobs: int) -> None:
+    """ΔG_H of layers by a potential, H relaxed at every site of the layer as it stands; appended to the shard by key.
+
+    Args:
+        layers: key -> layer in the convention.
+        potential, checkpoint: as load_potential takes them.
+        jobs: processes, one thread each.
+    """
+    lost = run_jobs(_oracle_label, layers, shard, jobs, _start_oracle, (potential, checkpoint, correction), "ΔG_H by the potential")
+    for key, reason in lost.items():
+        print(f"not labelled: {key}: {reason}")

@@ -192,14 +192,14 @@ def tiled(host: Atoms, low: np.ndarray, high: np.ndarray, plane: np.ndarray) -> 
     return np.tile(host.numbers, len(shifts))[near], positions[near], inside[near]
 
 
-def bonds(numbers: np.ndarray, positions: np.ndarray) -> tuple[list, list]:
+def bonds(numbers: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sticks and mere contacts between atoms, both within BOND_SCALE covalent sums.
 
     A contact is longer than LONG nearest-neighbour distances of both its ends; one that two sticks over a shared neighbour
     imply (metal to metal over the anion) is left out.
 
     Returns:
-        pairs [i, j] with i < j of sticks, and of contacts.
+        pairs [E, 2], the first index below the second, of sticks and of contacts.
     """
     radii = covalent_radii[numbers]
     distance = np.linalg.norm(positions[:, None] - positions, axis=2)
@@ -209,7 +209,13 @@ def bonds(numbers: np.ndarray, positions: np.ndarray) -> tuple[list, list]:
     sticks = close & (distance <= LONG * np.maximum.outer(nearest, nearest))
     shared = sticks.astype(np.float32)
     contacts = close & ~sticks & (shared @ shared == 0)
-    return np.argwhere(np.triu(sticks)).tolist(), np.argwhere(np.triu(contacts)).tolist()
+    return np.argwhere(np.triu(sticks)), np.argwhere(np.triu(contacts))
+
+
+def without_strays(inside: np.ndarray, sticks: np.ndarray) -> np.ndarray:
+    """`inside` [N] less the atoms of its rim whose every stick leads out of it."""
+    ends = lambda pairs: np.bincount(pairs.ravel(), minlength=len(inside))
+    return inside & ((ends(sticks) == 0) | (ends(sticks[inside[sticks].all(1)]) > 0))
 
 
 def hydrogen_bonds(numbers: np.ndarray, positions: np.ndarray) -> list[int]:
@@ -238,10 +244,11 @@ def scene(layer: Atoms, pose: Atoms | None) -> dict:
     reach = np.ceil((SPAN / np.linalg.norm(plane, axis=1) - 1) / 2).clip(0)
     low, high = home - reach, home + reach + 1
     numbers, positions, inside = tiled(host, low, high, plane)
-    order = np.argsort(~inside, kind="stable")
-    count = int(inside.sum())
-    sticks, contacts = ([pair for pair in found if pair[1] < count] for found in bonds(numbers[order], positions[order]))
-    numbers, positions = numbers[inside], positions[inside]
+    pairs = bonds(numbers, positions)
+    kept = without_strays(inside, pairs[0])
+    index = np.cumsum(kept) - 1
+    sticks, contacts = (index[found[kept[found].all(1)]].tolist() for found in pairs)
+    numbers, positions, count = numbers[kept], positions[kept], int(kept.sum())
 
     bottom, top = host.positions[:, 2].min() - 1, host.positions[:, 2].max() + 1
     cell = np.array([[*((home + [k & 1, k >> 1 & 1]) @ plane), top if k & 4 else bottom] for k in range(8)])
@@ -367,7 +374,7 @@ def write_html(
         path: the file; written by rename.
         name: name of the set.
         evaluation: geo_utils.Evaluation; `relaxed` are layers in the convention, `poses` supercells of them with H as the
-            last atom (positions and cells in Å), either may lack an id.
+            last atom (positions and cells in Å), either may lack an id; `provenance` may name "potential" and "second_potential".
         others: rows of the sets to compare with, by name; columns of metrics.csv, as text or as numbers.
         metrics: {set: {metric: {"value", "ci95": [low, high], "n"}}}, the own set first. A metric of another set may carry
             "difference", "difference_ci95" (own less other, in the metric's unit) and "p_value" of a paired test.

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,27 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import fcc111, make_supercell, mx2
+from ase.data import atomic_numbers
 from ase.neighborlist import neighbor_list
 from torch_geometric.data import Data
 from torch_geometric.nn.models.dimenet import SphericalBasisLayer
 
 import models.dimenet
 import pretrain_dimenet
+from models.baselines import site_features, surrogate_report
 from models.dimenet import (
+    ElementEmbedding,
+    Ensemble,
     PeriodicDimeNetPlusPlus,
     SphericalBasis,
     adsorption_graph,
     edge_vectors,
     load_dimenet,
     predict,
+    predict_spread,
     readout_level,
     save_dimenet,
+    save_ensemble,
     shortest_distance,
     triplets,
 )
@@ -296,6 +303,28 @@ def test_checkpoint_round_trip(tmp_path, model):
         load_dimenet(tmp_path / "b.pt")
 
 
+def test_ensemble_is_the_mean_and_the_scaled_spread_of_its_members(tmp_path):
+    members = [make_model(seed, target_mean=-0.3, target_std=0.7) for seed in range(3)]
+    graphs = [adsorption_graph(*slab(seed)) for seed in range(4)]
+    save_ensemble(tmp_path / "e.pt", Ensemble(members, spread_scale=1.7))
+    loaded = load_dimenet(tmp_path / "e.pt")
+    each = np.array([predict(member, graphs) for member in members])
+    energies, spreads = predict_spread(loaded, graphs, batch_size=3)
+    np.testing.assert_allclose(energies, each.mean(0), atol=1e-6)
+    np.testing.assert_allclose(spreads, 1.7 * each.std(0, ddof=1), atol=1e-6)
+    np.testing.assert_allclose(predict(loaded, graphs), energies, atol=1e-6)
+    assert np.isnan(predict_spread(Ensemble(members[:1]), graphs)[1]).all()
+
+
+def test_elements_of_one_group_look_alike_before_training():
+    torch.manual_seed(0)
+    table = ElementEmbedding(8).table
+    distance = lambda a, b: float((table[atomic_numbers[a]] - table[atomic_numbers[b]]).norm())  # noqa: E731
+    for a, b, other in [("S", "Se", "Mo"), ("Mo", "W", "O"), ("Ti", "Zr", "F"), ("Na", "K", "Pt")]:
+        assert distance(a, b) < 0.5 * distance(a, other)
+    assert torch.isfinite(table).all()
+
+
 # ---------------------------------------------------------------- training
 
 
@@ -349,7 +378,7 @@ def test_resumed_run_equals_uninterrupted_one(tmp_path, records, monkeypatch, ca
     for file in ("m.pt", "m_last.pt"):
         whole, parts = (torch.load(tmp_path / run / file, weights_only=True) for run in ("whole", "parts"))
         assert whole["epoch"] == parts["epoch"]
-        for weights in ("state_dict", "raw_state_dict"):
+        for weights in {"state_dict", "raw_state_dict"} & whole.keys():
             for name, value in whole[weights].items():
                 torch.testing.assert_close(parts[weights][name], value, rtol=0, atol=0)
     with pytest.raises(SystemExit, match="lr was 0.001, is 0.5"):
@@ -397,7 +426,7 @@ def test_script_runs_and_resumes(tmp_path, records):
         assert result.returncode == 0, result.stderr
     assert "continuing after epoch 1" in result.stdout
     names = {file.name for file in tmp_path.iterdir()}
-    assert names == {"m.pt", "m_last.pt", "m_log.csv", "m_loss.png", "m_metrics.json", "config.json"}
+    assert names == {"m.pt", "m_last.pt", "m_log.csv", "m_loss.png", "m_metrics.json", "m_parity.png", "config.json"}
     assert json.loads((tmp_path / "config.json").read_text())["hidden_channels"] == 8
     assert len((tmp_path / "m_log.csv").read_text().splitlines()) == 2
 
@@ -407,7 +436,73 @@ def test_one_epoch_on_the_real_sample(tmp_path):
     result = run_script("--lmdb", SAMPLE, "--epochs", 1, "--out", tmp_path / "m.pt", "--hidden-channels", 8)
     assert result.returncode == 0, result.stderr
     assert "32 records; 31 used; 1 skipped: atoms closer than 0.5" in result.stdout
-    assert (
-        "31 records have no atom tagged 2" in result.stdout and "test MAE of the best epoch" in result.stdout
-    )
+    assert "31 records have no atom tagged 2" in result.stdout and "MAE of the best epoch" in result.stdout
     assert load_dimenet(tmp_path / "m.pt").cutoff == 5.0
+
+
+def labelled(host: str, y: float, rigid: bool = True, seed: int = 0) -> Data:
+    graph = adsorption_graph(*slab(seed))
+    graph.host, graph.y, graph.rigid = host, y, rigid
+    return graph
+
+
+def test_an_epoch_draws_each_host_alike():
+    graphs = [Data(host=host) for host, count in (("a", 1), ("b", 3), ("c", 9)) for _ in range(count)]
+    args = pretrain_dimenet.parse_args(["--lmdb", "x", "--per-host", "2"])
+    orders = [pretrain_dimenet.epoch_order(graphs, epoch, args) for epoch in range(20)]
+    for order in orders:
+        assert len(set(order)) == len(order)
+        assert Counter(graphs[index].host for index in order) == {"a": 1, "b": 2, "c": 2}
+    assert orders[3] == pretrain_dimenet.epoch_order(graphs, 3, args)
+    assert set().union(*orders) == set(range(13))
+    everything = pretrain_dimenet.epoch_order(graphs, 0, pretrain_dimenet.parse_args(["--lmdb", "x"]))
+    assert sorted(everything) == list(range(13))
+
+
+def test_report_of_a_surrogate_by_hand():
+    """Two hosts; the best site of a is missed by 0.1 eV, that of b by 0.3 eV."""
+    train = [labelled("t", y, seed=k) for k, y in enumerate((0.0, 1.0, 2.0, 0.0))]
+    test = [labelled("a", 1.0), labelled("a", 0.5), labelled("b", 2.0), labelled("b", -1.0, rigid=False)]
+    report = surrogate_report(np.array([1.2, 0.6, 2.3, -1.0]), np.full(4, 0.15), train, test)
+    rigid, relaxed = report["rigid"], report["relaxed"]
+    assert (rigid["n"], rigid["hosts"], rigid["train_hosts"], relaxed["n"]) == (3, 2, 1, 1)
+    assert rigid["mae"] == pytest.approx(0.2) and rigid["mae_best_site"] == pytest.approx(0.2) and relaxed["mae"] == pytest.approx(0)
+    assert rigid["mae_mean"] == pytest.approx((0.25 + 0.25 + 1.25) / 3)
+    assert rigid["within_1_spread"] == pytest.approx(1 / 3) and rigid["within_2_spreads"] == 1
+    assert surrogate_report(np.zeros(0), np.zeros(0), train, []) == {}
+
+
+def test_site_features_are_invariant_and_see_the_site():
+    atoms, tags = slab()
+    reference = site_features(adsorption_graph(atoms, tags))
+    turned = atoms.copy()
+    turned.rotate(37, "z", rotate_cell=True)
+    turned.translate([1.3, -0.4, 0.7])
+    order = np.random.default_rng(0).permutation(len(atoms))
+    for changed, its_tags in [(turned, tags), (atoms[order], tags[order]), (atoms.repeat((2, 1, 1)), np.tile(tags, 2))]:
+        np.testing.assert_allclose(site_features(adsorption_graph(changed, its_tags)), reference, rtol=1e-4, atol=1e-4)
+    moved = atoms.copy()
+    moved.positions[-1] += [0.0, 0.0, 0.5]
+    assert not np.allclose(site_features(adsorption_graph(moved, tags)), reference, atol=1e-2)
+
+
+def test_rigid_records_are_told_from_relaxed_ones():
+    tags = torch.tensor([1, 1, 2])
+    for fixed, rigid in (([1, 1, 0], True), ([1, 0, 0], False), ([0, 0, 0], False)):
+        assert pretrain_dimenet.is_rigid(Data(tags=tags, fixed=torch.tensor(fixed))) == rigid
+    assert not pretrain_dimenet.is_rigid(Data(tags=torch.zeros(3), fixed=torch.zeros(3)))
+
+
+def test_combined_models_cover_their_validation_error(tmp_path, records, capsys):
+    paths = []
+    for seed in range(3):
+        paths.append(tmp_path / f"{seed}.pt")
+        pretrain_dimenet.main(["--lmdb", str(records), "--out", str(paths[-1]), "--seed", str(seed), *TINY])
+    pretrain_dimenet.main(["--lmdb", str(records), "--out", str(tmp_path / "e.pt"), "--combine", *map(str, paths)])
+    assert "3 members" in capsys.readouterr().out
+    ensemble = load_dimenet(tmp_path / "e.pt")
+    args = pretrain_dimenet.parse_args(["--lmdb", str(records)])
+    _, val, _ = pretrain_dimenet.split_graphs(pretrain_dimenet.load_graphs(args, 3.5))
+    energies, spreads = predict_spread(ensemble, val)
+    covered = np.mean(np.abs(energies - [graph.y for graph in val]) <= spreads + 1e-6)
+    assert abs(covered - 0.683) <= 1 / len(val)

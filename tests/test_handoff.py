@@ -160,7 +160,8 @@ def test_the_gpaw_script_runs_with_another_calculator(tmp_path):
     stand_in.parent.mkdir()
     stand_in.write_text(
         "from ase.calculators.emt import EMT\nPW = FermiDirac = lambda value: value\n"
-        "def GPAW(*, kpts, txt, poissonsolver=None, **rest):\n    print(txt, kpts, poissonsolver, rest['mode'], rest['xc'])\n    return EMT()\n"
+        "def GPAW(*, kpts, txt, poissonsolver=None, **rest):\n"
+        "    print(txt, kpts, poissonsolver, rest['mode'], rest['xc'])\n    return EMT()\n"
     )
     script = target / handoff.SCRIPT
     plain = target / "plain.py"

@@ -99,6 +99,7 @@ def test_atoms_inside_have_the_bonds_that_chemistry_gives_them(name, elements, b
     """Coordination numbers of textbooks, counted at the atoms in the middle; no bond joins two like metal atoms over an anion."""
     drawn = scene(known(name), None)
     degree = np.bincount(np.array(drawn["bonds"]).ravel(), minlength=len(drawn["symbols"]))
+    assert degree.min() > 0, "a stray atom at the rim"
     middle = np.linalg.norm(np.array(drawn["positions"])[:, :2], axis=1) < 2.6
     assert set(drawn["symbols"]) == set(re.findall("[A-Z][a-z]?", elements))
     for symbol, expected in bonds.items():
@@ -279,8 +280,11 @@ class Browser:
         self.base = f"http://127.0.0.1:{port}/session"
         chrome = {"binary": self.CHROMIUM, "args": [*self.FLAGS, f"--user-data-dir={profile}"]}
         wanted = {"browserName": "chrome", "goog:chromeOptions": chrome, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
-        session = self.ask("POST", "", {"capabilities": {"alwaysMatch": wanted}})
-        self.base += "/" + session["sessionId"]
+        try:
+            self.base += "/" + self.ask("POST", "", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
+        except OSError:
+            self.process.terminate()
+            raise
 
     def ask(self, method: str, command: str, body=None):
         """The value of one WebDriver command."""
