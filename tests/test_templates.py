@@ -6,6 +6,7 @@ from ase.data import atomic_numbers, covalent_radii
 from layers import known
 from pymatgen.core import Composition, Element
 
+from models.split import split_of
 from models.templates import Templates, by_substitution, chemical_distance, nearest_prototypes, related_formula, relatives, substitute
 
 
@@ -70,3 +71,14 @@ def test_substitution_repeats_by_seed_and_takes_a_formula(templates):
     assert formulas(1) == formulas(1) != formulas(2)
     found = by_substitution(templates, 5, np.random.default_rng(0), "CrSe2")
     assert len(found) == 5 and {a.get_chemical_formula(empirical=True) for _, a in found} == {"CrSe2"}
+
+
+def test_held_out_layers_are_real_and_of_the_test_split():
+    """Of MX2 with sixty choices of elements, those whose formula's hash says test; each once, untouched."""
+    choices = [(metal, x) for metal in "Ti Zr Hf V Nb Ta Cr Mo W Pt".split() for x in "O S Se Te Cl Br".split()]
+    layers = [(f"{metal}{x}2", substitute(known("1T-TiS2"), {"Ti": metal, "S": x})) for metal, x in choices]
+    unseen = {name: atoms for name, atoms in layers if split_of(name) == "test"}
+    assert 0 < len(unseen) < 20
+    assert dict(Templates(layers).held_out(len(unseen), np.random.default_rng(0))) == unseen
+    with pytest.raises(ValueError, match="--num"):
+        Templates(layers).held_out(len(unseen) + 1, np.random.default_rng(0))
