@@ -1,4 +1,5 @@
-# make run: install and run the five stages; make test: install and test; make retrain: stages 1-3 from the embedded data.
+# make run: install and run the five stages; make test: install and test; make retrain: stages 1-3 from the embedded data;
+# make gates: the confusion table of the 2D gate.
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS := 1
@@ -8,7 +9,7 @@ RETRAINED := models/weights/embedded
 LAYERS := data/processed_layers
 NUM ?= 24
 
-.PHONY: run test retrain install data lint
+.PHONY: run test retrain install data gates lint
 
 install: .venv/installed
 .venv/installed: requirements.txt requirements-dev.txt
@@ -31,7 +32,8 @@ run: install
 	@echo "[4/5] structure_generator.py"
 	$(BIN)/python structure_generator.py --checkpoint $(WEIGHTS)/best_diffusion_model.pth --num $(NUM) --seed 0 --out results/generated_cifs
 	@echo "[5/5] evaluate_external.py and test.py"
-	$(BIN)/python evaluate_external.py --cifs results_external/random_baseline --out results_external --resume
+	$(BIN)/python evaluate_external.py --cifs results_external/random_baseline --out results_external --resume --compare
+	$(BIN)/python evaluate_external.py --cifs results_external/substitution --out results_external/substitution_scores --resume --compare
 	$(BIN)/python test.py --cifs results/generated_cifs --out results --resume
 
 retrain: install
@@ -44,6 +46,9 @@ retrain: install
 
 data: install
 	$(BIN)/python data/build.py
+
+gates: install
+	$(BIN)/python -m models.gates
 
 test: install
 	$(BIN)/python -m ruff check .

@@ -74,7 +74,7 @@ class Settings:
     oracle: str = "relaxed"
     oracle_sites: int = 3
     shortlist: int = 5
-    phonons: int = 0
+    phonons: int = 3
     fmax: float = 0.05
     relax_steps: int = 200
     jobs: int = 2
@@ -315,6 +315,7 @@ def write_report(name: str, evaluation: Evaluation, others: dict[str, list[dict]
         "compared": {label: metrics[label] for label in others if label not in NULLS},
         "sensitivity_to_correction": sensitivity(rows, seed),
         "second_opinion": agreement(shortlist, seed),
+        "dynamic_stability": dict(Counter(row["phonons"] for row in rows if row["phonons"])),
         "shortlist": [{column: row[column] for column in SHORTLIST_COLUMNS} for row in shortlist],
         "provenance": evaluation.provenance,
     }  # fmt: skip
@@ -363,7 +364,7 @@ def headline(content: dict, rows: list[dict]) -> list[str]:
     lines += [shortlist_line(row) for row in content["shortlist"]]
     agree = content["second_opinion"]["both_within_0.2eV"]
     if agree["n"]:
-        lines.append(f"both potentials within 0.2 eV on the shortlist: {agree['value'] * agree['n']:.0f}/{agree['n']}")
+        lines.append(f"both potentials within 0.2 eV on the shortlist: {agree['value'] * agree['n']:.0f}/{agree['n']} that have both")
     return [*lines, f"potential: {source['potential']}; second: {source['second_potential'].split(' (')[0]}; "
             f"synthesizability: {source['synthesizability']}"]  # fmt: skip
 

@@ -30,6 +30,8 @@ def start_structures(templates: Templates, args, rng):
     """`--num` templates with the elements of `--formula`, if given, or finished substitutes: list of (name, layer)."""
     if args.method == "substitution":
         return by_substitution(templates, args.num, rng, args.formula)
+    if args.method == "held-out":
+        return templates.held_out(args.num, rng)
     picked = [templates.draw(rng) for _ in range(args.num)]
     if args.formula is None:
         return picked
@@ -127,8 +129,9 @@ def build_parser():
     data.add_argument("--num-atoms", type=int, help="only templates with so many atoms")
     data.add_argument("--num", type=int, default=32, help="structures to make")
     model = parser.add_argument_group("model")
-    model.add_argument("--method", choices=("diffusion", "random", "substitution"), default="diffusion",
-                       help="two nulls without a model: random elements in a random template, related ones in the nearest")  # fmt: skip
+    model.add_argument("--method", choices=("diffusion", "random", "substitution", "held-out"), default="diffusion",
+                       help="without a model: random elements in a random template, or related ones in the nearest (two nulls); or "
+                            "real layers of the test split (the ceiling)")  # fmt: skip
     model.add_argument("--checkpoint", type=Path, default=Path("models/weights/best_diffusion_model.pth"), help="from stage 3")
     model.add_argument("--noise-level", type=float, default=0.5, help="t0 in (0, 1] that templates are noised to; 1 is pure noise")
     model.add_argument("--steps", type=int, default=100, help="denoising updates")

@@ -1,9 +1,14 @@
 """Every figure of the pipeline, drawn from tables alone."""
 
+import re
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from ase.data import covalent_radii
+from ase.data.colors import jmol_colors
+
+from models.layer import flipped
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -73,7 +78,17 @@ def parity(panels: dict, xlabel: str, ylabel: str, path: Path):
 
 
 COLOURS = plt.get_cmap("tab10").colors
-OPTIMUM = 0.1  # eV, |ΔG_H| of a good catalyst
+ACTIVE, STABLE = 0.2, 0.1  # eV of |ΔG_H| and eV/atom of E_hull: a hit
+FRAME = {"e_hull": (-0.5, 1.0), "delta_g_h": (-2.0, 2.5)}  # eV/atom, eV; what lies beyond is drawn at the edge and counted
+WINDOW = 11.0  # Å that a view of a layer is wide and high
+LABELS = {
+    "two_d_rate": "two-dimensional crystal", "valid_rate": "valid: distances and SMACT", "stable_rate": "stable, E_hull < 0.1 eV/atom",
+    "novel_rate": "novel", "unique_rate": "unique", "sun_rate": "stable, unique and novel", "synthesis_rate": "called synthesizable",
+    "reconstructed_rate": "reconstructs under H", "active_rate_0.2eV": "|ΔG_H| ≤ 0.2 eV", "hit_rate_0.2eV": "hit: that, and stable",
+    "expected_hit_rate_0.1eV": "expected hits, |ΔG_H| ≤ 0.1 eV", "mae_delta_g_h_oracle_eV": "mean |ΔG_H|, oracle (eV)",
+    "mae_delta_g_h_dimenet_eV": "mean |ΔG_H|, DimeNet++ (eV)", "delta_g_h_gap_eV": "oracle less DimeNet++ (eV)",
+    "stability_score": "stability score", "rmsd_relaxed_A": "RMSD to relaxed (Å)",
+}  # fmt: skip
 
 
 def column(rows, name):
@@ -87,104 +102,151 @@ def paired(rows, *names):
     return [[float(row[name]) for row in full] for name in names]
 
 
-def her_performance(sets: dict, potential: str, path: Path):
-    """Distributions of ΔG_H by the oracle and by DimeNet++, the gap between the two, and ΔG_H against E_hull."""
-    figure, axes = plt.subplots(1, 4, figsize=(17, 4.2))
-    bins = [x / 4 for x in range(-16, 17)]
-    for axis, (name, title) in zip(axes, [("delta_g_h_oracle_eV", f"H relaxed with {potential}"), ("delta_g_h_dimenet_eV", "DimeNet++")]):
-        axis.axvspan(-OPTIMUM, OPTIMUM, color="tab:green", alpha=0.2, lw=0)
-        for colour, (label, rows) in zip(COLOURS, sets.items()):
-            values = column(rows, name)
-            weights = [1 / max(len(rows), 1)] * len(values)
-            outside = sum(abs(v) > 4 for v in values)
-            legend = f"{label} (n = {len(values)} of {len(rows)}" + (f", {outside} beyond)" if outside else ")")
-            axis.hist(values, bins, weights=weights, histtype="step", lw=1.8, color=colour, label=legend)
-        axis.set(xlabel="ΔG_H (eV)", ylabel="share of all submitted", title=title)
-        axis.legend(frameon=False, fontsize=7, loc="upper left")
-        axis.set_ylim(top=axis.get_ylim()[1] * 1.25)
+def cumulative(axis, sets: dict, values: dict, low: float, high: float):
+    """Share of all submitted structures of each set whose value lies below x, from `low` to `high`."""
     for colour, (label, rows) in zip(COLOURS, sets.items()):
-        oracle, dimenet = paired(rows, "delta_g_h_oracle_eV", "delta_g_h_dimenet_eV")
-        axes[2].scatter(oracle, dimenet, s=18, color=colour, alpha=0.75, label=label, lw=0)
-        hull, oracle = paired(rows, "e_hull_eV_per_atom", "delta_g_h_oracle_eV")
-        axes[3].scatter(hull, oracle, s=18, color=colour, alpha=0.75, label=label, lw=0)
-    axes[2].axline((0, 0), slope=1, color="0.6", lw=1)
-    axes[2].set(xlabel="ΔG_H, oracle (eV)", ylabel="ΔG_H, DimeNet++ (eV)", title="the surrogate against the oracle")
-    axes[3].axhspan(-OPTIMUM, OPTIMUM, color="tab:green", alpha=0.2, lw=0)
-    axes[3].axvline(0.1, color="0.6", lw=1, ls="--")
-    axes[3].set(xlabel="E_hull (eV/atom)", ylabel="ΔG_H, oracle (eV)", title="active and stable: green band, left of the line")
-    axes[3].legend(frameon=False, fontsize=7)
+        found = sorted(values[label])
+        share = [k / max(len(rows), 1) for k in range(len(found) + 1)]
+        axis.step([low, *found, max(high, *found, low)], [*share, share[-1]], where="post", color=colour, lw=1.8,
+                  label=f"{label}: {len(found)} of {len(rows)} have it")  # fmt: skip
+    axis.set(xlim=(low, high), ylim=(0, 1.02 + 0.075 * len(sets)), yticks=[k / 5 for k in range(6)], ylabel="share of all submitted")
+    axis.legend(frameon=False, fontsize=8, loc="upper left")
+
+
+def inside(values: list[float], bounds: tuple) -> tuple[list[float], int]:
+    """Values moved to the nearest bound, and how many had to move."""
+    low, high = bounds
+    return [min(max(v, low), high) for v in values], sum(not low <= v <= high for v in values)
+
+
+def scatter(axis, sets: dict, names: tuple, frames: tuple):
+    """Rows of the sets by two columns, within the frames; what lies beyond is counted in the legend."""
+    for colour, (label, rows) in zip(COLOURS, sets.items()):
+        (x, beyond_x), (y, beyond_y) = (inside(values, frame) for values, frame in zip(paired(rows, *names), frames))
+        beyond = f" ({max(beyond_x, beyond_y)} at the edge)" if beyond_x or beyond_y else ""
+        axis.scatter(x, y, s=30, color=colour, alpha=0.75, lw=0, label=f"{label}, n = {len(x)}{beyond}", clip_on=False)
+    axis.set(xlim=frames[0], ylim=(frames[1][0], frames[1][1] + 0.28 * len(sets)))
+    axis.legend(frameon=False, fontsize=8, loc="upper left")
+
+
+def her_performance(sets: dict, potential: str, path: Path):
+    """How many come how close to ΔG_H = 0 by the oracle and by DimeNet++, the two against each other, and against E_hull."""
+    figure, axes = plt.subplots(2, 2, figsize=(11.5, 9))
+    energy = FRAME["delta_g_h"]
+    names = {"delta_g_h_oracle_eV": f"by the oracle, H relaxed with {potential}", "delta_g_h_dimenet_eV": "by DimeNet++"}
+    for axis, (name, title) in zip(axes[0], names.items()):
+        axis.fill_betweenx([0, 1], 0, ACTIVE, color="tab:green", alpha=0.15, lw=0)
+        cumulative(axis, sets, {label: [abs(v) for v in column(rows, name)] for label, rows in sets.items()}, 0, 2)
+        axis.set(xlabel="|ΔG_H| below (eV)", title=title)
+    parity, hits = axes[1]
+    parity.axline((0, 0), slope=1, color="0.6", lw=1)
+    scatter(parity, sets, ("delta_g_h_oracle_eV", "delta_g_h_dimenet_eV"), (energy, energy))
+    parity.set(xlabel="ΔG_H, oracle (eV)", ylabel="ΔG_H, DimeNet++ (eV)", title="the surrogate against the oracle")
+    low = FRAME["e_hull"][0]
+    hits.add_patch(plt.Rectangle((low, -ACTIVE), STABLE - low, 2 * ACTIVE, color="tab:green", alpha=0.15, lw=0))
+    scatter(hits, sets, ("e_hull_eV_per_atom", "delta_g_h_oracle_eV"), (FRAME["e_hull"], energy))
+    hits.set(xlabel="E_hull (eV/atom)", ylabel="ΔG_H, oracle (eV)", title="hits: stable and active (green)")
     figure.tight_layout()
     save(figure, path)
 
 
 def stability_curve(sets: dict, potential: str, path: Path):
-    """Share of all submitted below an E_hull, distributions of the stability score and of the RMSD to relaxed."""
-    figure, axes = plt.subplots(1, 3, figsize=(13.5, 4))
-    for colour, (label, rows) in zip(COLOURS, sets.items()):
-        hull = sorted(column(rows, "e_hull_eV_per_atom"))
-        share = [(k + 1) / max(len(rows), 1) for k in range(len(hull))]
-        name = f"{label} (n = {len(hull)} of {len(rows)})"
-        axes[0].step([-0.5, *hull, 3], [0, *share, share[-1] if share else 0], where="post", color=colour, label=name)
-        axes[1].hist(column(rows, "stability_score"), [x / 20 for x in range(21)], histtype="step", lw=1.8, color=colour, label=label)
-        moved = column(rows, "rmsd_relaxed_A")
-        axes[2].hist([min(x, 1.5) for x in moved], [x / 20 for x in range(31)], histtype="step", lw=1.8, color=colour, label=label)
-    axes[0].axvline(0.1, color="0.6", lw=1, ls="--")
-    axes[0].set(xlim=(-0.3, 2), ylim=(0, 1.02), xlabel="E_hull (eV/atom)", ylabel="share of all submitted")
-    axes[0].set_title(f"stability curve, {potential}")
-    axes[0].legend(frameon=False, fontsize=7, loc="lower right")
-    axes[1].set(xlabel="exp(−max(0, E_form − E_stable))", ylabel="structures", title="stability score")
-    axes[1].legend(frameon=False, fontsize=7, loc="upper left")
-    axes[2].set(xlabel="RMSD to the relaxed structure (Å), last bin: beyond", ylabel="structures", title="how far from a minimum")
-    axes[2].legend(frameon=False, fontsize=7)
+    """Share of all submitted below an E_hull, above a stability score, and within an RMSD of the relaxed structure."""
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.4))
+    panels = [("e_hull_eV_per_atom", -0.5, 1.5, "E_hull below (eV/atom)", f"stability curve, {potential}"),
+              ("stability_score", 0, 1, "exp(−max(0, E_form − E_stable)) below", "stability score"),
+              ("rmsd_relaxed_A", 0, 1.5, "RMSD to the relaxed structure below (Å)", "how far from a minimum")]  # fmt: skip
+    for axis, (name, low, high, label, title) in zip(axes, panels):
+        cumulative(axis, sets, {key: column(rows, name) for key, rows in sets.items()}, low, high)
+        axis.set(xlabel=label, title=title)
+    axes[0].plot([STABLE, STABLE], [0, 1], color="0.6", lw=1, ls="--")
     figure.tight_layout()
     save(figure, path)
 
 
 def baseline_comparison(sets: dict, path: Path):
-    """Rates and means of several sets with their 95 % intervals."""
-    rates = [n for n in next(iter(sets.values())) if n.endswith("rate") or "rate_" in n]
-    means = ["mae_delta_g_h_oracle_eV", "mae_delta_g_h_dimenet_eV", "stability_score", "rmsd_relaxed_A"]
-    figure, axes = plt.subplots(1, 2, figsize=(15, 4.6), gridspec_kw={"width_ratios": [3, 1.3]})
-    for axis, names, unit in ((axes[0], rates, "share of all submitted"), (axes[1], means, "mean over those that have it")):
-        width = 0.8 / len(sets)
+    """Rates and means of several sets with their 95 % intervals; a star where a set differs from the first with p < 0.05."""
+    names = [name for name in LABELS if any(metrics[name]["value"] is not None for metrics in sets.values())]
+    groups = [[n for n in names if "rate" in n], [n for n in names if "rate" not in n]]
+    rows = max(len(group) for group in groups)
+    figure, axes = plt.subplots(1, 2, figsize=(13, 1.6 + rows * (0.28 + 0.12 * len(sets))))
+    for axis, group in zip(axes, groups):
         for k, (colour, (label, metrics)) in enumerate(zip(COLOURS, sets.items())):
-            for x, name in enumerate(names):
-                m = metrics[name]
-                if m["value"] is None:
-                    continue
-                low, high = [m["value"] if bound is None else bound for bound in m["ci95"]]
-                axis.bar(x + (k - (len(sets) - 1) / 2) * width, m["value"], width * 0.92, color=colour, label=label if x == 0 else None,
-                         yerr=[[m["value"] - low], [high - m["value"]]], error_kw={"lw": 1, "capsize": 2})  # fmt: skip
-        axis.set_xticks(range(len(names)), [n.replace("_rate", "").replace("_", " ") for n in names], rotation=40, ha="right")
-        axis.set_ylabel(unit)
-    axes[0].legend(frameon=False, loc="upper center", bbox_to_anchor=(0.57, 1.0))
-    axes[0].set_title("95 % intervals: bootstrap, Wilson where all agree")
-    figure.tight_layout()
+            offset = (k - (len(sets) - 1) / 2) * 0.7 / len(sets)
+            _interval_column(axis, [metrics[name] for name in group], offset, colour, label)
+        axis.set_yticks(range(len(group)), [LABELS[name] for name in group])
+        axis.set_ylim(len(group) - 0.5, -0.5)
+        for y in range(1, len(group)):
+            axis.axhline(y - 0.5, color="0.92", lw=1, zorder=0)
+    axes[0].set(xlim=(-0.01, 1.05), xlabel="share of all submitted")
+    axes[1].set(xlabel="mean over those that have it")
+    figure.tight_layout(rect=(0, 0, 1, 0.92))
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="upper center", ncols=len(sets))
+    axes[0].set_title("95 % intervals; * differs from the first set, p < 0.05", fontsize=9, loc="left", color="0.35")
     save(figure, path)
 
 
-def draw_layer(axis, atoms, rotation: str, repeat):
-    """A layer drawn with ASE, its periodic images included."""
-    from ase.visualize.plot import plot_atoms
+def _interval_column(axis, metrics: list[dict], offset: float, colour, label: str):
+    """Dots with intervals, one a row, `offset` rows below its middle."""
+    drawn = False
+    for y, metric in enumerate(metrics):
+        if metric["value"] is None:
+            continue
+        low, high = [metric["value"] if bound is None else bound for bound in metric["ci95"]]
+        axis.plot([low, high], [y + offset] * 2, color=colour, lw=1.6)
+        axis.plot(metric["value"], y + offset, "o", color=colour, ms=5.5, label=None if drawn else label)
+        if metric.get("p_value", 1) < 0.05:
+            axis.annotate("*", (high, y + offset), xytext=(3, -4), textcoords="offset points", color=colour, fontsize=11)
+        drawn = True
 
-    plot_atoms(atoms.repeat(repeat), axis, rotation=rotation, show_unit_cell=0)
+
+def subscripts(formula: str) -> str:
+    """A formula with its numbers lowered, for matplotlib."""
+    return re.sub(r"(\d+)", r"$_{\1}$", formula)
+
+
+def draw_layer(axis, atoms, across: int, up: int):
+    """A WINDOW wide view of a layer about its last atom, periodic images included, nearer atoms in front.
+
+    Args:
+        across, up: axes of space that are horizontal and vertical in the picture.
+    """
+    depth = 3 - across - up
+    plane = atoms.cell.array[:2, :2]
+    reach = np.ceil(2 * WINDOW * np.linalg.norm(np.linalg.inv(plane), axis=0)).astype(int)
+    shifts = np.array([(i, j) for i in range(-reach[0], reach[0] + 1) for j in range(-reach[1], reach[1] + 1)]) @ plane
+    centre = np.array([*atoms.positions[-1, :2], (atoms.positions[:, 2].max() + atoms.positions[:, 2].min()) / 2])
+    positions = np.tile(atoms.positions - centre, (len(shifts), 1))
+    positions[:, :2] += np.repeat(shifts, len(atoms), axis=0)
+    numbers = np.tile(atoms.numbers, len(shifts))
+    seen = (abs(positions[:, [across, up]]) < WINDOW / 2 + 2).all(1) & (abs(positions[:, depth]) < WINDOW / 2 + 2)
+    order = np.flatnonzero(seen)[np.argsort(positions[seen, depth] * (1 if depth == 2 else -1), kind="stable")]
+    for k in order:
+        axis.add_patch(plt.Circle(positions[k, [across, up]], 0.8 * covalent_radii[numbers[k]], fc=jmol_colors[numbers[k]],
+                                  ec="tab:red" if numbers[k] == 1 else "0.15", lw=1.3 if numbers[k] == 1 else 0.6))  # fmt: skip
+    axis.set(xlim=(-WINDOW / 2, WINDOW / 2), ylim=(-WINDOW / 2, WINDOW / 2), aspect="equal")
     axis.set_axis_off()
 
 
 def generated_structures(rows, relaxed: dict, poses: dict, path: Path, count: int = 8):
-    """Top and side views of the most stable relaxed structures, H of the oracle's best pose included."""
-    known = [r for r in rows if r["material_id"] in relaxed and r["e_hull_eV_per_atom"] != ""]
-    stable = sorted(known, key=lambda r: float(r["e_hull_eV_per_atom"]))[:count]
-    figure, axes = plt.subplots(2, max(len(stable), 1), figsize=(2.3 * max(len(stable), 2), 5), squeeze=False)
+    """Top and side views of the best ranked relaxed structures, then of the most stable, H at the oracle's best site."""
+    number = lambda row, name: float(row[name]) if row[name] not in ("", None) else float("inf")  # noqa: E731
+    known = [row for row in rows if row["material_id"] in relaxed]
+    best = sorted(known, key=lambda row: (number(row, "rank"), number(row, "e_hull_eV_per_atom")))[:count]
+    figure, axes = plt.subplots(2, max(len(best), 1), figsize=(2.1 * max(len(best), 3), 5.2), squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for k, row in enumerate(stable):
-        name = row["material_id"]
-        atoms = poses.get(name, relaxed[name].repeat((2, 2, 1)))
-        draw_layer(axes[0, k], atoms, "0x,0y,0z", (2, 2, 1))
-        draw_layer(axes[1, k], atoms, "-90x,0y,0z", (2, 1, 1))
-        energy = f"ΔG_H {float(row['delta_g_h_oracle_eV']):+.2f} eV" if row["delta_g_h_oracle_eV"] != "" else "no H site"
-        axes[0, k].set_title(f"{row['formula']}\n{row['layer_group']}, E_hull {float(row['e_hull_eV_per_atom']):.2f}\n{energy}", fontsize=8)
-    title = "the most stable of the set, relaxed; H at the oracle's best site; E_hull in eV/atom"
-    figure.suptitle(title if stable else "no structure of this set is a 2D crystal", y=1.05)
+    for k, row in enumerate(best):
+        atoms = poses.get(row["material_id"], relaxed[row["material_id"]])
+        if row["h_site"].endswith("bottom"):
+            atoms = flipped(atoms)  # so that H is on top
+        draw_layer(axes[0, k], atoms, 0, 1)
+        draw_layer(axes[1, k], atoms, 0, 2)
+        delta_g, e_hull = number(row, "delta_g_h_oracle_eV"), number(row, "e_hull_eV_per_atom")
+        energies = [f"ΔG$_H$ {delta_g:+.2f} eV" if np.isfinite(delta_g) else "H does not stay",
+                    f"E$_{{hull}}$ {e_hull:+.2f} eV/atom" if np.isfinite(e_hull) else "no E$_{hull}$"]  # fmt: skip
+        axes[0, k].set_title("\n".join([subscripts(row["formula"]), row["layer_group"], *energies]), fontsize=8.5)
+    title = f"best ranked first, relaxed, {WINDOW:g} Å wide, top and side; H (red rim) where the oracle puts it"
+    figure.suptitle(title if best else "no structure of this set is a 2D crystal", y=1.03, fontsize=10)
+    figure.tight_layout()
     save(figure, path)

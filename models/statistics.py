@@ -156,8 +156,8 @@ def difference_cell(metric: dict) -> str:
     """A difference with its interval and p-value; a star where p < 0.05."""
     if "difference" not in metric:
         return "–"
-    low, high = metric["difference_ci95"]
-    return f"{metric['difference']:+.3f} [{low:+.3f}, {high:+.3f}] p={metric['p_value']:.3f}{'*' if metric['p_value'] < 0.05 else ''}"
+    (low, high), p = metric["difference_ci95"], metric["p_value"]
+    return f"{metric['difference']:+.3f} [{low:+.3f}, {high:+.3f}] " + ("p<0.001*" if p < 0.001 else f"p={p:.3f}{'*' * (p < 0.05)}")
 
 
 def table(sets: dict[str, dict[str, dict]]) -> str:

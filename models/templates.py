@@ -11,6 +11,7 @@ from ase.data import covalent_radii
 from pymatgen.core import Composition, Element
 
 from models.layer import BOND_SCALE, VACUUM, NotALayer, bond_ratios, extract_layer, layer_atoms
+from models.split import split_of
 
 
 def size_ratio(atoms: Atoms, numbers) -> float:
@@ -93,6 +94,17 @@ class Templates:
     def draw(self, rng: np.random.Generator) -> tuple[str, Atoms]:
         """A random template: (name, layer)."""
         return self.structures[rng.integers(len(self.structures))]
+
+    def held_out(self, count: int, rng: np.random.Generator) -> list[tuple[str, Atoms]]:
+        """Different layers of the test split, which no stage has learned from; fewer than `count` is an error.
+
+        Raises:
+            ValueError: there are not so many.
+        """
+        unseen = [pair for pair, formula in zip(self.structures, self.compositions) if split_of(formula.reduced_formula) == "test"]
+        if len(unseen) < count:
+            raise ValueError(f"the test split holds {len(unseen)} layers, fewer than {count}: lower --num")
+        return [unseen[k] for k in rng.permutation(len(unseen))[:count]]
 
 
 def fill_formula(atoms: Atoms, formula: str, rng: np.random.Generator) -> dict[str, str]:

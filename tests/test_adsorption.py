@@ -422,3 +422,16 @@ def test_the_builders_records_keep_hydrogen_on_its_site(monkeypatch):
         wanted_end = emt_energy(end) - (len(end) - 1) // 3 * emt_energy(host) - hydrogen_energy(EMT())
         assert site["delta_e"] == pytest.approx(wanted_end, abs=2e-3)
     np.testing.assert_allclose(sorted(found), wanted, atol=1e-4)
+
+
+def test_the_builder_relaxes_as_the_evaluator_does():
+    from data import build
+    from models.shards import pack_atoms
+
+    slab = square(2.5, 2)
+    build._worker.update(calculator=Springs(), half_h2=HALF_H2)
+    row = build.adsorb_on({"key": "x", "atoms": pack_atoms(slab), "energy": energy_by(Springs(), slab)})
+    found = build.relax_adsorbed({"key": "x", "row": row})["sites"][0]
+    wanted = oracle_delta_g(slab, Springs(), HALF_H2)
+    assert found["flag"] == "" and found["rigid_delta_e"] + 0.27 == pytest.approx(wanted["rigid_delta_g_h"], abs=1e-3)
+    assert found["delta_e"] + 0.27 == pytest.approx(wanted["delta_g_h"], abs=2e-3)

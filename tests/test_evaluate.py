@@ -18,14 +18,17 @@ from ase.calculators.emt import EMT
 from ase.io import read, write
 from layers import disguised, known
 
-from geo_utils import COLUMNS, NULLS, Settings, blank_row, headline, read_cifs, read_rows
+from geo_utils import COLUMNS, NULLS, Evaluation, Settings, blank_row, headline, phonons_into, read_cifs, read_rows
+from models import workers
 from models.adsorption import hydrogen_energy
 from models.dimenet import PeriodicDimeNetPlusPlus, save_dimenet
 from models.gates import gates
 from models.hull import relax_phase
 from models.layer import dimension, extract_layer
 from models.matching import rmsd
+from models.phonons import phonon_stability
 from models.potentials import relax_layer
+from models.shards import Shard
 from models.statistics import aggregate
 from models.synthesis import Forest, SynthesisModel, save_synthesis
 from models.workers import item_key
@@ -188,7 +191,7 @@ def run(tmp_path_factory):
 
     flags = ["--cifs", cifs, "--potential", "ase.calculators.emt:EMT", "--dimenet", folder / "dimenet.pt", "--jobs", 1,
              "--synthesis", folder / "synthesis.pt", "--references", folder / "references.db", "--novelty-db", folder / "known.db",
-             "--second-potential", "layers:scaled_emt", "--shortlist", 2, "--device", "cpu"]  # fmt: skip
+             "--second-potential", "layers:scaled_emt", "--shortlist", 2, "--phonons", 0, "--device", "cpu"]  # fmt: skip
     patch = pytest.MonkeyPatch()
     patch.chdir(ROOT)
     for script, other in (("test.py", []), ("evaluate_external.py", [folder / "test.py" / "metrics.csv"])):
@@ -314,6 +317,19 @@ def test_a_set_compared_with_itself_does_not_differ(run):
     found = {row["metric"]: row for row in long if row["set"] == "generated"}
     assert float(found["two_d_rate"]["value"]) == pytest.approx(4 / 6) and float(found["two_d_rate"]["p_value"]) == 1
     assert "cifs less another set" in (out / "comparison.md").read_text()
+
+
+def test_the_best_get_phonons_and_a_lost_worker_costs_a_verdict(monkeypatch, tmp_path):
+    """A square sheet of copper falls into a close-packed one; the second candidate's worker dies, the third is not asked for."""
+    square = Atoms("Cu", [(0, 0, 7.5)], cell=[2.4, 2.4, 15], pbc=(1, 1, 0))
+    relaxed = dict.fromkeys(("square", "lost", "last"), relax_layer(square, EMT(), 0.005).atoms)
+    rows = [blank_row(name) | {"p_active": 0.4 - 0.1 * k} for k, name in enumerate(relaxed)]
+    workers._worker.update(calculator=EMT())
+    monkeypatch.setattr("geo_utils.computed", lambda task, items, *_: [task(items[0]), {"lost": "killed"}])
+    phonons_into(Evaluation(rows, relaxed), None, Settings(phonons=2), Shard(tmp_path / "x.jsonl"))
+    assert [row["phonons"] for row in rows] == ["unstable", "failed", ""] and rows[0]["elastic"] == "unstable"
+    assert rows[0]["lowest_frequency_THz"] == phonon_stability(relaxed["square"], EMT())["lowest_frequency_THz"] < -0.5
+    assert rows[1]["lowest_frequency_THz"] == ""
 
 
 # --- the headline ----------------------------------------------------------------------------------------------------

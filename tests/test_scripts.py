@@ -189,12 +189,14 @@ def assert_same_files(a, b):
     assert names[0] == names[1] and all((a / n).read_text() == (b / n).read_text() for n in names[0])
 
 
-def test_the_null_makes_layers_without_a_model_and_repeats_by_seed(data, tmp_path, generate_here):
+@pytest.mark.parametrize("method", ["random", "substitution"])
+def test_the_nulls_make_layers_without_a_model_and_repeat_by_seed(data, tmp_path, generate_here, method):
     for out in ("a", "b"):
-        generate_here(data, tmp_path / out, "--method", "random")
-    assert_readable(tmp_path / "a")
+        generate_here(data, tmp_path / out, "--method", method)
+    rows = assert_readable(tmp_path / "a")
+    assert all(row["head_delta_g_h_eV"] == "" for row in rows)
     assert_same_files(tmp_path / "a", tmp_path / "b")
-    generate_here(data, tmp_path / "c", "--method", "random", "--seed", 2)
+    generate_here(data, tmp_path / "c", "--method", method, "--seed", 2)
     assert {f.name for f in (tmp_path / "a").glob("*.cif")} != {f.name for f in (tmp_path / "c").glob("*.cif")}
 
 
