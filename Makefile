@@ -12,7 +12,7 @@ RELAXED := $(foreach split,train val test,data/her2d_h_relaxed_$(split).lmdb)
 SEEDS := 0 1 2
 DIMENET := $(RETRAINED)
 MEMBERS = $(DIMENET)/members
-ADAPT := --epochs 10 --lr 2e-4
+ADAPT := --epochs 12 --lr 5e-4
 NUM ?= 24
 
 .PHONY: run test retrain dimenet install data gates lint

@@ -376,12 +376,15 @@ def _of_level(level: str, graphs: list[Data], energies: np.ndarray) -> tuple[np.
 
 
 def combine(args: argparse.Namespace, train: list[Data], val: list[Data], test: list[Data], device: str) -> None:
-    """Makes an ensemble; its spread is scaled so that 68.3 % of the validation errors lie within it."""
+    """Makes an ensemble; its spread is scaled so that 68.3 % of the validation errors (of relaxed targets, where there are any) lie
+    within it.
+    """
     members = [member for path in args.combine for member in load_dimenet(path, device).members]
     ensemble = Ensemble(members)
     if len(members) > 1:
-        energies, spreads = predict_spread(ensemble, val, args.batch_size)
-        ensemble.spread_scale = float(np.quantile(np.abs(energies - targets(val)) / spreads, 0.683))
+        judged = [graph for graph in val if not graph.rigid] or val
+        energies, spreads = predict_spread(ensemble, judged, args.batch_size)
+        ensemble.spread_scale = float(np.quantile(np.abs(energies - targets(judged)) / spreads, 0.683))
     save_ensemble(args.out, ensemble, args=plain(vars(args)))
     print(f"{len(members)} members; the spread is scaled by {ensemble.spread_scale:.2f}")
     measure(ensemble, train, test, args)
