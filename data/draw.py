@@ -10,7 +10,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models.adsorption import CORRECTION  # noqa: E402
-from models.figures import draw_layer, plt, save  # noqa: E402
+from models.figures import draw_layer, plt, save, subscripts  # noqa: E402
 from models.lmdb_data import LmdbDataset  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
@@ -67,9 +67,9 @@ def sample(folder: Path, path: Path, count: int, seed: int):
         axis.set_axis_off()
     for k, row in enumerate(chosen):
         top, side = (axes[2 * (k // columns) + place, k % columns] for place in (0, 1))
-        draw_layer(top, row.toatoms(), "0x,0y,0z", (3, 3, 1))
-        draw_layer(side, row.toatoms(), "-90x,0y,0z", (3, 1, 1))
-        top.set_title(f"{row.formula}\n{row.prototype}, {row.ehull:.2f}", fontsize=7)
+        draw_layer(top, row.toatoms(), 0, 1)
+        draw_layer(side, row.toatoms(), 0, 2)
+        top.set_title(f"{subscripts(row.formula)}\n{row.prototype}, {row.ehull:.2f}", fontsize=7)
     figure.suptitle(f"{count} random layers from above and from the side; prototype, E_hull in eV/atom", fontsize=10)
     figure.tight_layout()
     save(figure, path)
