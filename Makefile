@@ -1,5 +1,5 @@
 # make run: install and run the five stages; make test: install and test; make retrain: stages 1-3 from the embedded data;
-# make gates: the confusion table of the 2D gate.
+# make dimenet: the ensemble of stage 1; make gates: the confusion table of the 2D gate.
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS := 1
@@ -7,9 +7,15 @@ export OMP_NUM_THREADS := 1
 WEIGHTS := models/weights
 RETRAINED := models/weights/embedded
 LAYERS := data/processed_layers
+RIGID := $(foreach split,train val test,data/her2d_h_$(split).lmdb)
+RELAXED := $(foreach split,train val test,data/her2d_h_relaxed_$(split).lmdb)
+SEEDS := 0 1 2
+DIMENET := $(RETRAINED)
+MEMBERS = $(DIMENET)/members
+ADAPT := --epochs 10 --lr 2e-4
 NUM ?= 24
 
-.PHONY: run test retrain install data gates lint
+.PHONY: run test retrain dimenet install data gates lint
 
 install: .venv/installed
 .venv/installed: requirements.txt requirements-dev.txt
@@ -20,8 +26,7 @@ install: .venv/installed
 
 run: install
 	@echo "[1/5] pretrain_dimenet.py"
-	@if [ -f $(WEIGHTS)/dimenet.pt ]; then echo "taking the shipped weights $(WEIGHTS)/dimenet.pt"; \
-	else $(BIN)/python pretrain_dimenet.py --lmdb data/her2d_h_train.lmdb data/her2d_h_val.lmdb data/her2d_h_test.lmdb --epochs 14 --batch-size 16 --out $(WEIGHTS)/dimenet.pt; fi
+	@if [ -f $(WEIGHTS)/dimenet.pt ]; then echo "taking the shipped weights $(WEIGHTS)/dimenet.pt"; else $(MAKE) dimenet DIMENET=$(WEIGHTS); fi
 	@echo "[2/5] material_dataset.py"
 	@if [ -f $(LAYERS)/processed/train.pt ]; then echo "taking the graphs in $(LAYERS)"; \
 	else $(BIN)/python material_dataset.py --db data/her2d.db --dimenet $(WEIGHTS)/dimenet.pt --out $(LAYERS) --resume; fi
@@ -38,11 +43,17 @@ run: install
 
 retrain: install
 	@echo "[1/3] pretrain_dimenet.py"
-	$(BIN)/python pretrain_dimenet.py --lmdb data/her2d_h_train.lmdb data/her2d_h_val.lmdb data/her2d_h_test.lmdb --epochs 14 --batch-size 16 --out $(RETRAINED)/dimenet.pt
+	$(MAKE) dimenet DIMENET=$(RETRAINED)
 	@echo "[2/3] material_dataset.py"
 	$(BIN)/python material_dataset.py --db data/her2d.db --dimenet $(RETRAINED)/dimenet.pt --out $(RETRAINED)/layers --synthesis-out $(RETRAINED)/synthesis.pt
 	@echo "[3/3] optimization.py"
 	$(BIN)/python optimization.py --data $(RETRAINED)/layers --out $(RETRAINED)/best_diffusion_model.pth --figure $(RETRAINED)/loss_curve.png
+
+dimenet: install
+	for seed in $(SEEDS); do \
+	  $(BIN)/python pretrain_dimenet.py --lmdb $(RIGID) --seed $$seed --out $(MEMBERS)/rigid_$$seed.pt --resume && \
+	  $(BIN)/python pretrain_dimenet.py --lmdb $(RELAXED) --seed $$seed --init $(MEMBERS)/rigid_$$seed.pt $(ADAPT) --out $(MEMBERS)/relaxed_$$seed.pt --resume || exit 1; done
+	$(BIN)/python pretrain_dimenet.py --lmdb $(RIGID) $(RELAXED) --combine $(SEEDS:%=$(MEMBERS)/relaxed_%.pt) --out $(DIMENET)/dimenet.pt
 
 data: install
 	$(BIN)/python data/build.py

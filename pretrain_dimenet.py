@@ -46,9 +46,13 @@ from models.split import ADSORBATE, hash_fraction, host_formula, split_of
 # learning rate and a sum over all atoms; here a cosine and the local readout).
 OC20 = dict(
     adsorbate="all",
+    per_host=0,
+    jitter=0.0,
     epochs=15,
     batch_size=2,
     lr=1e-4,
+    weight_decay=1e-4,
+    ema=0.999,
     hidden_channels=256,
     blocks=3,
     cutoff=6.0,
@@ -94,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--share", type=float, default=1.0, help="train on this share of the hosts only (for learning curves)")
     data.add_argument(
-        "--per-host", type=int, default=0, help="records of a host that an epoch draws, 0 for all: hosts teach, frames do not"
+        "--per-host", type=int, default=4, help="records of a host that an epoch draws, 0 for all: hosts teach, frames do not"
     )
     data.add_argument("--out", type=Path, default=Path("results/dimenet/dimenet.pt"), help="checkpoint of the best epoch")
 
@@ -106,7 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="oc20: defaults as published with OC20 (other flags still win)",
     )
     model.add_argument("--hidden-channels", type=int, default=64, help="width of the messages")
-    model.add_argument("--blocks", type=int, default=2, help="interaction blocks")
+    model.add_argument("--blocks", type=int, default=1, help="interaction blocks; a second costs four times the time")
     model.add_argument("--cutoff", type=float, default=5.0, help="neighbour cutoff in Å")
     model.add_argument("--int-emb-size", type=int, default=32, help="width of the triplet interaction")
     model.add_argument("--out-emb-channels", type=int, default=128, help="width of the per-atom output")
@@ -124,17 +128,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     optim = parser.add_argument_group("optimisation")
-    optim.add_argument("--epochs", type=int, default=50, help="passes over the training records")
+    optim.add_argument("--epochs", type=int, default=30, help="passes over the training records")
     optim.add_argument("--batch-size", type=int, default=16, help="graphs a step")
     optim.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
     optim.add_argument(
         "--warmup", type=float, default=0.05, help="share of the steps with a rising learning rate"
     )
-    optim.add_argument("--weight-decay", type=float, default=1e-4, help="of AdamW")
-    optim.add_argument("--jitter", type=float, default=0.0, help="Å, Gaussian noise on the positions whenever a graph is seen")
+    optim.add_argument("--weight-decay", type=float, default=1e-2, help="of AdamW")
+    optim.add_argument("--jitter", type=float, default=0.05, help="Å, Gaussian noise on the positions whenever a graph is seen")
     optim.add_argument("--grad-clip", type=float, default=10.0, help="highest norm of the gradient")
     optim.add_argument(
-        "--ema", type=float, default=0.999, help="decay of the averaged weights (shorter at first)"
+        "--ema", type=float, default=0.998, help="decay of the averaged weights (shorter at first)"
     )
 
     system = parser.add_argument_group("system")
