@@ -121,9 +121,9 @@ def is_disordered(atoms: Atoms) -> bool:
     return any(len(site) > 1 or min(site.values()) < 0.999 for site in sites)
 
 
-def blank_row(name: str) -> dict:
+def blank_row(name: str, error: str = "") -> dict:
     """A row with nothing computed."""
-    return dict.fromkeys(COLUMNS, "") | {"material_id": name, "two_d": False, "valid": False}
+    return dict.fromkeys(COLUMNS, "") | {"material_id": name, "two_d": False, "valid": False, "error": error}
 
 
 def stability_score(e_hull: float) -> float:
@@ -248,7 +248,7 @@ def evaluate(structures: list[tuple[str, Atoms | str]], settings: Settings, out:
 
     label = "relaxing and adsorbing"
     results = computed(evaluate_one, structures, settings, potential, settings.potential_checkpoint, shard("evaluated"), label)
-    rows = [blank_row(name) | result.get("row", {"error": result.get("lost")}) for (name, _), result in zip(structures, results)]
+    rows = [blank_row(name, result.get("lost", "")) | result.get("row", {}) for (name, _), result in zip(structures, results)]
     relaxed = {row["material_id"]: unpack_atoms(r["relaxed"]) for row, r in zip(rows, results) if r.get("relaxed")}
     poses = {row["material_id"]: unpack_atoms(r["pose"]) for row, r in zip(rows, results) if r.get("pose")}
 
