@@ -38,7 +38,8 @@ def distributions(folder: Path, path: Path):
                   label=f"{label} (n = {len(values)}, {np.mean(np.abs(values) <= 0.2):.0%} within ±0.2 eV)")  # fmt: skip
     axis.axvspan(-0.2, 0.2, color="tab:green", alpha=0.15, lw=0)
     axis.set(xlabel="ΔG_H of the best site (eV), last bins: beyond", ylabel="density", title="hydrogen adsorption")
-    axis.legend(frameon=False)
+    axis.set_ylim(top=1.25 * axis.get_ylim()[1])
+    axis.legend(frameon=False, loc="upper left")
     hull = np.array([row.ehull for row in rows])
     axes[0, 1].hist(hull.clip(-0.1, 1.5), np.arange(-0.1, 1.51, 0.025), color="tab:blue")
     axes[0, 1].axvline(0.1, color="0.5", ls="--", lw=1)
