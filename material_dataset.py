@@ -155,7 +155,7 @@ def build_parser():
     model.add_argument("--dimenet", type=Path, default=Path("models/weights/dimenet.pt"), help="checkpoint of stage 1")
     model.add_argument("--correction", type=float, default=CORRECTION, help="ΔE_ZPE − TΔS in ΔG_H, eV")
     model.add_argument("--labeller", choices=("dimenet", "potential"), default="dimenet",
-                       help="potential: H relaxed with the potential on the layer as it stands, seconds a layer")  # fmt: skip
+                       help="potential: H and layer relaxed with the potential at the best site, ten seconds a layer")  # fmt: skip
     model.add_argument("--check", type=int, default=0, help="compare the labels of so many random held-out layers with the potential's")
     model.add_argument("--potential", default="auto", help="potential of --labeller potential and --check (models/potentials.py)")
     model.add_argument("--potential-checkpoint", type=Path, help="MatterSim checkpoint file")

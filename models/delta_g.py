@@ -18,6 +18,7 @@ from models.potentials import load_potential, single_point
 from models.shards import Shard
 
 CHUNK = 32  # layers whose sites are predicted together
+LABEL_SITES = 3  # sites at which a label's H is relaxed alone, before everything is at the best of them
 
 
 def predict_delta_g(
@@ -118,7 +119,7 @@ def _start_oracle(potential: str, checkpoint: Path | None, correction: float):
 
 def _oracle_label(atoms: Atoms) -> dict:
     try:
-        found = oracle_delta_g(atoms, _worker["calculator"], _worker["half_h2"], _worker["correction"], relaxed=False)
+        found = oracle_delta_g(atoms, _worker["calculator"], _worker["half_h2"], _worker["correction"], sites=LABEL_SITES)
     except Exception as error:  # one bad structure costs one row
         return {"error": f"{type(error).__name__}: {error}"}
     position = None if found["pose"] is None else found["pose"].positions[-1].tolist()
@@ -126,7 +127,7 @@ def _oracle_label(atoms: Atoms) -> dict:
 
 
 def oracle_labels(layers: dict[str, Atoms], shard: Shard, potential: str, checkpoint: Path | None, correction: float, jobs: int) -> None:
-    """ΔG_H of layers by a potential, H relaxed at every site of the layer as it stands; appended to the shard by key.
+    """ΔG_H of layers by a potential, everything relaxed at the best site (oracle_delta_g); appended to the shard by key.
 
     Args:
         layers: key -> layer in the convention.

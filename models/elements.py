@@ -32,7 +32,7 @@ def element_features(number: int) -> tuple[float, ...]:
     """ELEMENTAL of an element; 0 for the electronegativity of a noble gas that has none."""
     element = Element.from_Z(number)
     valence = element.group - 10 if element.group > 12 else element.group
-    return element.group, element.row, np.nan_to_num(element.X), covalent_radii[number], valence
+    return element.group, element.row, element.data.get("X") or 0.0, covalent_radii[number], valence
 
 
 def composition_features(numbers: np.ndarray) -> list[float]:

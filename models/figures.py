@@ -63,7 +63,7 @@ def plot_mae_curve(history: list[dict], path: Path):
 
 def parity(panels: dict, xlabel: str, ylabel: str, path: Path):
     """Parity plots; panels: title -> (true [n], predicted [n], unit). The frame holds the central 99 % of the points."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.8), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 4), squeeze=False, layout="constrained")
     for axis, (title, (true, predicted, unit)) in zip(axes[0], panels.items()):
         true, predicted = np.asarray(true), np.asarray(predicted)
         low, high = np.percentile([*true, *predicted], [0.5, 99.5])
