@@ -134,7 +134,7 @@ def check_labels(rows, delta_g: dict, args) -> dict:
     oracle = labels([held_out[k] for k in chosen], args, "potential")
     pairs = [(row["delta_g_h"], delta_g[uid]["delta_g_h"]) for uid, row in oracle.items() if row.get("delta_g_h") is not None]
     true, predicted = np.array(pairs).reshape(-1, 2).T
-    parity({"ΔG_H, held-out layers": (true, predicted, "eV")}, args.potential, "DimeNet++", args.out / "label_check.png")
+    parity({"ΔG_H, held-out layers": (true, predicted, "eV")}, f"{args.potential} (eV)", "DimeNet++ (eV)", args.out / "label_check.png")
     error = np.abs(predicted - true)
     near = np.abs(true) <= 0.2
     return {

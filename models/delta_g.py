@@ -14,7 +14,8 @@ from tqdm import tqdm
 from models.adsorption import CORRECTION, adsorb, adsorption_sites, hydrogen_energy, relax_and_release, roomy, with_hydrogen
 from models.dimenet import Ensemble, adsorption_graph, predict_spread
 from models.jobs import run_jobs
-from models.potentials import load_potential, single_point
+from models.layer import extract_layer
+from models.potentials import load_potential, relax_layer, single_point
 from models.shards import Shard
 
 CHUNK = 32  # layers whose sites are predicted together
@@ -118,16 +119,22 @@ def _start_oracle(potential: str, checkpoint: Path | None, correction: float):
 
 
 def _oracle_label(atoms: Atoms) -> dict:
+    calculator = _worker["calculator"]
     try:
-        found = oracle_delta_g(atoms, _worker["calculator"], _worker["half_h2"], _worker["correction"], sites=LABEL_SITES)
+        relaxed = relax_layer(atoms, calculator)  # another method's geometry is no reference: what it relaxes by is no adsorption
+        if not relaxed.converged:
+            return {"error": relaxed.problem}
+        layer = extract_layer(relaxed.atoms).atoms
+        found = oracle_delta_g(layer, calculator, _worker["half_h2"], _worker["correction"], sites=LABEL_SITES)
     except Exception as error:  # one bad structure costs one row
         return {"error": f"{type(error).__name__}: {error}"}
     position = None if found["pose"] is None else found["pose"].positions[-1].tolist()
-    return {name: found[name] for name in ("delta_g_h", "h_site", "flags")} | {"h_position": position}
+    flags = {name: found[name] for name in ("flags", "relaxed_flags")}
+    return {name: found[name] for name in ("delta_g_h", "h_site")} | flags | {"h_position": position}
 
 
 def oracle_labels(layers: dict[str, Atoms], shard: Shard, potential: str, checkpoint: Path | None, correction: float, jobs: int) -> None:
-    """ΔG_H of layers by a potential, everything relaxed at the best site (oracle_delta_g); appended to the shard by key.
+    """ΔG_H of layers by a potential, which relaxes them first (oracle_delta_g); appended to the shard by key.
 
     Args:
         layers: key -> layer in the convention.
