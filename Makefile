@@ -1,5 +1,5 @@
 # make run: install and run the five stages; make test: install and test; make retrain: stages 1-3 from the embedded data;
-# make dimenet: the ensemble of stage 1; make gates: the confusion table of the 2D gate.
+# make dimenet: the ensemble of stage 1; make nulls: unguided, reseeded and real held-out sets beside the run's; make gates: the confusion table of the 2D gate.
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS := 1
@@ -15,7 +15,7 @@ MEMBERS = $(DIMENET)/members
 ADAPT := --epochs 12 --lr 5e-4
 NUM ?= 24
 
-.PHONY: run test retrain dimenet install data gates lint
+.PHONY: run test retrain dimenet install data nulls gates lint
 
 install: .venv/installed
 .venv/installed: requirements.txt requirements-dev.txt
@@ -57,6 +57,15 @@ dimenet: install
 
 data: install
 	$(BIN)/python data/build.py
+
+unguided := --gradient-scale 0 --cfg-scale 0 --seed 0
+reseeded := --gradient-scale 0 --cfg-scale 0 --seed 7
+held-out := --method held-out
+nulls: install $(foreach name,unguided reseeded held-out,results_external/$(name)_scores/metrics.csv)
+	$(BIN)/python test.py --cifs results/generated_cifs --out results --resume --compare results_external/metrics.csv results_external/*_scores/metrics.csv
+results_external/%_scores/metrics.csv:
+	$(BIN)/python structure_generator.py --num $(NUM) $($*) --out results_external/$*
+	$(BIN)/python evaluate_external.py --cifs results_external/$* --out results_external/$*_scores --resume --compare
 
 gates: install
 	$(BIN)/python -m models.gates

@@ -67,6 +67,7 @@ class Settings:
     synthesis: Path = Path("models/weights/synthesis.pt")
     csllm: str | None = None
     csllm_base: str | None = None
+    csllm_dtype: str = "auto"
     references: Path = Path("data/reference_phases.db")
     novelty_db: Path = Path("data/her2d.db")
     validation: Path = Path("data/validation.json")
@@ -166,7 +167,7 @@ def synthesis_into(rows: list[dict], relaxed: dict, settings: Settings) -> str:
     rows = [row for row in rows if row["material_id"] in relaxed]
     structures = [relaxed[row["material_id"]] for row in rows]
     if settings.csllm:
-        model = CSLLM.from_pretrained(settings.csllm, base=settings.csllm_base, device=settings.device)
+        model = CSLLM.from_pretrained(settings.csllm, settings.csllm_base, settings.device, settings.csllm_dtype)
         scores, name = model.score(structures), f"CSLLM {settings.csllm} (trained on 3D crystals: monolayers are out of distribution)"
     else:
         model = load_synthesis(settings.synthesis)
@@ -397,6 +398,7 @@ def add_evaluation_flags(parser, cifs: Path, compare: list[Path]):
     model.add_argument("--synthesis", type=Path, default=default.synthesis, help="positive-unlabelled classifier")
     model.add_argument("--csllm", help="CSLLM: folder or hub name; takes the classifier's place")
     model.add_argument("--csllm-base", help="base model of the CSLLM adapters, if it is not where their config says")
+    model.add_argument("--csllm-dtype", default=default.csllm_dtype, help="torch dtype of CSLLM, e.g. bfloat16; auto is the checkpoint's")
     model.add_argument("--correction", type=float, default=default.correction, help="ΔE_ZPE − TΔS in ΔG_H, eV")
     model.add_argument("--oracle", choices=("relaxed", "rigid"), default=default.oracle, help="whether the layer relaxes with its H")
     model.add_argument("--oracle-sites", type=int, default=default.oracle_sites, help="sites where H alone is relaxed, 0 for all")

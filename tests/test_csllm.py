@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from geo_utils import Settings, synthesis_into
 from models.csllm import CSLLM, LABELS, CSLLMError, material_string, prompt
 
 BE_IN_RU = (
@@ -180,3 +181,13 @@ def test_errors_are_one_clear_line(tmp_path):
 
 def test_dtype(base):
     assert CSLLM.from_pretrained(base, dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+def test_the_evaluator_scores_with_csllm_where_it_is_given(base, adapter):
+    structures = {f"s{k}": atoms for k, atoms in enumerate(layers())}
+    rows = [{"material_id": name, "p_synth": ""} for name in [*structures, "refused"]]
+    settings = Settings(csllm=str(adapter), csllm_base=str(base), csllm_dtype="float32")
+    assert "out of distribution" in synthesis_into(rows, structures, settings)
+    expected = CSLLM.from_pretrained(adapter, base, dtype="float32").score(list(structures.values()))
+    np.testing.assert_allclose([row["p_synth"] for row in rows[:-1]], expected, rtol=1e-6)
+    assert rows[-1]["p_synth"] == ""
