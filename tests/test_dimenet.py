@@ -455,7 +455,7 @@ def test_an_epoch_draws_each_host_alike():
         assert Counter(graphs[index].host for index in order) == {"a": 1, "b": 2, "c": 2}
     assert orders[3] == pretrain_dimenet.epoch_order(graphs, 3, args)
     assert set().union(*orders) == set(range(13))
-    everything = pretrain_dimenet.epoch_order(graphs, 0, pretrain_dimenet.parse_args(["--lmdb", "x"]))
+    everything = pretrain_dimenet.epoch_order(graphs, 0, pretrain_dimenet.parse_args(["--lmdb", "x", "--per-host", "0"]))
     assert sorted(everything) == list(range(13))
 
 
