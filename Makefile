@@ -1,5 +1,5 @@
 # make run: install and run the five stages; make test: install and test; make retrain: stages 1-3 from the embedded data;
-# make dimenet: the ensemble of stage 1; make nulls: unguided, reseeded and real held-out sets beside the run's; make gates: the confusion table of the 2D gate.
+# make dimenet: the ensemble of stage 1, with HOSTS=DIR of further hosts (data/build.py --hosts); make nulls: unguided, reseeded and real held-out sets beside the run's; make gates: the confusion table of the 2D gate.
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS := 1
@@ -7,7 +7,8 @@ export OMP_NUM_THREADS := 1
 WEIGHTS := models/weights
 RETRAINED := models/weights/embedded
 LAYERS := data/processed_layers
-RIGID := $(foreach split,train val test,data/her2d_h_$(split).lmdb)
+HOSTS ?=
+RIGID := $(foreach folder,data $(HOSTS),$(foreach split,train val test,$(folder)/her2d_h_$(split).lmdb))
 RELAXED := $(foreach split,train val test,data/her2d_h_relaxed_$(split).lmdb)
 SEEDS := 0 1 2
 DIMENET := $(RETRAINED)
@@ -60,8 +61,9 @@ data: install
 
 unguided := --gradient-scale 0 --cfg-scale 0 --seed 0
 reseeded := --gradient-scale 0 --cfg-scale 0 --seed 7
+filtered := --gradient-scale 0 --cfg-scale 0 --seed 7 --num $(shell expr 4 \* $(NUM)) --keep $(NUM)
 held-out := --method held-out
-nulls: install $(foreach name,unguided reseeded held-out,results_external/$(name)_scores/metrics.csv)
+nulls: install $(foreach name,unguided reseeded filtered held-out,results_external/$(name)_scores/metrics.csv)
 	$(BIN)/python test.py --cifs results/generated_cifs --out results --resume --compare results_external/metrics.csv results_external/*_scores/metrics.csv
 results_external/%_scores/metrics.csv:
 	$(BIN)/python structure_generator.py --num $(NUM) $($*) --out results_external/$*

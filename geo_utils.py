@@ -268,9 +268,8 @@ def evaluate(structures: list[tuple[str, Atoms | str]], settings: Settings, out:
 def provenance(settings: Settings, potential: Potential, second: Potential | None, synthesis: str) -> dict:
     """Versions, checkpoints with their hash, and which model said what."""
     packages = ("torch", "torch-geometric", "ase", "pymatgen", "sevenn", "mattersim", "chgnet", "phonopy", "spglib", "smact")
-    oracle = f"H alone relaxed at the best {settings.oracle_sites or 'of all'} sites of a height scan"
-    if settings.oracle == "relaxed":
-        oracle += ", then H and layer at the best of these, then the layer without H"
+    rigid = f"H alone relaxed at the best {settings.oracle_sites or 'of all'} sites of a height scan"
+    oracle = {"none": "none", "rigid": rigid, "relaxed": f"{rigid}, then H and layer at the best of these, then the layer without H"}
     shared = "trained in part on the same Materials Project calculations, so not independent"
     return {
         "potential": potential.name,
@@ -281,7 +280,7 @@ def provenance(settings: Settings, potential: Potential, second: Potential | Non
         "novelty_reference": settings.novelty_db.name,
         "hull_reference": settings.references.name,
         "delta_g_h_correction_eV": settings.correction,
-        "oracle": oracle,
+        "oracle": oracle[settings.oracle],
         "seed": settings.seed,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
@@ -400,7 +399,8 @@ def add_evaluation_flags(parser, cifs: Path, compare: list[Path]):
     model.add_argument("--csllm-base", help="base model of the CSLLM adapters, if it is not where their config says")
     model.add_argument("--csllm-dtype", default=default.csllm_dtype, help="torch dtype of CSLLM, e.g. bfloat16; auto is the checkpoint's")
     model.add_argument("--correction", type=float, default=default.correction, help="ΔE_ZPE − TΔS in ΔG_H, eV")
-    model.add_argument("--oracle", choices=("relaxed", "rigid"), default=default.oracle, help="whether the layer relaxes with its H")
+    model.add_argument("--oracle", choices=("relaxed", "rigid", "none"), default=default.oracle,
+                       help="whether the layer relaxes with its H; none: no hydrogen but DimeNet++'s")  # fmt: skip
     model.add_argument("--oracle-sites", type=int, default=default.oracle_sites, help="sites where H alone is relaxed, 0 for all")
     model.add_argument("--shortlist", type=int, default=default.shortlist, help="candidates for the second potential and for DFT")
     model.add_argument("--phonons", type=int, default=default.phonons, help="phonons and elastic constants of so many of the best")

@@ -13,10 +13,10 @@ import torch
 from tqdm import tqdm
 
 from models.cli import add_system, plain, resolve, save_checkpoint, write_json
-from models.diffusion import LOSS_WEIGHTS, Diffusion, joint_loss, raw_lattice
+from models.diffusion import LOSS_WEIGHTS, MAX_E_HULL, Diffusion, joint_loss, off_equilibrium_loss, raw_lattice
 from models.egnn import DenoisingEGNN
 from models.figures import plot_loss_curve
-from models.graphs import LayerGraphs, collate
+from models.graphs import LayerGraphs, collate, off_equilibrium_graphs
 
 VALIDATION_SEED = 1234  # the same noise at every validation, so that epochs can be compared
 
@@ -59,7 +59,7 @@ def validate(model, diffusion, graphs, args, weights):
 
 @torch.no_grad()
 def head_errors(model, train, test, args) -> dict:
-    """MAE of the property heads on clean held-out layers (t = 0), beside the median of the training labels."""
+    """MAE of the property heads on clean held-out structures (t = 0), beside the median of the training labels."""
     model.eval()
     known = collate(train)[1].nanmedian(0).values
     predicted, labels = [], []
@@ -67,13 +67,20 @@ def head_errors(model, train, test, args) -> dict:
         layers, label = collate([test[k] for k in index])
         predicted.append(model.properties(layers.to(args.device), torch.zeros(len(index), device=args.device)).cpu())
         labels.append(label)
-    predicted, labels = torch.cat(predicted), torch.cat(labels)
+    predicted, labels = torch.cat(predicted), torch.cat(labels).clamp(max=torch.tensor([torch.inf, MAX_E_HULL, 1.0]))
     mean = lambda values: float(values.abs().nanmean())  # noqa: E731
     errors = {}
     for k, name in enumerate(("delta_g_h_eV", "e_hull_eV_per_atom")):
         label, count = labels[:, k], int((~labels[:, k].isnan()).sum())
-        errors[name] = {"mae": mean(predicted[:, k] - label), "mae_of_median": mean(known[k] - label), "n": count}
+        if count:
+            errors[name] = {"mae": mean(predicted[:, k] - label), "mae_of_median": mean(known[k].clamp(max=MAX_E_HULL) - label), "n": count}
     return errors
+
+
+def random_batch(graphs, atoms: int, generator):
+    """About `atoms` atoms of randomly chosen graphs, and their labels."""
+    count = max(1, round(atoms / (sum(g.num_nodes for g in graphs) / len(graphs))))
+    return collate([graphs[k] for k in torch.randint(len(graphs), (count,), generator=generator).tolist()])
 
 
 def build_parser():
@@ -81,6 +88,8 @@ def build_parser():
     data = parser.add_argument_group("data")
     data.add_argument("--data", type=Path, default=Path("data/processed_layers"), help="folder written by stage 2")
     data.add_argument("--limit", type=int, default=0, help="train on the first so many graphs only, 0 for all")
+    data.add_argument("--off-equilibrium", type=Path, default=Path("data/perturbed.pt"),
+                      help="bent layers with energies, for the E_hull head alone; '' for none")  # fmt: skip
     model = parser.add_argument_group("model")
     model.add_argument("--channels", type=int, default=128, help="width of the scalar features")
     model.add_argument("--vectors", type=int, default=16, help="width of the vector features")
@@ -90,6 +99,7 @@ def build_parser():
     optimisation = parser.add_argument_group("optimisation")
     optimisation.add_argument("--epochs", type=int, default=100, help="passes over the training set")
     optimisation.add_argument("--batch-atoms", type=int, default=512, help="atoms a batch, padding included")
+    optimisation.add_argument("--off-equilibrium-atoms", type=int, default=192, help="atoms of bent layers beside each batch")
     optimisation.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of AdamW")
     optimisation.add_argument("--warmup", type=int, default=500, help="steps of linear warm-up, then cosine to 1 %%")
     optimisation.add_argument("--clip", type=float, default=1.0, help="gradient norm")
@@ -115,6 +125,7 @@ def main():
     weights = {name: getattr(args, f"weight_{name}") for name in LOSS_WEIGHTS}
     train, val = (list(LayerGraphs(args.data, split)) for split in ("train", "val"))
     train = train[: args.limit] if args.limit else train
+    bent = off_equilibrium_graphs(args.off_equilibrium, "train") if args.off_equilibrium.name else []
     mean, std = lattice_statistics(train)
 
     diffusion = Diffusion(lattice_mean=mean, lattice_std=std).to(args.device)
@@ -150,6 +161,11 @@ def main():
             layers, labels = collate([train[k] for k in index])
             layers, labels = layers.to(args.device), labels.to(args.device)
             loss, terms = joint_loss(model, diffusion, layers, labels, weights, args.drop, generator)
+            if bent:
+                layers, labels = random_batch(bent, args.off_equilibrium_atoms, generator)
+                layers, e_hull = layers.to(args.device), labels[:, 1].to(args.device)
+                terms["off_equilibrium"] = off_equilibrium_loss(model, diffusion, layers, e_hull, generator)
+                loss = loss + weights["off_equilibrium"] * terms["off_equilibrium"]
             optimizer.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
@@ -194,6 +210,8 @@ def main():
     saved = torch.load(args.out, map_location=args.device, weights_only=True)
     model.load_state_dict(saved["model"])
     errors = head_errors(model, train, test, args)
+    if bent:
+        errors["off_equilibrium"] = head_errors(model, bent, off_equilibrium_graphs(args.off_equilibrium, "test"), args)
     write_json(args.out.with_suffix(".metrics.json"), {"best_validation_loss": best, "epochs": len(history), "heads_on_test": errors})
     print(f"held-out heads at t = 0: {errors}")
 

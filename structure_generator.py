@@ -21,21 +21,20 @@ from models.layer import extract_layer, reduced_formula
 from models.matching import layer_group
 from models.sampler import Guide, Sampler, load_generator
 from models.shards import Shard, digest, file_hash, pack_atoms, unpack_atoms
-from models.templates import Templates, by_substitution, fill_formula, substitute
+from models.templates import Templates, by_substitution, spread, substitute
 
-COLUMNS = ["material_id", "formula", "template", "layer_group", "head_delta_g_h_eV", "head_e_hull_eV_per_atom", "head_p_synth"]
+COLUMNS = ["material_id", "formula", "template", "layer_group", "head_delta_g_h_eV", "head_e_hull_eV_per_atom", "head_p_synth", "kept"]
 
 
 def start_structures(templates: Templates, args, rng):
-    """`--num` templates with the elements of `--formula`, if given, or finished substitutes: list of (name, layer)."""
+    """`--num` templates, those nearest to `--formula` if given, or finished substitutes: list of (name, layer)."""
     if args.method == "substitution":
         return by_substitution(templates, args.num, rng, args.formula)
     if args.method == "held-out":
         return templates.held_out(args.num, rng)
-    picked = [templates.draw(rng) for _ in range(args.num)]
-    if args.formula is None:
-        return picked
-    return [(name, substitute(atoms, fill_formula(atoms, args.formula, rng))) for name, atoms in picked]
+    if args.formula:
+        return spread(templates, args.formula, args.num)
+    return [templates.draw(rng) for _ in range(args.num)]
 
 
 def substituted(template, numbers):
@@ -53,11 +52,23 @@ def diffuse(batch, sampler: Sampler, args):
         noised, lattice = sampler.prior(hidden)
     else:
         if not args.formula:
-            noised, lattice = sampler.noised(hidden, start)
-            proposed = to_atoms(sampler.propose_elements(noised, lattice, start, args.temperature).to("cpu"))
-            layers = layers_of([substituted(t, p.symbols) for (_, t), p in zip(batch, proposed)]).to(args.device)
+            layers = layers_of(propose(batch, hidden, sampler, start, args)).to(args.device)
         noised, lattice = sampler.noised(layers, start)
     return sampler.denoise(noised, lattice, start, args.steps)
+
+
+def propose(batch, hidden, sampler: Sampler, start: int, args):
+    """Templates with elements proposed by the model; of `--proposals` for each, one is drawn with weights exp(−L_target / τ)."""
+    candidates = []
+    for _ in range(args.proposals):
+        noised, lattice = sampler.noised(hidden, start)
+        proposed = to_atoms(sampler.propose_elements(noised, lattice, start, args.temperature).to("cpu"))
+        candidates.append([substituted(template, atoms.symbols) for (_, template), atoms in zip(batch, proposed)])
+    if args.proposals == 1:
+        return candidates[0]
+    losses = torch.stack([sampler.target_loss(layers_of(found).to(args.device)) for found in candidates], 1).cpu()
+    chosen = torch.multinomial((-losses / args.tau).softmax(1), 1, generator=sampler.generator)[:, 0].tolist()
+    return [candidates[k][row] for row, k in enumerate(chosen)]
 
 
 def random_null(batch, templates: Templates, rng):
@@ -87,21 +98,31 @@ def head_properties(model, structures, device):
     return torch.cat([out[:, :2], out[:, 2:].sigmoid()], -1)
 
 
+def guide_of(args) -> Guide:
+    """What the flags ask to steer towards."""
+    return Guide(args.cfg_scale, args.gradient_scale, args.target_delta_g, args.max_e_hull, args.synthesizable)
+
+
 def generate(batch, first: int, model, diffusion, templates, args):
     """Structures of a batch and the heads' opinion of each; seeded by the batch, so that an interruption changes nothing."""
     if model is None:
         random = args.method == "random"
         structures = random_null(batch, templates, np.random.default_rng([args.seed, first])) if random else (atoms for _, atoms in batch)
         return list(structures), [["", "", ""]] * len(batch)
-    guide = Guide(args.cfg_scale, args.gradient_scale, args.target_delta_g, args.max_e_hull, args.synthesizable)
     generator = torch.Generator().manual_seed(args.seed * 1_000_003 + first)
-    layers = diffuse(batch, Sampler(model, diffusion, guide, generator), args)
+    layers = diffuse(batch, Sampler(model, diffusion, guide_of(args), generator, args.corrector), args)
     structures = [presentable(atoms, args.symprec) for atoms in to_atoms(layers.to("cpu"))]
     return structures, [[f"{x:.4f}" for x in row] for row in head_properties(model, structures, args.device).tolist()]
 
 
-def write_cifs(found: list[dict], out: Path):
-    """One CIF a structure, nothing discarded, and generated.csv; CIFs of an earlier run are removed."""
+def best(found: list[dict], count: int, guide: Guide) -> set[int]:
+    """Which of the structures have the lowest L_target by the heads on the finished structure."""
+    losses = guide.loss(torch.tensor([[float(x) for x in row["heads"]] for row in found]))
+    return set(losses.argsort()[:count].tolist())
+
+
+def write_cifs(found: list[dict], kept: set[int], out: Path):
+    """One CIF for each structure that is kept, and generated.csv with all of them; CIFs of an earlier run are removed."""
     for stale in out.glob("gen_*.cif"):
         stale.unlink()
     rows = []
@@ -109,15 +130,16 @@ def write_cifs(found: list[dict], out: Path):
         atoms = unpack_atoms(row["atoms"])
         formula = reduced_formula(atoms)
         identity = f"gen_{k:04d}_{atoms.get_chemical_formula(empirical=True)}"  # no brackets in a file's name
-        rows.append(dict(zip(COLUMNS, [identity, formula, row["template"], layer_group(atoms), *row["heads"]])))
-        write(out / f"{identity}.cif", atoms)
+        rows.append(dict(zip(COLUMNS, [identity, formula, row["template"], layer_group(atoms), *row["heads"], k in kept])))
+        if k in kept:
+            write(out / f"{identity}.cif", atoms)
     temporary = out / "generated.csv.tmp"
     with temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
     temporary.replace(out / "generated.csv")
-    print(f"{len(rows)} CIFs in {out}, {len({row['formula'] for row in rows})} formulas")
+    print(f"{len(kept)} of {len(rows)} structures as CIFs in {out}, {len({row['formula'] for row in rows if row['kept']})} formulas")
 
 
 def build_parser():
@@ -128,6 +150,7 @@ def build_parser():
     data.add_argument("--template", help="only templates of this prototype")
     data.add_argument("--num-atoms", type=int, help="only templates with so many atoms")
     data.add_argument("--num", type=int, default=32, help="structures to make")
+    data.add_argument("--keep", type=int, default=0, help="write the CIFs of so many only, lowest L_target by the heads; 0 for all")
     model = parser.add_argument_group("model")
     model.add_argument("--method", choices=("diffusion", "random", "substitution", "held-out"), default="diffusion",
                        help="without a model: random elements in a random template, or related ones in the nearest (two nulls); or "
@@ -135,9 +158,12 @@ def build_parser():
     model.add_argument("--checkpoint", type=Path, default=Path("models/weights/best_diffusion_model.pth"), help="from stage 3")
     model.add_argument("--noise-level", type=float, default=0.5, help="t0 in (0, 1] that templates are noised to; 1 is pure noise")
     model.add_argument("--steps", type=int, default=100, help="denoising updates")
+    model.add_argument("--corrector", type=int, default=0, help="Langevin steps after each update, each as dear as an update")
     model.add_argument("--temperature", type=float, default=1.0, help="of the element proposals")
     guide = parser.add_argument_group("guidance")
     guide.add_argument("--gradient-scale", type=float, default=1.0, help="η of the gradient of L_target, 0 for none")
+    guide.add_argument("--proposals", type=int, default=1, help="element proposals a structure, one taken by exp(−L_target/τ); 1: unguided")
+    guide.add_argument("--tau", type=float, default=0.1, help="τ of that choice, eV")
     guide.add_argument("--cfg-scale", type=float, default=1.0, help="s of classifier-free guidance, 0 for unconditional")
     guide.add_argument("--target-delta-g", type=float, default=0.0, help="ΔG_H to aim at, eV")
     guide.add_argument("--max-e-hull", type=float, default=0.0, help="E_hull to stay below, eV/atom")
@@ -154,10 +180,12 @@ def main():
         raise SystemExit(f"--noise-level {args.noise_level} is outside (0, 1]")
     templates = Templates.read(args.db).select(args.formula, args.template, args.num_atoms)
     rng = np.random.default_rng(args.seed)
+    if args.keep and args.method != "diffusion":
+        raise SystemExit(f"--keep {args.keep} ranks by the model's heads, which --method {args.method} has none of")
     starts = start_structures(templates, args, rng)
     model, diffusion = load_generator(args.checkpoint, args.device) if args.method == "diffusion" else (None, None)
 
-    relevant = {name: value for name, value in plain(vars(args)).items() if name not in ("out", "resume", "threads", "device")}
+    relevant = {name: value for name, value in plain(vars(args)).items() if name not in ("out", "resume", "threads", "device", "keep")}
     identity = digest(json.dumps(relevant) + (file_hash(args.checkpoint) if model else ""))
     shard = Shard(args.out / "generated.jsonl", args.resume)
     for first in tqdm(range(0, args.num, args.batch_size), desc="batches"):
@@ -167,7 +195,8 @@ def main():
         structures, heads = generate(batch, first, model, diffusion, templates, args)
         for k, (atoms, (name, _), head) in enumerate(zip(structures, batch, heads), first):
             shard.append(f"{identity}:{k}", {"atoms": pack_atoms(atoms), "template": name, "heads": head})
-    write_cifs([shard.rows[f"{identity}:{k}"] for k in range(args.num)], args.out)
+    found = [shard.rows[f"{identity}:{k}"] for k in range(args.num)]
+    write_cifs(found, best(found, args.keep, guide_of(args)) if args.keep else set(range(args.num)), args.out)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from data.items import (  # noqa: E402
     METALS,
     NONMETALS,
     adsorption_items,
+    host_items,
     layer_items,
     perturbations,
     perturbed_items,
@@ -77,16 +78,16 @@ def relax_candidate(item: dict) -> dict:
 
 
 def adsorb_on(item: dict) -> dict:
-    """Rigid ΔE_H at every symmetry-distinct site of a host, in the smallest supercell with H–H >= 6 Å."""
+    """Rigid ΔE_H at the symmetry-distinct sites of a host, all or the best few, in the smallest supercell with H–H >= 6 Å."""
     calculator = _worker["calculator"]
     host = unpack_atoms(item["atoms"])
     energy = item.get("energy")
-    if item.get("surface"):
+    if item.get("relax"):
         relaxed = relax_layer(host, calculator, fmax=0.03)
         host, energy = extract_layer(relaxed.atoms).atoms, relaxed.energy
     energy = single_point(roomy(host), calculator) if energy is None else energy
     rows, slab = [], None
-    for result in adsorb(host, calculator, adsorption_sites(host), energy, _worker["half_h2"]):
+    for result in adsorb(host, calculator, adsorption_sites(host), energy, _worker["half_h2"], top=item.get("top", 0)):
         slab = slab or result.start[:-1]
         to_slab = slab.positions[0] - result.start.positions[0]  # each pose is centred together with its own H
         rows.append(
@@ -177,6 +178,7 @@ def build_parser():
     parser.add_argument("levels", nargs="*", default=[*LEVELS, "pack"], help=f"which of {', '.join(LEVELS)}, pack to do, in this order")
     parser.add_argument("--potential", default="sevennet", help="potential that makes the data (models/potentials.py)")
     parser.add_argument("--out", type=Path, default=HERE, help="where the shards and the packed files go")
+    parser.add_argument("--hosts", type=Path, help="folder of stage 2 whose layers take hydrogen in the place of the own ones")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, one thread each")
     parser.add_argument("--limit", type=int, default=0, help="only the first so many items of each level, 0 for all")
     parser.add_argument("--hours", type=float, default=1e6, help="start no new item of a level after this time")
@@ -189,7 +191,8 @@ def main():
     shards = {name: Shard(args.out / "shards" / f"{name}.jsonl") for name in LEVELS}
     for name, (task, items_of) in LEVELS.items():
         if name in args.levels:
-            items = items_of({level: shard.sorted_rows() for level, shard in shards.items()})[: args.limit or None]
+            items = items_of({level: shard.sorted_rows() for level, shard in shards.items()})
+            items = (host_items(args.hosts) if args.hosts and name == "adsorption" else items)[: args.limit or None]
             work = {item["key"]: (task, item) for item in items}
             lost = run_jobs(guarded, work, shards[name], args.jobs, start_worker, (args.potential,), name, args.hours)
             if lost:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 from ase import Atoms
@@ -20,6 +21,7 @@ from data.prototypes import (
     TRANSITION,
     TRIELS,
 )
+from models.graphs import LayerGraphs, graph_atoms
 from models.layer import layer_atoms
 from models.shards import digest, pack_atoms, unpack_atoms
 from models.split import split_of
@@ -77,6 +79,7 @@ SURFACES = {  # Å, PBE lattice constants, rounded; the potential relaxes them
 STEPPED = dict(Pt=3.97, Pd=3.95, Ni=3.52, Cu=3.64, Ag=4.15, Au=4.16, Rh=3.84, Ir=3.87)
 ALLOYED = ["Pt", "Pd", "Ni", "Cu", "Ag", "Au", "Rh", "Ir", "Co", "Ru"]  # one as the skin or the second layer of the other
 PERTURBATIONS = {"strained": 2, "rattled": 2, "noised": 2, "substituted": 2}  # variants of each layer
+HOST_SITES = 3  # of a layer from elsewhere, lowest height scan first: hosts teach, sites do not
 RELAXED_HOSTS = {"train": 260, "val": 60, "test": 100}  # more of the held-out ones than their share, for the sake of the errors
 
 
@@ -222,15 +225,23 @@ def _surfaces():
 def surface_items() -> list[dict]:
     """Close-packed, open and stepped metal surfaces, and those with one layer of another metal, as skin or buried below."""
     made = ((key, layer_atoms(slab.numbers, slab.positions, slab.cell.array[:2, :2])) for key, slab in _surfaces())
-    return [{"key": key, "atoms": pack_atoms(slab), "surface": True} for key, slab in made]
+    return [{"key": key, "atoms": pack_atoms(slab), "relax": True} for key, slab in made]
 
 
 def adsorption_items(layers: list[dict]) -> list[dict]:
     """Pure metal surfaces, which literature knows; then alloys and the layers that were kept, mixed, so that a set cut short is a
     sample of the whole."""
     kept = [{"key": row["key"], "atoms": row["atoms"], "energy": row["energy"]} for row in layers if row["reason"] == ""]
-    is_alloy = lambda item: "/" in item["key"] or "surface" not in item  # noqa: E731
+    is_alloy = lambda item: "/" in item["key"] or "relax" not in item  # noqa: E731
     return sorted([*surface_items(), *kept], key=lambda item: (is_alloy(item), digest(item["key"])))
+
+
+def host_items(folder: Path) -> list[dict]:
+    """The layers of a folder of stage 2, shuffled by hash: to be relaxed, and H to be tried at their best HOST_SITES only."""
+    splits = [path.stem for path in sorted(Path(folder).glob("processed/*.pt"))]
+    graphs = [graph for split in splits for graph in LayerGraphs(folder, split)]
+    items = [{"key": graph.uid, "atoms": pack_atoms(graph_atoms(graph)), "relax": True, "top": HOST_SITES} for graph in graphs]
+    return sorted(items, key=lambda item: digest("host" + item["key"]))
 
 
 def perturbed_items(layers: list[dict]) -> list[dict]:

@@ -202,13 +202,16 @@ def pack(shards: dict, out: Path, potential: str) -> None:
     """Writes databases, LMDBs, perturbed.pt and data.json with the counts."""
     name = load_potential(potential).name
     rows = {level: shard.sorted_rows() for level, shard in shards.items()}
-    hull = pack_references(rows["references"], rows["layers"], out / "reference_phases.db", name)
-    kept, dropped = pack_layers(rows["layers"], hull, out / "her2d.db", name)
-    counts = {
-        "potential": name,
-        "reference_phases": sum(not row["reason"] for row in rows["references"]),
-        "layers": {"tried": len(rows["layers"]), "kept": len(kept), "dropped": dict(dropped)},
-        "perturbed": pack_perturbed(rows["perturbed"], hull, out / "perturbed.pt"),
+    counts = {"potential": name}
+    if rows["layers"]:
+        hull = pack_references(rows["references"], rows["layers"], out / "reference_phases.db", name)
+        kept, dropped = pack_layers(rows["layers"], hull, out / "her2d.db", name)
+        counts |= {
+            "reference_phases": sum(not row["reason"] for row in rows["references"]),
+            "layers": {"tried": len(rows["layers"]), "kept": len(kept), "dropped": dict(dropped)},
+            "perturbed": pack_perturbed(rows["perturbed"], hull, out / "perturbed.pt"),
+        }
+    counts |= {
         "adsorption": pack_adsorption(rows["adsorption"], out, "her2d_h"),
         "adsorption_relaxed": pack_adsorption(rows["relaxed"], out, "her2d_h_relaxed"),
         "core_hours": {level: round(sum(row.get("seconds", 0) for row in found) / 3600, 2) for level, found in rows.items()},

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from models.egnn import MASK, Denoised, DenoisingEGNN, Layers
 
+MAX_E_HULL = 1.0  # eV/atom; how bad beyond that a structure is, no guide needs to know
 IMAGES = (10, 2)  # terms along the short and the long direction in the sums of the wrapped normal
 
 
@@ -45,6 +46,11 @@ class Diffusion(nn.Module):
     def time(self, t):
         """Network time in [0, 1] of the integer time t."""
         return t / self.steps
+
+    def random_times(self, count, generator=None):
+        """Integer times [count] in 1 … T, one from each of `count` equal parts, in random order: less variance than independent ones."""
+        part = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
+        return 1 + (part * (self.steps / count)).long().clamp(max=self.steps - 1)
 
     def encode_lattice(self, cell, count):
         """Standardised lattice [B, 3] of in-plane cells [B, 2, 2] Å with `count` [B] atoms."""
@@ -160,7 +166,8 @@ def mask_slots(layers: Layers, generator=None) -> Layers:
 
 LOSS_WEIGHTS = {
     "coordinates": 1.0, "z": 1.0, "lattice": 0.5, "elements": 0.3,  # the diffusion term, channel by channel
-    "delta_g_h": 0.5, "e_hull": 2.0, "synthesizable": 0.2,  # λ1, λ2, λ3
+    "delta_g_h": 0.5, "e_hull": 10.0, "synthesizable": 0.2,  # λ1, λ2, λ3
+    "off_equilibrium": 0.5,
 }  # fmt: skip
 
 
@@ -177,13 +184,27 @@ def joint_loss(
     Returns:
         total loss, and its unweighted terms by name.
     """
-    t = torch.randint(1, diffusion.steps + 1, (len(layers),), generator=generator).to(layers.z.device)
+    t = diffusion.random_times(len(layers), generator).to(layers.z.device)
     noised, lattice_t, score, v_z, v_lattice = diffusion.noise(layers, t, generator)
     noised = mask_slots(noised, generator)
     dropped = torch.rand(labels.shape, generator=generator).to(labels.device) < drop
     out = model(noised, diffusion.time(t), lattice_t, labels.masked_fill(dropped, torch.nan))
     terms = channel_losses(out, layers, noised, score, v_z, v_lattice) | property_losses(out.properties, labels)
     return sum(weights[name] * value for name, value in terms.items()), terms
+
+
+def off_equilibrium_loss(model: DenoisingEGNN, diffusion: Diffusion, layers: Layers, e_hull: Tensor, generator=None):
+    """Error of E_hull of structures that are no sample of the data: each its own x_0, noised, its denoising not learned.
+
+    Huber's loss, not the square: a few structures far from any crystal would else set the direction of every step.
+
+    Args:
+        e_hull: [B] eV/atom, clamped to MAX_E_HULL.
+    """
+    t = diffusion.random_times(len(layers), generator).to(layers.z.device)
+    noised = diffusion.noise(layers, t, generator)[0]
+    predicted = model.properties(noised, diffusion.time(t))[:, 1]
+    return F.smooth_l1_loss(predicted, e_hull.clamp(max=MAX_E_HULL), beta=0.1)
 
 
 def channel_losses(out: Denoised, layers: Layers, noised: Layers, score, v_z, v_lattice):

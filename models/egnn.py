@@ -14,6 +14,7 @@ from torch import Tensor, nn
 MASK = 119  # token of a slot whose element is not decided
 TOKENS = 120
 IMAGES = 3  # in-plane images searched for neighbours: −3 … 3 along a and b
+SHORTEST_BOND, FINE_WIDTH = 1.0, 0.1  # Å
 CONDITIONS = ("delta_g_h", "e_hull", "synthesizable")
 
 
@@ -163,21 +164,24 @@ class DenoisingEGNN(nn.Module):
         trunk, conditional: numbers of layers below and above the condition.
         neighbours: images that each atom sees.
         radial: Gaussian basis functions of the distance, up to `reach` Å.
+        fine: further ones, FINE_WIDTH Å apart over the lengths of bonds: late in denoising an atom moves by hundredths of an Å.
     """
 
-    def __init__(self, channels=128, vectors=16, trunk=3, conditional=2, neighbours=20, radial=24, reach=9.0):
+    def __init__(self, channels=128, vectors=16, trunk=3, conditional=2, neighbours=20, radial=24, fine=40, reach=9.0):
         super().__init__()
         self.hparams = dict(
             channels=channels, vectors=vectors, trunk=trunk, conditional=conditional,
-            neighbours=neighbours, radial=radial, reach=reach,
+            neighbours=neighbours, radial=radial, fine=fine, reach=reach,
         )  # fmt: skip
-        self.register_buffer("centres", torch.linspace(0, reach**0.5, radial) ** 2, persistent=False)
-        widths = torch.diff(self.centres, append=self.centres[-1:] + 1.0).clamp(min=0.2)
-        self.register_buffer("widths", widths, persistent=False)
+        coarse = torch.linspace(0, reach**0.5, radial) ** 2
+        widths = torch.diff(coarse, append=coarse[-1:] + 1.0).clamp(min=0.2)
+        bonds = SHORTEST_BOND + FINE_WIDTH * torch.arange(fine)
+        self.register_buffer("centres", torch.cat([coarse, bonds]), persistent=False)
+        self.register_buffer("widths", torch.cat([widths, torch.full_like(bonds, FINE_WIDTH)]), persistent=False)
         self.element = nn.Embedding(TOKENS, channels)
         self.time = nn.Sequential(nn.Linear(32, channels), nn.SiLU(), nn.Linear(channels, channels))
         self.conditions = nn.ModuleList(Condition(channels) for _ in CONDITIONS)
-        make = lambda count: nn.ModuleList(EquivariantLayer(channels, vectors, radial) for _ in range(count))  # noqa: E731
+        make = lambda count: nn.ModuleList(EquivariantLayer(channels, vectors, radial + fine) for _ in range(count))  # noqa: E731
         self.trunk, self.conditional = make(trunk), make(conditional)
         self.attention = nn.Linear(channels, 8)
         self.heads = nn.Sequential(nn.Linear(9 * channels, channels), nn.SiLU(), nn.Linear(channels, 3))

@@ -8,6 +8,7 @@ from torch_geometric.data import Data, InMemoryDataset
 
 from models.egnn import Layers
 from models.layer import layer_atoms
+from models.split import split_of
 
 
 class LayerGraphs(InMemoryDataset):
@@ -37,6 +38,22 @@ def layer_graph(atoms: Atoms, uid: str, **labels) -> Data:
         uid=uid,
         **values,
     )
+
+
+def off_equilibrium_graphs(path: Path, split: str) -> list[Data]:
+    """Strained, rattled and badly substituted layers of one split, with E_hull at a single point (data/build.py perturbed).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is missing: python data/build.py perturbed pack, or --off-equilibrium '' to do without")
+    saved = torch.load(path, weights_only=True)
+    sizes = saved["natoms"].tolist()
+    numbers, positions = saved["atomic_numbers"].long().split(sizes), saved["pos"].split(sizes)
+    rows = zip(numbers, positions, saved["cell"].double(), saved["e_hull"].tolist(), saved["uid"])
+    made = ((Atoms(z, x, cell=cell.numpy(), pbc=(1, 1, 0)), uid, e_hull) for z, x, cell, e_hull, uid in rows)
+    return [layer_graph(atoms, uid, e_hull=e_hull) for atoms, uid, e_hull in made if split_of(atoms.get_chemical_formula()) == split]
 
 
 def graph_atoms(graph: Data) -> Atoms:

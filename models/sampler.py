@@ -13,6 +13,7 @@ from tqdm import tqdm
 from models.diffusion import Diffusion, mean_free
 from models.egnn import CONDITIONS, MASK, DenoisingEGNN, Layers
 
+LANGEVIN_STEP = 0.1  # of the corrector, in units of the noise's variance; the variance it settles at is too large by half of this
 GRADIENT_CAP = 1.0  # largest norm of ∇L_target: per atom in the plane and in z (eV/Å), per component of the lattice (eV)
 
 
@@ -56,10 +57,11 @@ class Sampler:
         model, diffusion: as trained; the schedule is the diffusion's own.
         guide: targets and scales.
         generator: source of all randomness.
+        corrector: Langevin steps at the noise level that each update ends on (Song et al. 2021, arXiv:2011.13456).
     """
 
-    def __init__(self, model: DenoisingEGNN, diffusion: Diffusion, guide: Guide, generator: torch.Generator):
-        self.model, self.diffusion, self.guide, self.generator = model, diffusion, guide, generator
+    def __init__(self, model: DenoisingEGNN, diffusion: Diffusion, guide: Guide, generator: torch.Generator, corrector: int = 0):
+        self.model, self.diffusion, self.guide, self.generator, self.corrector = model, diffusion, guide, generator, corrector
 
     def normal(self, like):
         return torch.randn(like.shape, generator=self.generator).to(like)
@@ -77,6 +79,11 @@ class Sampler:
         """Layers noised to the integer time `start`."""
         t = torch.full((len(layers),), start)
         return self.diffusion.noise(layers, t, self.generator)[:2]
+
+    @torch.no_grad()
+    def target_loss(self, layers: Layers) -> torch.Tensor:
+        """L_target [B] (eV) of finished structures, by the heads at t = 0."""
+        return self.guide.loss(self.model.properties(layers, layers.z.new_zeros(len(layers))))
 
     @torch.no_grad()
     def propose_elements(self, layers: Layers, lattice, start: int, temperature: float = 1.0) -> Layers:
@@ -99,7 +106,31 @@ class Sampler:
         times = kept_times(start, steps)
         for t, s in tqdm(list(zip(times, times[1:])), desc="denoising", disable=not progress, mininterval=2):
             layers, lattice = self.step(layers, lattice, t, s)
+            for _ in range(self.corrector if s else 0):
+                layers, lattice = self.correct(layers, lattice, s)
         return layers
+
+    def correct(self, layers: Layers, lattice, t: int):
+        """One Langevin step x + δ (score − η ∇L_target) + √(2δ) ζ at time t, δ = LANGEVIN_STEP times the variance of the noise."""
+        d, keep = self.diffusion, layers.mask.to(layers.z.dtype)
+        index = torch.full((len(layers),), t, device=layers.z.device)
+        out = self._denoise(layers, d.time(index), lattice)
+        push_frac, push_z, push_lattice = self._gradient(layers, lattice, d.time(index))
+        sigma, b = d.sigmas[t], (1 - d.alphas_cumprod[t]).sqrt()
+
+        def langevin(score, push, width, noise):
+            return LANGEVIN_STEP * (width * score - width**2 * push) + (2 * LANGEVIN_STEP) ** 0.5 * width * noise
+
+        z = mean_free(layers.z + langevin(-d.epsilon(out.z, layers.z, index), push_z, b, mean_free(self.normal(layers.z), keep)), keep)
+        lattice = lattice + langevin(-d.epsilon(out.lattice, lattice, index), push_lattice, b, self.normal(lattice))
+        move = langevin(out.score, push_frac, sigma, self.normal(out.score))
+        return self._moved(layers, move, z, lattice), lattice
+
+    def _moved(self, layers: Layers, move, z, lattice) -> Layers:
+        """Layers with in-plane positions moved [B, N, 2] Å, and z and lattice as given."""
+        keep = layers.mask.to(layers.z.dtype)
+        frac = (layers.frac_coords + move @ torch.linalg.inv(layers.cell)) % 1.0 * keep[..., None]
+        return layers.replace(frac_coords=frac, z=z, cell=self.diffusion.decode_lattice(lattice, keep.sum(1)))
 
     def step(self, layers: Layers, lattice, t: int, s: int):
         """One update from time t to time s < t."""
@@ -120,8 +151,7 @@ class Sampler:
         gap = sigma_t**2 - sigma_s**2
         spread = (gap * sigma_s**2 / sigma_t**2).sqrt()
         move = gap / sigma_t * out.score - push_frac * spread**2 + spread * self.normal(out.score)
-        frac = (layers.frac_coords + move @ torch.linalg.inv(layers.cell)) % 1.0 * keep[..., None]
-        layers = layers.replace(frac_coords=frac, z=z, cell=d.decode_lattice(new_lattice, keep.sum(1)))
+        layers = self._moved(layers, move, z, new_lattice)
         return self._reveal(layers, out.slot_logits, share=1 - s / t), new_lattice
 
     def _denoise(self, layers, time, lattice):

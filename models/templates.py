@@ -1,11 +1,14 @@
 """Templates: real layers whose elements can be replaced, and what chemistry alone, without a model, would replace them by."""
 
 import itertools
+from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import ase.db
 import numpy as np
+import spglib
 from ase import Atoms
 from ase.data import covalent_radii
 from pymatgen.core import Composition, Element
@@ -40,10 +43,25 @@ def substitute(atoms: Atoms, elements: dict[str, str]) -> Atoms:
 TRIES = 100  # draws of a formula that the templates do not hold yet
 
 
+def prototype_name(atoms: Atoms, symprec: float = 0.1) -> str:
+    """Name of a layer's prototype: anonymous formula, layer group, and how many atoms each orbit of each element holds.
+
+    Args:
+        symprec: tolerance in Å of the symmetry.
+    """
+    anonymous = Composition(atoms.get_chemical_formula()).anonymized_formula
+    found = spglib.get_layergroup((atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), aperiodic_dir=2, symprec=symprec)
+    if found is None:
+        return f"{anonymous} {len(atoms)}"
+    sizes = Counter(zip(atoms.numbers, found.equivalent_atoms))
+    orbits = sorted([size for (element, _), size in sizes.items() if element == z] for z in set(atoms.numbers))
+    return f"{anonymous} {found.international} " + "|".join(",".join(map(str, sorted(sizes))) for sizes in orbits)
+
+
 class Templates:
     """The layers of a database, as recipes to start from.
 
-    Each layer is one template; a prototype is drawn as often as the database holds it.
+    Each layer is one template, the stablest first; a prototype is drawn as often as the database holds it.
 
     Args:
         structures: list of (name, layer in the convention).
@@ -59,14 +77,13 @@ class Templates:
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist: give an ASE database with --db")
         structures = []
-        for row in ase.db.connect(path).select(f"natoms<={max_atoms}"):
-            if row.get("ehull", 0.0) > max_e_hull:
-                continue
+        rows = (row for row in ase.db.connect(path).select(f"natoms<={max_atoms}") if row.get("ehull", 0.0) <= max_e_hull)
+        for row in sorted(rows, key=lambda row: row.get("ehull", 0.0)):
             try:
                 atoms = extract_layer(row.toatoms()).atoms
             except NotALayer:
                 continue
-            structures.append((row.get("prototype") or row.get("uid", str(row.id)), atoms))
+            structures.append((row.get("prototype") or prototype_name(atoms), atoms))
         return cls(structures)
 
     def select(self, formula: str | None = None, name: str | None = None, num_atoms: int | None = None) -> "Templates":
@@ -107,19 +124,6 @@ class Templates:
         return [unseen[k] for k in rng.permutation(len(unseen))[:count]]
 
 
-def fill_formula(atoms: Atoms, formula: str, rng: np.random.Generator) -> dict[str, str]:
-    """Element of each slot so that the template becomes the formula; slots of equal count are shuffled.
-
-    Returns:
-        old symbol -> new symbol, for `substitute`.
-    """
-    wanted = Composition(formula)
-    shuffled = lambda symbols: [symbols[k] for k in rng.permutation(len(symbols))]  # noqa: E731
-    old = sorted(shuffled(sorted(set(atoms.symbols))), key=list(atoms.symbols).count)
-    new = sorted((el.symbol for el in wanted.elements), key=lambda symbol: (wanted[symbol], symbol))
-    return dict(zip(old, new))
-
-
 @cache
 def group_and_scale(symbol: str) -> tuple[int, int]:
     """Group of the periodic table, and place on Pettifor's chemical scale, on which neighbours form the same structures."""
@@ -151,8 +155,10 @@ def best_assignment(own: Composition, wanted: Composition) -> tuple[int, dict[st
     return min(((sum(chemical_distance(a, b) for a, b in fit.items()), fit) for fit in fits), key=lambda item: item[0])
 
 
-def nearest_prototypes(templates: Templates, formula: str) -> list[tuple[str, Atoms]]:
+def nearest_prototypes(templates: Templates, formula: str) -> Iterator[tuple[str, Atoms]]:
     """The templates of other formulas with the elements of `formula` put in, the most alike in chemistry first.
+
+    Of templates that are one prototype (same name) the most alike stands for all; where two are equally alike, the stabler.
 
     Raises:
         ValueError: no template of another formula has these amounts.
@@ -163,8 +169,12 @@ def nearest_prototypes(templates: Templates, formula: str) -> list[tuple[str, At
         found += [(fit[0], k, fit[1])] if fit else []
     if not found:
         raise ValueError(f"no other layer of the database has the amounts of {formula}")
-    chosen = sorted(found, key=lambda item: item[:2])
-    return [(templates.structures[k][0], substitute(templates.structures[k][1], elements)) for _, k, elements in chosen]
+    seen = set()
+    for _, k, elements in sorted(found, key=lambda item: item[:2]):
+        name, atoms = templates.structures[k]
+        if name not in seen:
+            seen.add(name)
+            yield name, substitute(atoms, elements)
 
 
 def related_formula(templates: Templates, rng: np.random.Generator) -> str:
@@ -190,6 +200,10 @@ def by_substitution(templates: Templates, count: int, rng: np.random.Generator, 
     With a `formula` given, that formula in its nearest prototypes, one after the other.
     """
     if formula:
-        found = nearest_prototypes(templates, formula)
-        return [found[k % len(found)] for k in range(count)]
-    return [nearest_prototypes(templates, related_formula(templates, rng))[0] for _ in range(count)]
+        return spread(templates, formula, count)
+    return [next(nearest_prototypes(templates, related_formula(templates, rng))) for _ in range(count)]
+
+
+def spread(templates: Templates, formula: str, count: int) -> list[tuple[str, Atoms]]:
+    """`count` starts for a formula: its nearest prototypes, one after the other, and from the first again when they run out."""
+    return list(itertools.islice(itertools.cycle(itertools.islice(nearest_prototypes(templates, formula), count)), count))

@@ -64,7 +64,8 @@ def evaluate_one(item: tuple) -> dict:
         if layer is not None:
             relaxed = _relax_into(result["row"], layer)
             result["relaxed"] = pack_atoms(relaxed)
-            result["pose"] = pack_atoms(_adsorb_into(result["row"], relaxed))
+            if _worker["settings"].oracle != "none":
+                result["pose"] = pack_atoms(_adsorb_into(result["row"], relaxed))
     except Exception as error:  # one bad structure costs one row
         add_error(result["row"], f"{type(error).__name__}: {error}")
     return result

@@ -12,8 +12,11 @@ from pathlib import Path
 import ase.db
 import pytest
 from ase.calculators.lj import LennardJones
+from layers import known
+from torch_geometric.data import InMemoryDataset
 
-from data.items import RELAXED_HOSTS, balanced, reference_items, relaxed_items
+from data.items import HOST_SITES, RELAXED_HOSTS, balanced, reference_items, relaxed_items
+from models.graphs import layer_graph
 from models.layer import min_distance_ratio
 from models.lmdb_data import LmdbDataset
 from models.shards import Shard, pack_atoms, unpack_atoms
@@ -28,8 +31,8 @@ def calculator():
     return LennardJones(sigma=2.2, epsilon=0.5, rc=5.0, smooth=True)
 
 
-def start(out: Path) -> subprocess.Popen:
-    command = [sys.executable, "data/build.py", "--out", out, "--limit", "3", "--jobs", "2", "--potential", "test_build:calculator"]
+def start(out: Path, *more) -> subprocess.Popen:
+    command = [sys.executable, "data/build.py", *more, "--out", out, "--limit", "3", "--jobs", "2", "--potential", "test_build:calculator"]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(map(str, command), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             text=True, start_new_session=True)  # fmt: skip
@@ -80,6 +83,26 @@ def test_every_level_makes_rows_and_counts(whole):
             assert site["delta_e"] <= site["rigid_delta_e"] + 0.02  # more freedom, lower energy
     counts = json.loads((whole / "data.json").read_text())
     assert counts["layers"]["tried"] == 3 and counts["potential"] == "test_build:calculator"
+
+
+def test_layers_of_stage_2_take_hydrogen_in_the_place_of_the_own_ones(tmp_path):
+    layers = {name: known(name) for name in ("graphene", "1T-TiS2")}
+    (tmp_path / "processed").mkdir()
+    InMemoryDataset.save([layer_graph(atoms, name) for name, atoms in layers.items()], tmp_path / "processed" / "train.pt")
+    process = start(tmp_path / "out", "adsorption", "pack", "--hosts", tmp_path)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    rows = shards(tmp_path / "out")["adsorption"]
+    assert set(rows) == set(layers)
+    for name, row in rows.items():
+        assert 0 < len(row["sites"]) <= HOST_SITES
+        host = unpack_atoms(row["host"])
+        host.calc = calculator()
+        assert abs(host.get_forces()).max() < 0.1 and host.get_chemical_formula() == layers[name].get_chemical_formula()  # relaxed first
+    counts = json.loads((tmp_path / "out" / "data.json").read_text())
+    assert "layers" not in counts and not (tmp_path / "out" / "her2d.db").exists()
+    splits = {split_of(atoms.get_chemical_formula()) for atoms in layers.values()}
+    assert {path.stem for path in (tmp_path / "out").glob("*.lmdb")} <= {f"her2d_h_{split}" for split in splits}
 
 
 def test_shards_of_another_potential_are_not_touched(whole):

@@ -1,15 +1,23 @@
 """The builder's work lists, what it makes of layers, and the statistics of its validation."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from layers import known
 from scipy.stats import linregress
 
 from data.items import PERTURBATIONS, layer_items, perturbations, surface_items
 from data.prototypes import PROTOTYPES
 from data.validate import corrected_on_halves, errors
+from models.diffusion import MAX_E_HULL
+from models.graphs import graph_atoms, off_equilibrium_graphs
 from models.layer import dimension, extract_layer, min_distance_ratio
 from models.shards import unpack_atoms
+from models.split import split_of
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_work_lists_have_unique_keys_and_do_not_depend_on_the_run():
@@ -45,6 +53,20 @@ def test_perturbations_are_seeded_by_the_key_and_do_what_they_say():
         if kind == "rattled":
             np.testing.assert_array_equal(atoms.cell, layer.cell)
         assert (set(atoms.symbols) == {"Mo", "S"}) == (kind != "substituted")
+
+
+def test_off_equilibrium_layers_split_by_formula_and_cost_energy():
+    """Of the embedded file: in their split, layers as told, and the further a layer is rattled the more it costs."""
+    path = ROOT / "data" / "perturbed.pt"
+    graphs = off_equilibrium_graphs(path, "test")
+    saved = torch.load(path, weights_only=True)
+    assert 0 < len(graphs) < len(saved["natoms"]) / 5
+    assert all(split_of(graph_atoms(g).get_chemical_formula()) == "test" and g.delta_g_h.isnan() for g in graphs[:50])
+    kinds = np.array(saved["kind"])
+    median = {kind: saved["e_hull"].numpy()[kinds == kind].clip(max=MAX_E_HULL).mean() for kind in set(kinds)}
+    assert median["strained"] < median["rattled"] < median["noised"]
+    with pytest.raises(FileNotFoundError, match="absent.pt"):
+        off_equilibrium_graphs(Path("absent.pt"), "test")
 
 
 def test_validation_statistics_against_scipy():

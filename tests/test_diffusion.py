@@ -8,11 +8,13 @@ import torch
 
 from models.diffusion import (
     LOSS_WEIGHTS,
+    MAX_E_HULL,
     Diffusion,
     channel_losses,
     joint_loss,
     mask_slots,
     mean_free,
+    off_equilibrium_loss,
     property_losses,
     wrapped_normal_score,
 )
@@ -62,6 +64,28 @@ def batch(cell, count=1, atoms=3, seed=0) -> Layers:
         (1.5 * torch.randn(atoms, generator=generator, dtype=cell.dtype)).repeat(count, 1),
         cell.repeat(count, 1, 1), torch.ones(count, atoms, dtype=torch.bool),
     )  # fmt: skip
+
+
+def test_random_times_are_stratified_and_uniform():
+    d = Diffusion()
+    times = d.random_times(500, torch.Generator().manual_seed(0))
+    assert sorted(((times - 1) // 2).tolist()) == list(range(500))  # one in each of 500 parts of 1 … 1000
+    assert times.tolist() != sorted(times.tolist())
+    many = torch.cat([d.random_times(7, torch.Generator().manual_seed(k)) for k in range(2000)])
+    assert many.min() == 1 and many.max() == d.steps and many.float().mean().item() == pytest.approx(500.5, abs=5)
+
+
+def test_off_equilibrium_loss_by_hand_and_for_the_property_heads_alone():
+    """Labels above MAX_E_HULL count as that; the square below 0.1 eV/atom, the distance beyond; nothing but trunk and heads learns."""
+    model, layers = small_model(), batch(CELLS["hexagonal"].float(), 6)
+    model.properties = lambda layers, t: torch.tensor([[0.0, e, 0.0] for e in (0.05, 0.5, 0.9, 1.0, 1.0, 0.0)])
+    labels = torch.tensor([0.0, 0.0, MAX_E_HULL, 1.0, 7.0, 0.0])
+    found = off_equilibrium_loss(model, Diffusion(), layers, labels, torch.Generator().manual_seed(0))
+    assert found.item() == pytest.approx((0.5 * 0.05**2 / 0.1 + (0.5 - 0.05) + (0.1 - 0.05) + 0 + 0 + 0) / 6, abs=1e-6)
+    model = small_model()
+    off_equilibrium_loss(model, Diffusion(), layers, labels, torch.Generator().manual_seed(0)).backward()
+    moved = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()}
+    assert {"heads", "trunk"} <= moved and not moved & {"conditional", "conditions", "lattice", "vector_gates", "slot"}
 
 
 # --- the wrapped normal ----------------------------------------------------------------------------------------------------
@@ -318,10 +342,10 @@ def test_joint_loss_is_the_weighted_sum_of_terms_that_are_all_named():
         model, d, layers, labels, weights, drop, torch.Generator().manual_seed(7)
     )
     total, terms = loss(labels)
-    assert set(terms) == set(LOSS_WEIGHTS) and all(value.isfinite() and value > 0 for value in terms.values())
+    assert set(terms) == set(LOSS_WEIGHTS) - {"off_equilibrium"} and all(value.isfinite() and value > 0 for value in terms.values())
     assert total.item() == pytest.approx(sum(LOSS_WEIGHTS[n] * v.item() for n, v in terms.items()), rel=1e-6)
     assert loss(labels)[0].item() == total.item()  # the generator is the only source of noise
-    for name in LOSS_WEIGHTS:  # every weight acts on its own term
+    for name in terms:  # every weight acts on its own term
         alone = loss(labels, {n: float(n == name) for n in LOSS_WEIGHTS})[0]
         assert alone.item() == pytest.approx(terms[name].item(), rel=1e-6)
 

@@ -8,7 +8,7 @@ import torch
 
 from models.diffusion import Diffusion, wrapped_normal_score
 from models.egnn import CONDITIONS, MASK, Denoised, DenoisingEGNN, Layers
-from models.sampler import GRADIENT_CAP, Guide, Sampler, kept_times
+from models.sampler import GRADIENT_CAP, LANGEVIN_STEP, Guide, Sampler, kept_times
 
 ELEMENTS = (8, 16, 42)  # that the fake model draws
 CELL = torch.tensor([[3.2, 0.0], [-2.0, 3.6]])
@@ -170,6 +170,31 @@ def test_exact_scores_recover_mean_and_variance(recovered, start, steps):
     covariance = np.cov(away.reshape(-1, 2).T.numpy()) / model.width**2
     assert abs(covariance[0, 1]) < 0.12 and abs(covariance[0, 0] - covariance[1, 1]) < 0.2
     assert (x.frac_coords >= 0).all() and (x.frac_coords <= 1).all()
+
+
+@pytest.mark.parametrize("t", [450, 600])
+def test_the_corrector_settles_at_the_exact_marginal_from_a_wrong_one(t):
+    """Started at the means, with no width at all, Langevin steps alone reach the noised data's mean and variance in every channel."""
+    d = fixed_cell()
+    model, count = Exact(d), 400
+    sampler = Sampler(model, d, Guide(), seeded(3))
+    abar, sigma2 = d.alphas_cumprod[t].item(), d.sigmas[t].item() ** 2
+    x = layers_like(count).replace(frac_coords=model.sites.repeat(count, 1, 1), z=abar**0.5 * model.m_z.repeat(count, 1))
+    lattice = abar**0.5 * model.m_l.repeat(count, 1)
+    for _ in range(200):
+        x, lattice = sampler.correct(x, lattice, t)
+    modes = torch.linalg.qr(torch.cat([torch.ones(3, 1), torch.randn(3, 2, generator=seeded())], 1))[0][:, 1:]
+    measured = {
+        "z": ((x.z - abar**0.5 * model.m_z) @ modes, abar * model.s_z**2 + 1 - abar, 1 - abar),
+        "lattice": (lattice - abar**0.5 * model.m_l, abar * model.s_l**2 + 1 - abar, 1 - abar),
+        "coordinates": (displacement(x, model.sites), model.width**2 + sigma2, sigma2),
+    }
+    for name, (values, variance, noise) in measured.items():
+        values = values.reshape(count, -1)
+        settled = variance / (1 - LANGEVIN_STEP / 2 * noise / variance)  # of x ← x − c x + √(2δ) ζ with c = δ / variance
+        tolerance = 4 * (2 / values.numel()) ** 0.5
+        assert values.var(0, correction=0).mean().item() == pytest.approx(settled, rel=tolerance), name
+        assert values.mean(0).abs().max() < 4.5 * variance**0.5 / count**0.5, name
 
 
 def test_exact_score_in_a_breathing_cell():

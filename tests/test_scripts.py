@@ -1,13 +1,17 @@
 """The scripts as a user runs them, in subprocesses with tiny settings: --help, training with an interruption, generation."""
 
+import argparse
 import csv
 import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+import ase.data
 import ase.db
+import ase.geometry
 import ase.io
 import pytest
 import torch
@@ -17,7 +21,7 @@ from torch_geometric.data import InMemoryDataset
 import optimization
 import structure_generator
 from data.prototypes import PROTOTYPES
-from models.graphs import layer_graph
+from models.graphs import layer_graph, layers_of
 from models.layer import VACUUM
 from models.templates import substitute
 
@@ -184,6 +188,39 @@ def test_structure_generator_from_templates_and_from_pure_noise(data, trained, t
     assert_same_files(tmp_path / "again", tmp_path / "template-formula")
 
 
+class OneAtATime:
+    """A sampler whose k-th proposal puts the k-th of a list of elements on every slot; L_target is the atomic number."""
+
+    def __init__(self, elements):
+        self.elements, self.generator = list(elements), torch.Generator().manual_seed(0)
+
+    def noised(self, layers, start):
+        return layers, None
+
+    def propose_elements(self, layers, lattice, start, temperature):
+        number = torch.tensor(ase.data.atomic_numbers[self.elements.pop(0)])
+        return layers.replace(atomic_numbers=torch.where(layers.mask, number, 0))
+
+    def target_loss(self, layers):
+        return layers.atomic_numbers.amax(1).float()
+
+
+@pytest.mark.parametrize("tau, expected", [(0.1, {"B"}), (1e6, {"B", "Al", "Ga"})])
+def test_of_several_proposals_one_is_drawn_by_its_loss(tau, expected):
+    """Cold: the lowest L_target wins; hot: each as likely as the others."""
+    batch = [("honeycomb", ATOMS["honeycomb-A"])] * 60
+    args = argparse.Namespace(proposals=3, temperature=1.0, tau=tau, device="cpu")
+    found = structure_generator.propose(batch, layers_of([atoms for _, atoms in batch]), OneAtATime(["Al", "B", "Ga"]), 0, args)
+    counts = Counter(atoms.symbols[0] for atoms in found)
+    assert set(counts) == expected and min(counts.values()) >= 60 / len(expected) / 2
+    bonds = {atoms.symbols[0]: ase.geometry.get_distances(atoms.positions, cell=atoms.cell, pbc=atoms.pbc)[1][0, 1] for atoms in found}
+    for symbol, bond in bonds.items():  # the template takes the size of its new elements
+        radius = ase.data.covalent_radii[ase.data.atomic_numbers[symbol]]
+        own = ATOMS["honeycomb-A"]
+        before = ase.geometry.get_distances(own.positions, cell=own.cell, pbc=own.pbc)[1][0, 1]
+        assert bond / before == pytest.approx(radius / ase.data.covalent_radii[own.numbers[0]], abs=1e-3)
+
+
 def assert_same_files(a, b):
     names = [sorted(f.name for f in folder.glob("*.cif")) for folder in (a, b)]
     assert names[0] == names[1] and all((a / n).read_text() == (b / n).read_text() for n in names[0])
@@ -198,6 +235,16 @@ def test_the_nulls_make_layers_without_a_model_and_repeat_by_seed(data, tmp_path
     assert_same_files(tmp_path / "a", tmp_path / "b")
     generate_here(data, tmp_path / "c", "--method", method, "--seed", 2)
     assert {f.name for f in (tmp_path / "a").glob("*.cif")} != {f.name for f in (tmp_path / "c").glob("*.cif")}
+
+
+def test_keep_writes_the_best_by_the_heads_and_lists_all(data, trained, tmp_path, generate_here):
+    unguided = ("--checkpoint", trained[0] / "m.pth", "--gradient-scale", 0, "--cfg-scale", 0, "--target-delta-g", 0.3)
+    generate_here(data, tmp_path, *unguided, "--keep", 1)
+    rows = list(csv.DictReader((tmp_path / "generated.csv").open()))
+    loss = lambda row: abs(float(row["head_delta_g_h_eV"]) - 0.3) + max(0, float(row["head_e_hull_eV_per_atom"]))  # noqa: E731
+    assert len(rows) > 1 and [row["kept"] for row in rows].count("True") == 1
+    (written,) = tmp_path.glob("*.cif")
+    assert written.stem == min(rows, key=loss)["material_id"] == next(row["material_id"] for row in rows if row["kept"] == "True")
 
 
 def test_errors_name_what_is_wrong(data, tmp_path, generate_here):

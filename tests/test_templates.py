@@ -7,7 +7,16 @@ from layers import known
 from pymatgen.core import Composition, Element
 
 from models.split import split_of
-from models.templates import Templates, by_substitution, chemical_distance, nearest_prototypes, related_formula, relatives, substitute
+from models.templates import (
+    Templates,
+    by_substitution,
+    chemical_distance,
+    nearest_prototypes,
+    prototype_name,
+    related_formula,
+    relatives,
+    substitute,
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +33,8 @@ def test_relatives_are_the_periodic_group():
 
 
 def test_nearest_prototype_is_the_chemical_neighbour_and_keeps_the_slots(templates):
-    found = nearest_prototypes(templates, "CrSe2")
-    assert [name for name, _ in found] == ["2H", "2H", "1T"]  # MoS2 and WS2 before TiS2
+    found = list(nearest_prototypes(templates, "CrSe2"))
+    assert [name for name, _ in found] == ["2H", "1T"]  # MoS2, which stands for WS2 too, before TiS2
     for _, layer in found:
         assert layer.get_chemical_formula(empirical=True) == "CrSe2"
     layer, start = found[0][1], known("1H-MoS2")
@@ -35,11 +44,18 @@ def test_nearest_prototype_is_the_chemical_neighbour_and_keeps_the_slots(templat
     assert layer.cell[0, 0] / start.cell[0, 0] == pytest.approx(ratio, abs=0.05)
 
 
+def test_prototype_names_tell_polymorphs_apart_and_decorations_not():
+    name = lambda label: prototype_name(known(label))  # noqa: E731
+    assert name("1H-MoS2") != name("1T-TiS2") != name("Janus-MoSSe")
+    assert name("1H-MoS2") == prototype_name(substitute(known("1H-MoS2"), {"Mo": "Nb", "S": "Te"}))
+    assert name("1H-MoS2") == "AB2 p-6m2 1|2" and name("graphene") == "A p6/mmm 2"
+
+
 def test_slots_of_equal_amount_go_to_the_most_alike(templates):
-    _, layer = nearest_prototypes(templates, "PAl")[0]
+    _, layer = next(nearest_prototypes(templates, "PAl"))
     start = known("h-BN")
     assert [layer.symbols[list(start.symbols).index(old)] for old in "BN"] == ["Al", "P"]
-    _, layer = nearest_prototypes(templates, "WSTe")[0]
+    _, layer = next(nearest_prototypes(templates, "WSTe"))
     start = known("Janus-MoSSe")
     swapped = dict(zip(start.symbols, layer.symbols))
     assert swapped == {"Mo": "W", "S": "S", "Se": "Te"}
@@ -49,11 +65,11 @@ def test_a_known_formula_is_predicted_from_the_others(templates):
     """MoS2 from WS2, not from itself; what no other layer has the amounts of cannot be predicted."""
     (_, layer), *_ = nearest_prototypes(templates, "MoS2")
     assert layer.cell[0, 0] == pytest.approx(templates.structures[5][1].cell[0, 0] * 1.0, rel=0.06)
-    assert len(nearest_prototypes(templates, "MoS2")) == 2
+    assert len(list(nearest_prototypes(templates, "MoS2"))) == 2
     with pytest.raises(ValueError, match="CrI3"):
-        nearest_prototypes(templates, "CrI3")
+        next(nearest_prototypes(templates, "CrI3"))
     with pytest.raises(ValueError, match="Mo7S5"):
-        nearest_prototypes(templates, "Mo7S5")
+        next(nearest_prototypes(templates, "Mo7S5"))
 
 
 def test_related_formulas_are_new_and_group_by_group(templates):
