@@ -1,5 +1,6 @@
 # make run: install and run the five stages; make test: install and test; make retrain: stages 1-3 from the embedded data;
-# make dimenet: the ensemble of stage 1, with HOSTS=DIR of further hosts (data/build.py --hosts); make nulls: unguided, reseeded and real held-out sets beside the run's; make gates: the confusion table of the 2D gate.
+# make dimenet: the ensemble of stage 1, with HOSTS=DIR of further hosts (data/build.py --hosts); make nulls: unguided, reseeded, filtered and real held-out sets beside the run's; make gates: the confusion table of the 2D gate;
+# make benchmark-generator: what the generator draws beside its null and its ceiling, DB=c2db.db for real layers.
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS := 1
@@ -16,7 +17,7 @@ MEMBERS = $(DIMENET)/members
 ADAPT := --epochs 12 --lr 5e-4
 NUM ?= 24
 
-.PHONY: run test retrain dimenet install data nulls gates lint
+.PHONY: run test retrain dimenet install data nulls benchmark-generator gates lint
 
 install: .venv/installed
 .venv/installed: requirements.txt requirements-dev.txt
@@ -68,6 +69,10 @@ nulls: install $(foreach name,unguided reseeded filtered held-out,results_extern
 results_external/%_scores/metrics.csv:
 	$(BIN)/python structure_generator.py --num $(NUM) $($*) --out results_external/$*
 	$(BIN)/python evaluate_external.py --cifs results_external/$* --out results_external/$*_scores --resume --compare
+
+DB ?= data/her2d.db
+benchmark-generator: install
+	$(BIN)/python tests/benchmarks/generator.py --db $(DB) --out results/benchmark_generator
 
 gates: install
 	$(BIN)/python -m models.gates
