@@ -110,7 +110,7 @@ def generate(batch, first: int, model, diffusion, templates, args):
         structures = random_null(batch, templates, np.random.default_rng([args.seed, first])) if random else (atoms for _, atoms in batch)
         return list(structures), [["", "", ""]] * len(batch)
     generator = torch.Generator().manual_seed(args.seed * 1_000_003 + first)
-    layers = diffuse(batch, Sampler(model, diffusion, guide_of(args), generator, args.corrector), args)
+    layers = diffuse(batch, Sampler(model, diffusion, guide_of(args), generator, args.noise_scale, args.corrector), args)
     structures = [presentable(atoms, args.symprec) for atoms in to_atoms(layers.to("cpu"))]
     return structures, [[f"{x:.4f}" for x in row] for row in head_properties(model, structures, args.device).tolist()]
 
@@ -157,7 +157,8 @@ def build_parser():
                             "real layers of the test split (the ceiling)")  # fmt: skip
     model.add_argument("--checkpoint", type=Path, default=Path("models/weights/best_diffusion_model.pth"), help="from stage 3")
     model.add_argument("--noise-level", type=float, default=0.5, help="t0 in (0, 1] that templates are noised to; 1 is pure noise")
-    model.add_argument("--steps", type=int, default=100, help="denoising updates")
+    model.add_argument("--steps", type=int, default=50, help="denoising updates")
+    model.add_argument("--noise-scale", type=float, default=0.3, help="factor on the noise of each update; 1 is the mission's")
     model.add_argument("--corrector", type=int, default=0, help="Langevin steps after each update, each as dear as an update")
     model.add_argument("--temperature", type=float, default=1.0, help="of the element proposals")
     guide = parser.add_argument_group("guidance")

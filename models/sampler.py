@@ -57,11 +57,15 @@ class Sampler:
         model, diffusion: as trained; the schedule is the diffusion's own.
         guide: targets and scales.
         generator: source of all randomness.
+        noise_scale: factor on ζ of each update; 1 samples the model's distribution, less of it stays nearer to its modes.
         corrector: Langevin steps at the noise level that each update ends on (Song et al. 2021, arXiv:2011.13456).
     """
 
-    def __init__(self, model: DenoisingEGNN, diffusion: Diffusion, guide: Guide, generator: torch.Generator, corrector: int = 0):
-        self.model, self.diffusion, self.guide, self.generator, self.corrector = model, diffusion, guide, generator, corrector
+    def __init__(
+        self, model: DenoisingEGNN, diffusion: Diffusion, guide: Guide, generator: torch.Generator, noise_scale=1.0, corrector=0
+    ):
+        self.model, self.diffusion, self.guide, self.generator = model, diffusion, guide, generator
+        self.noise_scale, self.corrector = noise_scale, corrector
 
     def normal(self, like):
         return torch.randn(like.shape, generator=self.generator).to(like)
@@ -143,14 +147,14 @@ class Sampler:
         alpha = abar_t / abar_s
         variance = (1 - abar_s) / (1 - abar_t) * (1 - alpha)
         ancestral = lambda x, v: (x - (1 - alpha) / (1 - abar_t).sqrt() * d.epsilon(v, x, index)) / alpha.sqrt()  # noqa: E731
-        noise_z = mean_free(self.normal(layers.z), keep)
-        z = mean_free(ancestral(layers.z, out.z) - push_z * variance + variance.sqrt() * noise_z, keep)
-        new_lattice = ancestral(lattice, out.lattice) - push_lattice * variance + variance.sqrt() * self.normal(lattice)
+        width, zeta = self.noise_scale * variance.sqrt(), mean_free(self.normal(layers.z), keep)
+        z = mean_free(ancestral(layers.z, out.z) - push_z * variance + width * zeta, keep)
+        new_lattice = ancestral(lattice, out.lattice) - push_lattice * variance + width * self.normal(lattice)
 
         sigma_t, sigma_s = d.sigmas[t], d.sigmas[s]
         gap = sigma_t**2 - sigma_s**2
         spread = (gap * sigma_s**2 / sigma_t**2).sqrt()
-        move = gap / sigma_t * out.score - push_frac * spread**2 + spread * self.normal(out.score)
+        move = gap / sigma_t * out.score - push_frac * spread**2 + self.noise_scale * spread * self.normal(out.score)
         layers = self._moved(layers, move, z, new_lattice)
         return self._reveal(layers, out.slot_logits, share=1 - s / t), new_lattice
 

@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from models.diffusion import (
+    EMPHASIS,
     LOSS_WEIGHTS,
     MAX_E_HULL,
+    SHOWN,
+    Z_SPREAD,
     Diffusion,
     channel_losses,
     joint_loss,
@@ -66,13 +69,24 @@ def batch(cell, count=1, atoms=3, seed=0) -> Layers:
     )  # fmt: skip
 
 
-def test_random_times_are_stratified_and_uniform():
+def test_random_times_are_stratified_and_denser_in_the_middle():
     d = Diffusion()
-    times = d.random_times(500, torch.Generator().manual_seed(0))
-    assert sorted(((times - 1) // 2).tolist()) == list(range(500))  # one in each of 500 parts of 1 … 1000
-    assert times.tolist() != sorted(times.tolist())
-    many = torch.cat([d.random_times(7, torch.Generator().manual_seed(k)) for k in range(2000)])
-    assert many.min() == 1 and many.max() == d.steps and many.float().mean().item() == pytest.approx(500.5, abs=5)
+    drawn = lambda count, seed: d.random_times(count, torch.Generator().manual_seed(seed))  # noqa: E731
+    assert drawn(500, 0).tolist() != sorted(drawn(500, 0).tolist())
+    apart = (drawn(500, 0).sort().values - drawn(500, 1).sort().values).abs()
+    assert apart.max() <= 2 * (1 + EMPHASIS) + 1  # the k-th lies in the k-th part, whatever the seed
+    many = torch.cat([drawn(7, seed) for seed in range(3000)]).float()
+    assert many.min() == 1 and many.max() == d.steps and many.mean().item() == pytest.approx(500.5, abs=5)
+    for centre, density in ((500, 1 / (1 - EMPHASIS)), (30, 1 / (1 + EMPHASIS)), (970, 1 / (1 + EMPHASIS))):
+        assert ((many - centre).abs() < 30).float().mean().item() * 1000 / 59 == pytest.approx(density, rel=0.08)
+
+
+def test_z_spread_is_that_of_the_target():
+    d, generator = Diffusion(), torch.Generator().manual_seed(0)
+    z, eps = Z_SPREAD * torch.randn(20000, generator=generator), torch.randn(20000, generator=generator)
+    for t in (1, 400, 700, 1000):
+        abar = d.alphas_cumprod[t]
+        assert d.z_spread(torch.tensor([t])).item() == pytest.approx((abar.sqrt() * eps - (1 - abar).sqrt() * z).std().item(), rel=0.02)
 
 
 def test_off_equilibrium_loss_by_hand_and_for_the_property_heads_alone():
@@ -292,9 +306,10 @@ def test_mask_slots_hides_whole_slots_only():
         member = (layers.slots == slot) & layers.mask
         share = (hidden & member).sum(1) / member.sum(1)
         assert ((share == 0) | (share == 1)).all()
-        assert share.mean().item() == pytest.approx(0.5, abs=0.03)
+        assert share.mean().item() == pytest.approx(0.5 * (1 - SHOWN), abs=0.03)
     three = torch.stack([hidden[count // 2 :, k] for k in (0, 1, 3)], 1).sum(1)
-    np.testing.assert_allclose(torch.bincount(three, minlength=4) / len(three), 0.25, atol=0.03)  # a uniform rate: 0..3 equally often
+    often = 0.25 * (1 - SHOWN) + SHOWN * np.eye(4)[0]  # where anything may hide, 0..3 equally often
+    np.testing.assert_allclose(torch.bincount(three, minlength=4) / len(three), often, atol=0.03)
     for name in ("slots", "frac_coords", "z", "cell", "mask"):
         assert torch.equal(getattr(masked, name), getattr(layers, name))
 
@@ -320,12 +335,13 @@ def test_channel_losses_by_hand():
     noised = layers.replace(atomic_numbers=torch.tensor([[42, MASK, MASK]]))
     logits = torch.randn(1, 2, 120, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     score, v_z, v_lattice = torch.zeros(1, 3, 2).double(), torch.zeros(1, 3).double(), torch.zeros(1, 3).double()
-    perfect = channel_losses(Denoised(score, v_z, v_lattice, logits, None), layers, noised, score, v_z, v_lattice)
+    spread = torch.tensor([2.0]).double()
+    perfect = channel_losses(Denoised(score, v_z, v_lattice, logits, None), layers, noised, score, v_z, v_lattice, spread)
     assert all(perfect[name].item() == 0 for name in ("coordinates", "z", "lattice"))
     assert perfect["elements"].item() == pytest.approx(-logits[0, 0].log_softmax(-1)[16].item())  # S is slot 0, hidden; Mo is shown
-    off = channel_losses(Denoised(score + 0.1, v_z + 0.2, v_lattice + 0.3, logits, None), layers, noised, score, v_z, v_lattice)
-    assert [off[n].item() for n in ("coordinates", "z", "lattice")] == pytest.approx([0.01, 0.04, 0.09])
-    shown = channel_losses(Denoised(score, v_z, v_lattice, logits, None), layers, layers, score, v_z, v_lattice)
+    off = channel_losses(Denoised(score + 0.1, v_z + 0.2, v_lattice + 0.3, logits, None), layers, noised, score, v_z, v_lattice, spread)
+    assert [off[n].item() for n in ("coordinates", "z", "lattice")] == pytest.approx([0.01, 0.04 / 2**2, 0.09])
+    shown = channel_losses(Denoised(score, v_z, v_lattice, logits, None), layers, layers, score, v_z, v_lattice, spread)
     assert shown["elements"].item() == 0  # nothing hidden, nothing to say
 
 
@@ -391,6 +407,6 @@ def test_joint_loss_does_not_depend_on_padding_of_the_model_input():
         dirty = as_double(mask_slots(dirty, torch.Generator().manual_seed(3)))
         dirty.atomic_numbers[:, :3] = torch.tensor([42, MASK, MASK])
         out = model(dirty, torch.tensor([0.4]).double(), lattice.double())
-        results.append(channel_losses(out, clean, dirty, s, z, v_l))
+        results.append(channel_losses(out, clean, dirty, s, z, v_l, torch.ones(1).double()))
     for name, value in results[0].items():
         assert value.item() == pytest.approx(results[1][name].item(), rel=1e-9), name

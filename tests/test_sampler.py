@@ -88,7 +88,7 @@ def displacement(layers, sites):
     return (away - away.round()) @ layers.cell
 
 
-def recursion(diffusion, times, spread, start_variance, push=0.0, variance_preserving=True):
+def recursion(diffusion, times, spread, start_variance, push=0.0, variance_preserving=True, noise_scale=1.0):
     """(shift of the mean, variance) that the update makes of a Gaussian of width `spread`, in scalars.
 
     The start is at the exact mean; `push` is a constant η ∇L. The discrete chain loses some variance at few steps.
@@ -105,7 +105,7 @@ def recursion(diffusion, times, spread, start_variance, push=0.0, variance_prese
         else:
             noise = (st - ss) * ss / st
             slope = 1 - (st - ss) / (spread**2 + st)
-        shift, variance = slope * shift - push * noise, slope**2 * variance + noise
+        shift, variance = slope * shift - push * noise, slope**2 * variance + noise_scale**2 * noise
     return shift, variance
 
 
@@ -170,6 +170,23 @@ def test_exact_scores_recover_mean_and_variance(recovered, start, steps):
     covariance = np.cov(away.reshape(-1, 2).T.numpy()) / model.width**2
     assert abs(covariance[0, 1]) < 0.12 and abs(covariance[0, 0] - covariance[1, 1]) < 0.2
     assert (x.frac_coords >= 0).all() and (x.frac_coords <= 1).all()
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+def test_less_noise_narrows_the_distribution_as_the_update_says(scale):
+    """Exact scores: the mean stays, the variance is that of the update with ζ scaled; with none left the seed does not matter."""
+    d = fixed_cell()
+    count, start = 400, 500
+    x = layers_like(count).replace(frac_coords=Exact.sites.repeat(count, 1, 1), z=Exact.m_z.repeat(count, 1))
+    x, _ = Sampler(Exact(d), d, Guide(), seeded(1)).noised(x, start)
+    lattice = torch.zeros(count, 3)
+    found = [Sampler(Exact(d), d, Guide(), seeded(seed), noise_scale=scale).denoise(x, lattice, start, 50) for seed in (2, 3)]
+    assert same(*found) is (scale == 0)
+    away = displacement(found[0], Exact.sites)
+    start_variance = d.sigmas[start].item() ** 2
+    shrunk = recursion(d, kept_times(start, 50), Exact.width, start_variance, variance_preserving=False, noise_scale=scale)[1]
+    assert away.var().item() == pytest.approx(shrunk, rel=0.15)
+    assert shrunk < Exact.width**2 and away.mean((0, 1)).abs().max() < 4.5 * shrunk**0.5 / (3 * count) ** 0.5
 
 
 @pytest.mark.parametrize("t", [450, 600])

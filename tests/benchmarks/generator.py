@@ -86,7 +86,7 @@ def guesses(method: str, truth, starts: list, model, diffusion, args, generator)
         level = ["--noise-level", "1"] if method == "de novo" else []
         settings = structure_generator.build_parser().parse_args(["--formula", reduced_formula(truth), "--device", "cpu", *level])
         begin = [("", truth)] * TRIES if method == "de novo" else starts  # of the truth its atoms are given, not their places
-        drawn = structure_generator.diffuse(begin, Sampler(model, diffusion, Guide(), generator), settings)
+        drawn = structure_generator.diffuse(begin, Sampler(model, diffusion, Guide(), generator, settings.noise_scale), settings)
         layers = [structure_generator.presentable(atoms, settings.symprec) for atoms in to_atoms(drawn)]
     return layers, structure_generator.head_properties(model, layers, "cpu")[:, 1].tolist()
 
