@@ -31,9 +31,11 @@ from models.statistics import cell, interval, values  # noqa: E402
 from models.templates import Templates, spread  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
+UNGUIDED = ["--gradient-scale", 0, "--cfg-scale", 0, "--proposals", 1]
+DE_NOVO = ["--noise-level", "1", "--noise-scale", "1"]
 SETS = {
     "template start": [],
-    "de novo": ["--noise-level", "1"],
+    "de novo": DE_NOVO,
     "substitution": ["--method", "substitution"],
     "held-out layers": ["--method", "held-out"],
 }
@@ -48,7 +50,7 @@ def judged(name: str, flags: list[str], args) -> dict:
     folder = args.out / name.replace(" ", "_")
     run = lambda script, *flags: subprocess.run([sys.executable, ROOT / script, *map(str, flags)], check=True, cwd=ROOT)  # noqa: E731
     generate = ["--db", args.db, "--checkpoint", args.checkpoint, "--num", args.num, "--seed", args.seed, "--resume"]
-    run("structure_generator.py", *generate, "--out", folder / "cifs", "--gradient-scale", 0, "--cfg-scale", 0, *flags)
+    run("structure_generator.py", *generate, "--out", folder / "cifs", *UNGUIDED, *flags)
     judge = ["--cifs", folder / "cifs", "--out", folder, "--novelty-db", args.db, "--jobs", args.jobs, "--resume", "--compare"]
     run("evaluate_external.py", *judge, "--oracle", "none", "--second-potential", "none", "--shortlist", 0, "--phonons", 0)
     metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
@@ -83,7 +85,7 @@ def guesses(method: str, truth, starts: list, model, diffusion, args, generator)
     if method == "substitution":
         layers = [atoms for _, atoms in starts]
     else:
-        level = ["--noise-level", "1"] if method == "de novo" else []
+        level = DE_NOVO if method == "de novo" else []
         settings = structure_generator.build_parser().parse_args(["--formula", reduced_formula(truth), "--device", "cpu", *level])
         begin = [("", truth)] * TRIES if method == "de novo" else starts  # of the truth its atoms are given, not their places
         drawn = structure_generator.diffuse(begin, Sampler(model, diffusion, Guide(), generator, settings.noise_scale), settings)
