@@ -2,6 +2,8 @@
 
 import itertools
 import multiprocessing
+import os
+import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -9,6 +11,17 @@ from concurrent.futures.process import BrokenProcessPool
 from tqdm import tqdm
 
 from models.shards import Shard
+
+
+def _start(initializer, arguments: tuple):
+    """Initialises a process that ends with its parent, even if that is killed."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    initializer(*arguments)
+
+
+def _end_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def run_jobs(task, items: dict, shard: Shard, jobs: int, initializer, arguments: tuple, label: str, hours: float = 1e6) -> dict[str, str]:
@@ -27,7 +40,7 @@ def run_jobs(task, items: dict, shard: Shard, jobs: int, initializer, arguments:
     if not todo:
         return {}
     deadline, queue = time.time() + hours * 3600, iter(todo)
-    with ProcessPoolExecutor(min(jobs, len(todo)), multiprocessing.get_context("spawn"), initializer, arguments) as pool:
+    with ProcessPoolExecutor(min(jobs, len(todo)), multiprocessing.get_context("spawn"), _start, (initializer, arguments)) as pool:
         running = {pool.submit(task, items[key]): key for key in itertools.islice(queue, 2 * jobs)}
         with tqdm(total=len(items), initial=len(items) - len(todo), desc=label, mininterval=2) as bar:
             while running:

@@ -73,6 +73,38 @@ def test_killed_builder_ends_with_the_same_set(whole, tmp_path):
         assert ours == theirs
 
 
+def sleeper(path: str):
+    """What a process of the pool does: says who it is, and never ends."""
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def test_processes_end_with_a_killed_parent(tmp_path):
+    job = "from test_build import *; from models.jobs import run_jobs; run_jobs(sleeper, {'a': 'pid'}, Shard(Path('s')), 1, print, (), '')"
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    parent = subprocess.Popen([sys.executable, "-c", f"if __name__ == '__main__':\n    {job}"], cwd=tmp_path, env=environment)
+    within(60, lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    child = int((tmp_path / "pid").read_text())
+    parent.kill()
+    parent.wait()
+    within(20, lambda: not is_running(child))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def within(seconds: float, done):
+    """Waits until something holds, so long and no longer."""
+    end = time.time() + seconds
+    while not done():
+        assert time.time() < end, f"not within {seconds} s"
+        time.sleep(0.1)
+
+
 def test_every_level_makes_rows_and_counts(whole):
     rows = shards(whole)
     assert all(len(rows[level]) == 3 for level in ("references", "layers", "adsorption"))
