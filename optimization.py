@@ -77,9 +77,8 @@ def head_errors(model, train, test, args) -> dict:
     return errors
 
 
-def random_batch(graphs, atoms: int, generator):
-    """About `atoms` atoms of randomly chosen graphs, and their labels."""
-    count = max(1, round(atoms / (sum(g.num_nodes for g in graphs) / len(graphs))))
+def random_batch(graphs, count: int, generator):
+    """`count` randomly chosen graphs, padded, and their labels."""
     return collate([graphs[k] for k in torch.randint(len(graphs), (count,), generator=generator).tolist()])
 
 
@@ -126,6 +125,7 @@ def main():
     train, val = (list(LayerGraphs(args.data, split)) for split in ("train", "val"))
     train = train[: args.limit] if args.limit else train
     bent = off_equilibrium_graphs(args.off_equilibrium, "train") if args.off_equilibrium.name else []
+    bent_count = max(1, round(args.off_equilibrium_atoms * len(bent) / max(1, sum(graph.num_nodes for graph in bent))))
     mean, std = lattice_statistics(train)
 
     diffusion = Diffusion(lattice_mean=mean, lattice_std=std).to(args.device)
@@ -162,7 +162,7 @@ def main():
             layers, labels = layers.to(args.device), labels.to(args.device)
             loss, terms = joint_loss(model, diffusion, layers, labels, weights, args.drop, generator)
             if bent:
-                layers, labels = random_batch(bent, args.off_equilibrium_atoms, generator)
+                layers, labels = random_batch(bent, bent_count, generator)
                 layers, e_hull = layers.to(args.device), labels[:, 1].to(args.device)
                 terms["off_equilibrium"] = off_equilibrium_loss(model, diffusion, layers, e_hull, generator)
                 loss = loss + weights["off_equilibrium"] * terms["off_equilibrium"]
