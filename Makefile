@@ -1,5 +1,6 @@
 # make run: install and run the five stages; make test: install and test; make retrain: stages 1-3 from the embedded data;
-# make dimenet: the ensemble of stage 1, with HOSTS=DIR of further hosts (data/build.py --hosts); make nulls: unguided, reseeded, filtered and real held-out sets beside the run's; make gates: the confusion table of the 2D gate;
+# make dimenet: the ensemble of stage 1, with HOSTS=DIR of further hosts (data/build.py --hosts); make nulls: unguided, reseeded, filtered
+# and real held-out sets beside the run's; make gates: the confusion table of the 2D gate;
 # make benchmark-generator: what the generator draws beside its null and its ceiling, DB=c2db.db for real layers.
 PYTHON ?= python3
 BIN := .venv/bin

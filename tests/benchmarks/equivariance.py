@@ -7,7 +7,6 @@ OUT/equivariance.csv and .png; what is trained is not trained again.
 """
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from geo_utils import write_rows  # noqa: E402
 from models.diffusion import LOSS_WEIGHTS, Diffusion, joint_loss  # noqa: E402
 from models.egnn import Denoised, DenoisingEGNN  # noqa: E402
 from models.figures import plt, save  # noqa: E402
@@ -113,10 +113,7 @@ def main():
             shard.append(f"{name} {share}", row | {channel: round(terms[channel], 4) for channel in CHANNELS})
     columns = ["model", "layers", "parameters", "steps", *CHANNELS]
     rows = [{column: shard.rows[f"{name} {share}"][column] for column in columns} for share, name in keys]
-    with (args.out / "equivariance.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(args.out / "equivariance.csv", rows, columns)
     draw(rows, args.out / "equivariance.png")
 
 

@@ -8,7 +8,6 @@ is done is not done again.
 """
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import structure_generator  # noqa: E402
+from geo_utils import read_rows, write_rows  # noqa: E402
 from models.graphs import to_atoms  # noqa: E402
 from models.layer import NotALayer, extract_layer, reduced_formula  # noqa: E402
 from models.matching import MATCHER, Fingerprint  # noqa: E402
@@ -54,8 +54,7 @@ def judged(name: str, flags: list[str], args) -> dict:
     judge = ["--cifs", folder / "cifs", "--out", folder, "--novelty-db", args.db, "--jobs", args.jobs, "--resume", "--compare"]
     run("evaluate_external.py", *judge, "--oracle", "none", "--second-potential", "none", "--shortlist", 0, "--phonons", 0)
     metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
-    with (folder / "metrics.csv").open() as file:
-        rmsd = values(list(csv.DictReader(file)), "rmsd_relaxed_A")
+    rmsd = values(read_rows(folder / "metrics.csv"), "rmsd_relaxed_A")
     return {"rmsd_median_A": median(rmsd, args.seed), **{metric: metrics[metric] for metric in METRICS}}
 
 
@@ -148,10 +147,9 @@ def main():
     lines = ["| | " + " | ".join(table) + " |", "|---" * (len(table) + 1) + "|"]
     lines += [f"| {m} | " + " | ".join(cell(column[m]) if m in column else "" for column in table.values()) + " |" for m in metrics]
     (args.out / "table.md").write_text("\n".join(lines) + "\n")
-    with (args.out / "table.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["set", "metric", "value", "low95", "high95", "n"])
-        writer.writerows([s, m, v["value"], *v["ci95"], v["n"]] for s, column in table.items() for m, v in column.items())
+    columns = ["set", "metric", "value", "low95", "high95", "n"]
+    found = [[name, m, v["value"], *v["ci95"], v["n"]] for name, column in table.items() for m, v in column.items()]
+    write_rows(args.out / "table.csv", [dict(zip(columns, row)) for row in found], columns)
     print("\n".join(lines))
 
 
