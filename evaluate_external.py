@@ -13,7 +13,7 @@ from models.cli import add_system, resolve
 def build_parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_evaluation_flags(parser, Path("results_external/random_baseline"), [Path("results/metrics.csv")])
-    add_system(parser, out=Path("results_external"), resume="keep what OUT/evaluated.jsonl already holds of these structures")
+    add_system(parser, out=Path("results_external"), resume="keep what OUT/*.jsonl already hold of these structures")
     return parser
 
 

@@ -6,7 +6,6 @@ aggregates with intervals beside nulls and baselines, tables, figures and a repo
 """
 
 import contextlib
-import csv
 import json
 import math
 import platform
@@ -23,7 +22,7 @@ from pymatgen.core import Composition
 
 from models import figures
 from models.adsorption import CORRECTION
-from models.cli import write_json
+from models.cli import read_rows, write_json, write_rows
 from models.csllm import CSLLM
 from models.delta_g import predict_delta_g
 from models.dimenet import load_dimenet
@@ -35,20 +34,20 @@ from models.potentials import Potential, load_potential
 from models.report import write_html
 from models.shards import Shard, file_hash, unpack_atoms
 from models.shortlist import agreement, oracle_error, rank, rank_into
-from models.statistics import ABSURD, aggregate, compare, flat, sensitivity, table, value
+from models.statistics import ABSURD, aggregate, compare, flat, is_stable, sensitivity, table, value
 from models.synthesis import load_synthesis
-from models.workers import add_error, computed, dynamic_stability, evaluate_one, second_opinion
+from models.workers import ADSORPTION, RELAXATION, add_error, adsorb_one, computed, dynamic_stability, relax_one, second_opinion
 
 COLUMNS = [
     "material_id", "formula", "n_atoms", "layer_group", "components", "periodic_directions", "verdict", "vacuum_A", "thickness_A",
     "two_d", "valid", "smact_valid", "min_dist_ratio", "converged", "relax_steps", "e_form_eV_per_atom", "e_hull_eV_per_atom",
     "hull_compounds", "rmsd_relaxed_A", "delta_g_h_dimenet_eV", "delta_g_h_dimenet_std_eV", "delta_g_h_oracle_eV",
     "delta_g_h_rigid_eV", "slab_change_eV", "h_site", "h_flags", "stability_score", "p_synth", "unique", "novel", "known_as",
-    "p_active", "candidate_class", "rank", "delta_g_h_second_eV", "second_h_flags", "phonons", "lowest_frequency_THz", "elastic",
+    "p_active", "candidate_class", "rank", "pareto", "delta_g_h_second_eV", "second_h_flags", "phonons", "lowest_frequency_THz", "elastic",
     "error",
 ]  # fmt: skip
 SHORTLIST_COLUMNS = [
-    "rank", "material_id", "formula", "layer_group", "candidate_class", "p_active", "delta_g_h_oracle_eV", "delta_g_h_dimenet_eV",
+    "rank", "material_id", "formula", "layer_group", "candidate_class", "p_active", "pareto", "delta_g_h_oracle_eV", "delta_g_h_dimenet_eV",
     "delta_g_h_dimenet_std_eV", "delta_g_h_second_eV", "h_site", "e_hull_eV_per_atom", "p_synth", "phonons", "lowest_frequency_THz",
     "elastic",
 ]  # fmt: skip
@@ -73,6 +72,7 @@ class Settings:
     validation: Path = Path("data/validation.json")
     correction: float = CORRECTION
     oracle: str = "relaxed"
+    oracle_for: str = "all"
     oracle_sites: int = 3
     shortlist: int = 5
     phonons: int = 3
@@ -197,6 +197,20 @@ def novelty_into(rows: list[dict], relaxed: dict, settings: Settings):
         seen.add(row["material_id"], fingerprint)
 
 
+def oracle_into(rows: list[dict], relaxed: dict, potential: Potential, settings: Settings, shard: Shard) -> dict[str, Atoms]:
+    """ΔG_H by the potential, H and layer relaxed; the poses of H by material_id."""
+    wanted = [row for row in rows if row["material_id"] in relaxed and (settings.oracle_for == "all" or is_stable(row))]
+    if settings.oracle == "none" or not wanted:
+        return {}
+    items = [(row["material_id"], relaxed[row["material_id"]]) for row in wanted]
+    found = computed(adsorb_one, items, settings, potential, settings.potential_checkpoint, shard, "adsorbing H", ADSORPTION)
+    for row, result in zip(wanted, found):
+        columns = dict(result.get("row", {}))
+        add_error(row, result.get("lost", "") or columns.pop("error", ""))
+        row |= columns
+    return {row["material_id"]: unpack_atoms(result["pose"]) for row, result in zip(wanted, found) if result.get("pose")}
+
+
 def second_into(evaluation: Evaluation, second: Potential | None, settings: Settings, shard: Shard):
     """ΔG_H of the shortlist by a potential that made no label."""
     chosen = evaluation.shortlist(settings.shortlist)
@@ -247,14 +261,12 @@ def evaluate(structures: list[tuple[str, Atoms | str]], settings: Settings, out:
     sigma, sigma_note = oracle_error(settings.validation)
     shard = lambda name: Shard(out / f"{name}.jsonl", resume)  # noqa: E731
 
-    label = "relaxing and adsorbing"
-    results = computed(evaluate_one, structures, settings, potential, settings.potential_checkpoint, shard("evaluated"), label)
+    results = computed(relax_one, structures, settings, potential, settings.potential_checkpoint, shard("relaxed"), "relaxing", RELAXATION)
     rows = [blank_row(name, result.get("lost", "")) | result.get("row", {}) for (name, _), result in zip(structures, results)]
     relaxed = {row["material_id"]: unpack_atoms(r["relaxed"]) for row, r in zip(rows, results) if r.get("relaxed")}
-    poses = {row["material_id"]: unpack_atoms(r["pose"]) for row, r in zip(rows, results) if r.get("pose")}
-
-    dimenet_into(rows, relaxed, settings)
     stability_into(rows, potential, settings, Shard(out / "phases.jsonl"))
+    poses = oracle_into(rows, relaxed, potential, settings, shard("adsorbed"))
+    dimenet_into(rows, relaxed, settings)
     synthesis = synthesis_into(rows, relaxed, settings)
     novelty_into(rows, relaxed, settings)
     rank_into(rows, sigma)
@@ -270,6 +282,7 @@ def provenance(settings: Settings, potential: Potential, second: Potential | Non
     packages = ("torch", "torch-geometric", "ase", "pymatgen", "sevenn", "mattersim", "chgnet", "phonopy", "spglib", "smact")
     rigid = f"H alone relaxed at the best {settings.oracle_sites or 'of all'} sites of a height scan"
     oracle = {"none": "none", "rigid": rigid, "relaxed": f"{rigid}, then H and layer at the best of these, then the layer without H"}
+    which = " (stable layers only)" if settings.oracle_for == "stable" else ""
     shared = "trained in part on the same Materials Project calculations, so not independent"
     return {
         "potential": potential.name,
@@ -280,27 +293,11 @@ def provenance(settings: Settings, potential: Potential, second: Potential | Non
         "novelty_reference": settings.novelty_db.name,
         "hull_reference": settings.references.name,
         "delta_g_h_correction_eV": settings.correction,
-        "oracle": oracle[settings.oracle],
+        "oracle": oracle[settings.oracle] + which,
         "seed": settings.seed,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
     }
-
-
-def read_rows(path: Path) -> list[dict]:
-    """Rows of a metrics.csv, as text."""
-    with Path(path).open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write_rows(path: Path, rows: list[dict], columns: list[str]):
-    """A CSV of some columns of the rows, by rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
 
 
 def write_report(name: str, evaluation: Evaluation, others: dict[str, list[dict]], out: Path, settings: Settings) -> dict:
@@ -321,6 +318,7 @@ def write_report(name: str, evaluation: Evaluation, others: dict[str, list[dict]
     }  # fmt: skip
     write_rows(out / "metrics.csv", rows, COLUMNS)
     write_rows(out / "shortlist.csv", shortlist, SHORTLIST_COLUMNS)
+    write_rows(out / "pareto.csv", [row for row in rank(rows) if row["pareto"]], SHORTLIST_COLUMNS)
     write_json(out / "metrics.json", content)
     (out / "comparison.md").write_text(table(metrics) + "\n")
     long = flat(metrics)
@@ -401,6 +399,8 @@ def add_evaluation_flags(parser, cifs: Path, compare: list[Path]):
     model.add_argument("--correction", type=float, default=default.correction, help="ΔE_ZPE − TΔS in ΔG_H, eV")
     model.add_argument("--oracle", choices=("relaxed", "rigid", "none"), default=default.oracle,
                        help="whether the layer relaxes with its H; none: no hydrogen but DimeNet++'s")  # fmt: skip
+    model.add_argument("--oracle-for", choices=("all", "stable"), default=default.oracle_for,
+                       help="stable: the oracle only for layers below 0.1 eV/atom, half the time; hits are the same")  # fmt: skip
     model.add_argument("--oracle-sites", type=int, default=default.oracle_sites, help="sites where H alone is relaxed, 0 for all")
     model.add_argument("--shortlist", type=int, default=default.shortlist, help="candidates for the second potential and for DFT")
     model.add_argument("--phonons", type=int, default=default.phonons, help="phonons and elastic constants of so many of the best")

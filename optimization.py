@@ -4,7 +4,6 @@
 """
 
 import argparse
-import csv
 import math
 from copy import deepcopy
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from models.cli import add_system, plain, resolve, save_checkpoint, write_json
+from models.cli import add_system, plain, read_rows, resolve, save_checkpoint, write_json, write_rows
 from models.diffusion import LOSS_WEIGHTS, MAX_E_HULL, Diffusion, joint_loss, off_equilibrium_loss, raw_lattice
 from models.egnn import DenoisingEGNN
 from models.figures import plot_loss_curve
@@ -67,10 +66,11 @@ def head_errors(model, train, test, args) -> dict:
         layers, label = collate([test[k] for k in index])
         predicted.append(model.properties(layers.to(args.device), torch.zeros(len(index), device=args.device)).cpu())
         labels.append(label)
-    predicted, labels = torch.cat(predicted), torch.cat(labels).clamp(max=torch.tensor([torch.inf, MAX_E_HULL, 1.0]))
+    predicted, labels = torch.cat(predicted), torch.cat(labels)
+    labels[:, 1].clamp_(max=MAX_E_HULL)
     mean = lambda values: float(values.abs().nanmean())  # noqa: E731
     errors = {}
-    for k, name in enumerate(("delta_g_h_eV", "e_hull_eV_per_atom")):
+    for k, name in {0: "delta_g_h_eV", 1: "e_hull_eV_per_atom", 3: "delta_g_h_std_eV"}.items():
         label, count = labels[:, k], int((~labels[:, k].isnan()).sum())
         if count:
             errors[name] = {"mae": mean(predicted[:, k] - label), "mae_of_median": mean(known[k].clamp(max=MAX_E_HULL) - label), "n": count}
@@ -105,6 +105,7 @@ def build_parser():
     optimisation.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights")
     optimisation.add_argument("--drop", type=float, default=0.15, help="probability that a condition is dropped")
     optimisation.add_argument("--init", type=Path, help="start from the weights of this checkpoint")
+    optimisation.add_argument("--train-only", default="", metavar="NAME", help="train only parameters so named, e.g. uncertainty")
     for name, value in LOSS_WEIGHTS.items():
         flag = f"--weight-{name.replace('_', '-')}"
         optimisation.add_argument(flag, type=float, default=value, help=f"weight of the {name} term")
@@ -117,8 +118,7 @@ def build_parser():
 def main():
     args = build_parser().parse_args()
     if args.plot:
-        with args.plot.open() as file:
-            history = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        history = [{name: float(value) for name, value in row.items()} for row in read_rows(args.plot)]
         return plot_loss_curve(history, args.figure)
     args = resolve(args, out_is_file=True)
     weights = {name: getattr(args, f"weight_{name}") for name in LOSS_WEIGHTS}
@@ -134,6 +134,8 @@ def main():
         saved = torch.load(args.init, map_location=args.device, weights_only=True)
         model.load_state_dict(saved["model"])
         diffusion.load_state_dict(saved["diffusion"])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(args.train_only))
     ema = deepcopy(model).requires_grad_(False)
     print(f"{len(train)} training and {len(val)} validation graphs, {sum(p.numel() for p in model.parameters())} parameters")
 
@@ -197,10 +199,7 @@ def main():
             save_checkpoint(args.out, content)
         training = {"raw_model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
         save_checkpoint(last, content | training | {"history": history, "best": best})
-        with args.out.with_suffix(".csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            writer.writeheader()
-            writer.writerows(history)
+        write_rows(args.out.with_suffix(".csv"), history, list(row))
         plot_loss_curve(history, args.figure)
 
     try:

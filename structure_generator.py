@@ -4,7 +4,6 @@
 """
 
 import argparse
-import csv
 import json
 from pathlib import Path
 
@@ -14,27 +13,37 @@ from ase.io import write
 from ase.spacegroup.symmetrize import refine_symmetry
 from tqdm import tqdm
 
-from models.cli import add_system, plain, resolve
+from geo_utils import Settings
+from models.cli import add_system, plain, resolve, write_rows
 from models.egnn import MASK
 from models.graphs import layers_of, to_atoms
 from models.layer import extract_layer, reduced_formula
 from models.matching import layer_group
+from models.potentials import load_potential
 from models.sampler import Guide, Sampler, load_generator
 from models.shards import Shard, digest, file_hash, pack_atoms, unpack_atoms
+from models.statistics import pareto_front
 from models.templates import Templates, by_substitution, spread, substitute
+from models.workers import RELAXATION, computed, relax_one
 
-COLUMNS = ["material_id", "formula", "template", "layer_group", "head_delta_g_h_eV", "head_e_hull_eV_per_atom", "head_p_synth", "kept"]
+HEADS = ["head_delta_g_h_eV", "head_e_hull_eV_per_atom", "head_p_synth", "head_delta_g_h_std_eV"]
+COLUMNS = ["material_id", "formula", "template", "layer_group", *HEADS, "pareto", "kept", "network_calls"]
+AFTER = {"out", "resume", "threads", "device", "keep", "refine", "potential", "potential_checkpoint", "jobs"}  # change no structure
+UNSURE = 0.5  # eV of the members' spread beyond which ΔG_H is said to be a guess
 
 
 def start_structures(templates: Templates, args, rng):
-    """`--num` templates, those nearest to `--formula` if given, or finished substitutes: list of (name, layer)."""
+    """What each of `--num` structures may start from: a list of (name, layer) for each, `--templates` long where the model chooses."""
     if args.method == "substitution":
-        return by_substitution(templates, args.num, rng, args.formula)
-    if args.method == "held-out":
-        return templates.held_out(args.num, rng)
-    if args.formula:
-        return spread(templates, args.formula, args.num)
-    return [templates.draw(rng) for _ in range(args.num)]
+        found = by_substitution(templates, args.num, rng, args.formula)
+    elif args.method == "held-out":
+        found = templates.held_out(args.num, rng)
+    elif args.formula:
+        found = spread(templates, args.formula, args.num)
+    else:
+        choices = min(args.templates, args.proposals) if args.method == "diffusion" else 1
+        return [[templates.draw(rng) for _ in range(choices)] for _ in range(args.num)]
+    return [[start] for start in found]
 
 
 def substituted(template, numbers):
@@ -43,38 +52,70 @@ def substituted(template, numbers):
     return substitute(template, elements)
 
 
-def diffuse(batch, sampler: Sampler, args):
-    """From templates to denoised layers: propose elements, substitute, noise to the level, denoise."""
+def hide(layers):
+    """Layers without their elements."""
+    return layers.replace(atomic_numbers=torch.where(layers.mask, MASK, 0))
+
+
+def diffuse(batch, sampler: Sampler, args, taken=()):
+    """From templates to denoised layers: propose elements, substitute, noise to the level, denoise.
+
+    Args:
+        batch: for each structure the (name, layer) that it may start from.
+        taken: (name of the template, formula) that are not to be chosen again.
+
+    Returns:
+        names of the templates that were taken, and the layers.
+    """
     start = round(args.noise_level * sampler.diffusion.steps)
-    layers = layers_of([atoms for _, atoms in batch]).to(args.device)
-    hidden = layers if args.formula else layers.replace(atomic_numbers=torch.where(layers.mask, MASK, 0))
-    if start == sampler.diffusion.steps:
-        noised, lattice = sampler.prior(hidden)
+    if start == sampler.diffusion.steps or args.formula:
+        chosen = [starts[0] for starts in batch]
     else:
-        if not args.formula:
-            layers = layers_of(propose(batch, hidden, sampler, start, args)).to(args.device)
+        chosen = propose(batch, sampler, start, args, taken)
+    layers = layers_of([atoms for _, atoms in chosen]).to(args.device)
+    if start == sampler.diffusion.steps:
+        noised, lattice = sampler.prior(layers if args.formula else hide(layers))
+    else:
         noised, lattice = sampler.noised(layers, start)
-    return sampler.denoise(noised, lattice, start, args.steps)
+    return [name for name, _ in chosen], sampler.denoise(noised, lattice, start, args.steps)
 
 
-def propose(batch, hidden, sampler: Sampler, start: int, args):
-    """Templates with elements proposed by the model; of `--proposals` for each, one is drawn with weights exp(−L_target / τ)."""
+def propose(batch, sampler: Sampler, start: int, args, taken=()):
+    """Templates with elements proposed by the model; of `--proposals` for each, one is drawn with weights exp(−L_target / τ).
+
+    The k-th proposal starts from the k-th template of a structure, from the first again when they run out. What was taken before,
+    the same elements in the same template, is passed over while another is left.
+    """
     candidates = []
-    for _ in range(args.proposals):
+    for k in range(args.proposals):
+        templates = [starts[k % len(starts)] for starts in batch]
+        hidden = hide(layers_of([atoms for _, atoms in templates]).to(args.device))
         noised, lattice = sampler.noised(hidden, start)
         proposed = to_atoms(sampler.propose_elements(noised, lattice, start, args.temperature).to("cpu"))
-        candidates.append([substituted(template, atoms.symbols) for (_, template), atoms in zip(batch, proposed)])
+        candidates.append([(name, substituted(template, atoms.symbols)) for (name, template), atoms in zip(templates, proposed)])
     if args.proposals == 1:
         return candidates[0]
-    losses = torch.stack([sampler.target_loss(layers_of(found).to(args.device)) for found in candidates], 1).cpu()
-    chosen = torch.multinomial((-losses / args.tau).softmax(1), 1, generator=sampler.generator)[:, 0].tolist()
-    return [candidates[k][row] for row, k in enumerate(chosen)]
+    losses = torch.stack([sampler.target_loss(layers_of([a for _, a in found]).to(args.device)) for found in candidates], 1).cpu()
+    gumbel = -torch.log(-torch.log(torch.rand(losses.shape, generator=sampler.generator)))
+    chosen, taken = [], set(taken)
+    for row, order in enumerate((gumbel - losses / args.tau).argsort(1, descending=True).tolist()):  # drawn without replacement
+        ranked = [candidates[k][row] for k in order]
+        pick = next((start for start in ranked if recipe(start) not in taken), ranked[0])
+        taken.add(recipe(pick))
+        chosen.append(pick)
+    return chosen
+
+
+def recipe(start) -> tuple[str, str]:
+    """What makes two starts the same: name of the template and reduced formula of the (name, layer)."""
+    name, atoms = start
+    return name, reduced_formula(atoms)
 
 
 def random_null(batch, templates: Templates, rng):
     """The null without a model: every slot of a random template gets a random element of the database."""
     elements = templates.elements()
-    for _, atoms in batch:
+    for ((_, atoms),) in batch:
         old = sorted(set(atoms.symbols))
         yield substitute(atoms, dict(zip(old, rng.choice(elements, len(old), replace=False))))
 
@@ -92,54 +133,111 @@ def presentable(atoms, symprec: float):
 
 @torch.no_grad()
 def head_properties(model, structures, device):
-    """The guide's own opinion [n, 3] of finished structures: ΔG_H eV, E_hull eV/atom, P_synth."""
+    """The guide's own opinion [n, 4] of finished structures: ΔG_H eV, E_hull eV/atom, P_synth, standard deviation of ΔG_H eV."""
     layers = layers_of(structures).to(device)
     out = model.properties(layers, torch.zeros(len(layers), device=device)).cpu()
-    return torch.cat([out[:, :2], out[:, 2:].sigmoid()], -1)
+    out[:, 2] = out[:, 2].sigmoid()
+    return out
 
 
 def guide_of(args) -> Guide:
     """What the flags ask to steer towards."""
-    return Guide(args.cfg_scale, args.gradient_scale, args.target_delta_g, args.max_e_hull, args.synthesizable)
+    return Guide(
+        args.cfg_scale, args.gradient_scale, args.target_delta_g, args.max_e_hull, args.synthesizable, args.weight_e_hull, args.caution,
+        args.gradient_cap,
+    )  # fmt: skip
 
 
-def generate(batch, first: int, model, diffusion, templates, args):
-    """Structures of a batch and the heads' opinion of each; seeded by the batch, so that an interruption changes nothing."""
+def generate(batch, first: int, model, diffusion, templates, args, taken=()) -> list[dict]:
+    """{"atoms", "template", "heads", "calls"} of a batch's structures; seeded by the batch, so that an interruption changes nothing."""
     if model is None:
         random = args.method == "random"
-        structures = random_null(batch, templates, np.random.default_rng([args.seed, first])) if random else (atoms for _, atoms in batch)
-        return list(structures), [["", "", ""]] * len(batch)
-    generator = torch.Generator().manual_seed(args.seed * 1_000_003 + first)
-    layers = diffuse(batch, Sampler(model, diffusion, guide_of(args), generator, args.noise_scale, args.corrector), args)
-    structures = [presentable(atoms, args.symprec) for atoms in to_atoms(layers.to("cpu"))]
-    return structures, [[f"{x:.4f}" for x in row] for row in head_properties(model, structures, args.device).tolist()]
+        rng = np.random.default_rng([args.seed, first])
+        structures = list(random_null(batch, templates, rng) if random else (atoms for ((_, atoms),) in batch))
+        names, heads, calls = [name for ((name, _),) in batch], [[""] * len(HEADS)] * len(batch), 0
+    else:
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + first)
+        sampler = Sampler(model, diffusion, guide_of(args), generator, args.noise_scale, args.corrector)
+        names, layers = diffuse(batch, sampler, args, taken)
+        structures = [presentable(atoms, args.symprec) for atoms in to_atoms(layers.to("cpu"))]
+        heads = [[f"{x:.4f}" for x in row] for row in head_properties(model, structures, args.device).tolist()]
+        calls = round(sampler.calls / len(batch))
+    return [
+        {"atoms": pack_atoms(atoms), "template": name, "heads": head, "calls": calls} for atoms, name, head in zip(structures, names, heads)
+    ]
+
+
+def opinions(found: list[dict]) -> np.ndarray:
+    """The heads' opinion [n, 4] of all structures; NaN where no model made them."""
+    return np.array([[float(x or "nan") for x in row["heads"]] for row in found])
 
 
 def best(found: list[dict], count: int, guide: Guide) -> set[int]:
-    """Which of the structures have the lowest L_target by the heads on the finished structure."""
-    losses = guide.loss(torch.tensor([[float(x) for x in row["heads"]] for row in found]))
-    return set(losses.argsort()[:count].tolist())
+    """Which structures, of each template and formula one, have the lowest L_target by the heads on the finished structure."""
+    kept, taken = [], set()
+    for k in guide.loss(torch.tensor(opinions(found))).argsort().tolist():
+        if recipe_of(found[k]) not in taken:
+            taken.add(recipe_of(found[k]))
+            kept.append(k)
+    return set(kept[:count])
 
 
-def write_cifs(found: list[dict], kept: set[int], out: Path):
-    """One CIF for each structure that is kept, and generated.csv with all of them; CIFs of an earlier run are removed."""
+def recipe_of(row: dict) -> tuple[str, str]:
+    """The recipe of a row of generated.jsonl."""
+    return recipe((row["template"], unpack_atoms(row["atoms"])))
+
+
+def write_cifs(found: list[dict], kept: set[int], guide: Guide, out: Path) -> dict:
+    """One CIF for each structure that is kept, and generated.csv with all of them; CIFs of an earlier run are removed.
+
+    Returns:
+        material_id -> layer of those kept.
+    """
     for stale in out.glob("gen_*.cif"):
         stale.unlink()
-    rows = []
+    rows, heads, structures = [], opinions(found), {}
+    front = pareto_front(np.column_stack([abs(heads[:, 0] - guide.delta_g_h), heads[:, 1], -heads[:, 2]]))
     for k, row in enumerate(found):
         atoms = unpack_atoms(row["atoms"])
         formula = reduced_formula(atoms)
         identity = f"gen_{k:04d}_{atoms.get_chemical_formula(empirical=True)}"  # no brackets in a file's name
-        rows.append(dict(zip(COLUMNS, [identity, formula, row["template"], layer_group(atoms), *row["heads"], k in kept])))
+        values = [identity, formula, row["template"], layer_group(atoms), *row["heads"], front[k], k in kept, row["calls"]]
+        rows.append(dict(zip(COLUMNS, values)))
         if k in kept:
+            structures[identity] = atoms
             write(out / f"{identity}.cif", atoms)
-    temporary = out / "generated.csv.tmp"
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(out / "generated.csv")
+    write_rows(out / "generated.csv", rows, COLUMNS)
     print(f"{len(kept)} of {len(rows)} structures as CIFs in {out}, {len({row['formula'] for row in rows if row['kept']})} formulas")
+    if not np.isnan(heads).all():
+        unsure = sum(heads[k, 3] > UNSURE for k in kept)
+        print(f"ΔG_H by the heads is uncertain by more than {UNSURE} eV on {unsure} of them; {front.sum()} of all are on the Pareto front")
+    return structures
+
+
+def refine(structures: dict, model, args):
+    """Relaxes the structures with the potential: OUT/refined/*.cif, and refined.csv with the heads' opinion before and after.
+
+    A structure that fails, or leaves two dimensions, is left out and named.
+    """
+    folder, potential = args.out / "refined", load_potential(args.potential, args.potential_checkpoint, args.device)
+    settings = Settings(potential=args.potential, potential_checkpoint=args.potential_checkpoint, jobs=args.jobs, device=args.device)
+    shard = Shard(folder / "relaxed.jsonl", args.resume)
+    found = computed(relax_one, list(structures.items()), settings, potential, args.potential_checkpoint, shard, "refining", RELAXATION)
+    for stale in folder.glob("gen_*.cif"):
+        stale.unlink()
+    rows = []
+    for (name, atoms), result in zip(structures.items(), found):
+        if not result.get("relaxed"):
+            print(f"not refined: {name}: {result.get('lost') or result['row'].get('error')}")
+            continue
+        relaxed = unpack_atoms(result["relaxed"])
+        write(folder / f"{name}.cif", relaxed)
+        before, after = head_properties(model, [atoms, relaxed], args.device).tolist()
+        named = {f"{head}{suffix}": f"{x:.4f}" for suffix, heads in (("", before), ("_refined", after)) for head, x in zip(HEADS, heads)}
+        rows.append({column: result["row"].get(column, name) for column in ("material_id", "rmsd_relaxed_A", "converged")} | named)
+    if rows:
+        write_rows(folder / "refined.csv", rows, list(rows[0]))
+    print(f"{len(rows)} of {len(structures)} structures refined with {potential.name} in {folder}: report them apart from the others")
 
 
 def build_parser():
@@ -164,11 +262,21 @@ def build_parser():
     guide = parser.add_argument_group("guidance")
     guide.add_argument("--gradient-scale", type=float, default=1.0, help="η of the gradient of L_target, 0 for none")
     guide.add_argument("--proposals", type=int, default=8, help="element proposals a structure, one taken by exp(−L_target/τ); 1: unguided")
+    guide.add_argument("--templates", type=int, default=1, help="different templates among these proposals")
     guide.add_argument("--tau", type=float, default=0.1, help="τ of that choice, eV")
     guide.add_argument("--cfg-scale", type=float, default=1.0, help="s of classifier-free guidance, 0 for unconditional")
     guide.add_argument("--target-delta-g", type=float, default=0.0, help="ΔG_H to aim at, eV")
     guide.add_argument("--max-e-hull", type=float, default=0.0, help="E_hull to stay below, eV/atom")
+    guide.add_argument("--weight-e-hull", type=float, default=1.0, help="weight of E_hull above that beside |ΔG_H − target|")
+    guide.add_argument("--caution", type=float, default=0.0,
+                       help="L_target averages |ΔG_H − target| over so many spreads of DimeNet++'s members; 0: none")  # fmt: skip
+    guide.add_argument("--gradient-cap", type=float, default=1.0, help="largest norm of ∇L_target, eV/Å")
     guide.add_argument("--synthesizable", action=argparse.BooleanOptionalAction, default=True, help="ask for layers that can be made")
+    after = parser.add_argument_group("afterwards")
+    after.add_argument("--refine", action="store_true", help="relax what was generated with a potential as well, into OUT/refined")
+    after.add_argument("--potential", default="auto", help="of --refine: auto, mattersim[-1m], sevennet[-0], chgnet or module:factory")
+    after.add_argument("--potential-checkpoint", type=Path, help="MatterSim checkpoint file")
+    after.add_argument("--jobs", type=int, default=2, help="processes of --refine, one thread each")
     parser.add_argument("--batch-size", type=int, default=64, help="structures at a time")
     parser.add_argument("--symprec", type=float, default=0.1, help="tolerance in Å for writing a structure symmetrised")
     add_system(parser, out=Path("results/generated_cifs"), resume="keep the CIFs of batches that are already in OUT")
@@ -181,23 +289,28 @@ def main():
         raise SystemExit(f"--noise-level {args.noise_level} is outside (0, 1]")
     templates = Templates.read(args.db).select(args.formula, args.template, args.num_atoms)
     rng = np.random.default_rng(args.seed)
+    if args.refine and args.method != "diffusion":
+        raise SystemExit(f"--refine is for the model's structures, not for --method {args.method}: the evaluator relaxes those")
     if args.keep and args.method != "diffusion":
         raise SystemExit(f"--keep {args.keep} ranks by the model's heads, which --method {args.method} has none of")
     starts = start_structures(templates, args, rng)
     model, diffusion = load_generator(args.checkpoint, args.device) if args.method == "diffusion" else (None, None)
 
-    relevant = {name: value for name, value in plain(vars(args)).items() if name not in ("out", "resume", "threads", "device", "keep")}
+    relevant = {name: value for name, value in plain(vars(args)).items() if name not in AFTER}
     identity = digest(json.dumps(relevant) + (file_hash(args.checkpoint) if model else ""))
     shard = Shard(args.out / "generated.jsonl", args.resume)
     for first in tqdm(range(0, args.num, args.batch_size), desc="batches"):
         batch = starts[first : first + args.batch_size]
         if f"{identity}:{first + len(batch) - 1}" in shard.rows:
             continue
-        structures, heads = generate(batch, first, model, diffusion, templates, args)
-        for k, (atoms, (name, _), head) in enumerate(zip(structures, batch, heads), first):
-            shard.append(f"{identity}:{k}", {"atoms": pack_atoms(atoms), "template": name, "heads": head})
+        taken = {recipe_of(shard.rows[f"{identity}:{k}"]) for k in range(first)}
+        for k, row in enumerate(generate(batch, first, model, diffusion, templates, args, taken), first):
+            shard.append(f"{identity}:{k}", row)
     found = [shard.rows[f"{identity}:{k}"] for k in range(args.num)]
-    write_cifs(found, best(found, args.keep, guide_of(args)) if args.keep else set(range(args.num)), args.out)
+    kept = best(found, args.keep, guide_of(args)) if args.keep else set(range(args.num))
+    structures = write_cifs(found, kept, guide_of(args), args.out)
+    if args.refine:
+        refine(structures, model, args)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,17 @@ import ase.db
 import numpy as np
 import torch
 from ase import Atoms
+from ase.geometry import find_mic
 from pymatgen.core import Composition
 from torch_geometric.data import Data
 
-from models.adsorption import adsorption_flag
+from models.adsorption import adsorption_flag, adsorption_sites, roomy, with_hydrogen
 from models.cli import save_checkpoint, write_json
 from models.hull import MAX_ENERGY, Hull
 from models.lmdb_data import write_lmdb
 from models.matching import Fingerprint, Register, layer_group
 from models.potentials import load_potential
-from models.shards import unpack_atoms
+from models.shards import Shard, pack_atoms, unpack_atoms
 from models.split import split_of
 
 HERE = Path(__file__).resolve().parent
@@ -143,6 +144,28 @@ def adsorption_records(row, sid: int):
             )
         )
     return records, dropped
+
+
+def evaluated_rows(folder: Path) -> list[dict]:
+    """What the oracle said of a set that test.py or evaluate_external.py scored, as rows of the relaxed level: the best site of each layer.
+
+    Where H started is the site of the same kind and face that its pose is nearest to.
+    """
+    read = lambda name: {row["key"].split(":")[0]: row for row in Shard(folder / f"{name}.jsonl").rows.values()}  # noqa: E731
+    layers, correction = read("relaxed"), json.loads((folder / "config.json").read_text())["correction"]
+    rows = []
+    for name, result in read("adsorbed").items():
+        if result["pose"] is None:
+            continue
+        layer, pose = unpack_atoms(layers[name]["relaxed"]), unpack_atoms(result["pose"])
+        starts = [(site, roomy(with_hydrogen(layer, site))) for site in adsorption_sites(layer) if site.label == result["row"]["h_site"]]
+        apart = lambda start: find_mic(start[1].positions[-1] - pose.positions[-1], pose.cell, pose.pbc)[1]  # noqa: E731
+        site, start = min(starts, key=apart)
+        found = {"kind": site.kind, "face": site.face, "start": start.positions[-1].tolist(), "end": pose.positions.tolist(),
+                 "delta_e": result["row"]["delta_g_h_oracle_eV"] - correction, "converged": True, "flag": ""}  # fmt: skip
+        key = f"evaluated {layer.get_chemical_formula()} {layer_group(layer)}"  # what two sets both hold counts once
+        rows.append({"key": key, "reason": "", "slab": pack_atoms(start[:-1]), "host": pack_atoms(layer), "sites": [found]})
+    return rows
 
 
 def pack_adsorption(rows, out: Path, prefix: str) -> dict:

@@ -1,6 +1,7 @@
 """What every script's command line shares."""
 
 import argparse
+import csv
 import json
 import os
 from pathlib import Path
@@ -45,6 +46,22 @@ def write_json(path: Path, content) -> None:
     content = json.loads(text, parse_constant=lambda name: None if name == "NaN" else float(name))  # "NaN" is also sodium nitride
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(temporary, path)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Rows of a CSV, as text."""
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: Path, rows: list[dict], columns: list[str]):
+    """A CSV of some columns of the rows, by rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(path)
 
 
 def save_checkpoint(path: Path, content: dict) -> None:

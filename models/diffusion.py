@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.egnn import MASK, Denoised, DenoisingEGNN, Layers
+from models.egnn import CONDITIONS, MASK, Denoised, DenoisingEGNN, Layers
 
 MAX_E_HULL = 1.0  # eV/atom; how bad beyond that a structure is, no guide needs to know
 EMPHASIS = 0.6  # of the middle times in training, 0 for none
@@ -179,6 +179,7 @@ def mask_slots(layers: Layers, generator=None) -> Layers:
 LOSS_WEIGHTS = {
     "coordinates": 1.0, "z": 1.0, "lattice": 0.5, "elements": 0.3,  # the diffusion term, channel by channel
     "delta_g_h": 0.5, "e_hull": 10.0, "synthesizable": 0.2,  # λ1, λ2, λ3
+    "delta_g_h_std": 0.5,
     "off_equilibrium": 0.5,
 }  # fmt: skip
 
@@ -189,8 +190,8 @@ def joint_loss(
     """L_total = E‖ε − ε_θ(x_t, t)‖² + λ1 ‖ΔG_H − ΔG_H*‖₁ + λ2 ‖E_hull − E_hull*‖² + λ3 BCE(P_synth, y_synth).
 
     Args:
-        labels: [B, 3] ΔG_H (eV), E_hull (eV/atom), synthesizable (1, 0); NaN is unknown and masked.
-        weights: of the four diffusion channels, and λ1, λ2, λ3.
+        labels: [B, 4] ΔG_H (eV), E_hull (eV/atom), synthesizable (1, 0), standard deviation of ΔG_H (eV); NaN is unknown and masked.
+        weights: of the four diffusion channels, λ1, λ2, λ3, and of the head of the standard deviation.
         drop: probability with which each condition is replaced by its learned null.
 
     Returns:
@@ -199,8 +200,9 @@ def joint_loss(
     t = diffusion.random_times(len(layers), generator).to(layers.z.device)
     noised, lattice_t, score, v_z, v_lattice = diffusion.noise(layers, t, generator)
     noised = mask_slots(noised, generator)
-    dropped = torch.rand(labels.shape, generator=generator).to(labels.device) < drop
-    out = model(noised, diffusion.time(t), lattice_t, labels.masked_fill(dropped, torch.nan))
+    targets = labels[:, : len(CONDITIONS)]
+    dropped = torch.rand(targets.shape, generator=generator).to(labels.device) < drop
+    out = model(noised, diffusion.time(t), lattice_t, targets.masked_fill(dropped, torch.nan))
     terms = channel_losses(out, layers, noised, score, v_z, v_lattice, diffusion.z_spread(t)) | property_losses(out.properties, labels)
     return sum(weights[name] * value for name, value in terms.items()), terms
 
@@ -234,7 +236,7 @@ def channel_losses(out: Denoised, layers: Layers, noised: Layers, score, v_z, v_
 
 
 def property_losses(predicted, labels):
-    """L1 on ΔG_H, squared error on E_hull, cross-entropy on synthesizability; unknown labels count for nothing."""
+    """L1 on ΔG_H and its spread, squared error on E_hull, cross-entropy on synthesizability; unknown labels count for nothing."""
 
     def known_mean(loss, column):
         known = ~torch.isnan(labels[:, column])
@@ -245,4 +247,5 @@ def property_losses(predicted, labels):
         "delta_g_h": known_mean(lambda p, y: (p - y).abs(), 0),
         "e_hull": known_mean(lambda p, y: (p - y) ** 2, 1),
         "synthesizable": known_mean(lambda p, y: F.binary_cross_entropy_with_logits(p, y, reduction="none"), 2),
+        "delta_g_h_std": known_mean(lambda p, y: (p - y).abs(), 3),
     }

@@ -60,7 +60,8 @@ class Denoised:
         z: [B, N] v-prediction of z, mean-free over the atoms.
         lattice: [B, 3] v-prediction of the standardised lattice.
         slot_logits: [B, S, TOKENS] elements of the slots.
-        properties: [B, 3] ΔG_H (eV), E_hull (eV/atom), logit of P_synth; None if not asked for.
+        properties: [B, 4] ΔG_H (eV), E_hull (eV/atom), logit of P_synth, how far DimeNet++'s members are apart on ΔG_H (eV);
+            None if not asked for.
     """
 
     score: Tensor
@@ -184,7 +185,8 @@ class DenoisingEGNN(nn.Module):
         make = lambda count: nn.ModuleList(EquivariantLayer(channels, vectors, radial + fine) for _ in range(count))  # noqa: E731
         self.trunk, self.conditional = make(trunk), make(conditional)
         self.attention = nn.Linear(channels, 8)
-        self.heads = nn.Sequential(nn.Linear(9 * channels, channels), nn.SiLU(), nn.Linear(channels, 3))
+        head = lambda count: nn.Sequential(nn.Linear(9 * channels, channels), nn.SiLU(), nn.Linear(channels, count))  # noqa: E731
+        self.heads, self.uncertainty = head(3), head(1)
         self.vector_gates = nn.Linear(channels, 3 * vectors)
         self.lattice = nn.Sequential(nn.Linear(2 * channels + 4, channels), nn.SiLU(), nn.Linear(channels, 3))
         self.slot = nn.Sequential(nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, TOKENS))
@@ -212,7 +214,7 @@ class DenoisingEGNN(nn.Module):
         return self._channels(h, v, layers, lattice, predicted)
 
     def properties(self, layers: Layers, t):
-        """[B, 3] ΔG_H (eV), E_hull (eV/atom), logit of P_synth of the noised batch; the condition is never seen."""
+        """[B, 4] as in Denoised, of the noised batch; the condition is never seen."""
         h, v, edges, _ = self._embed(layers, t)
         for layer in self.trunk:
             h, v = layer(h, v, *edges)
@@ -234,7 +236,8 @@ class DenoisingEGNN(nn.Module):
         share = self.attention(h).masked_fill(~keep, -torch.inf).softmax(1)  # [B, N, 8]
         pooled = torch.einsum("bna,bnc->bac", share, h).flatten(1)
         mean = (h * keep).sum(1) / keep.sum(1)
-        return self.heads(torch.cat([pooled, mean], -1))
+        pooled = torch.cat([pooled, mean], -1)
+        return torch.cat([self.heads(pooled), nn.functional.softplus(self.uncertainty(pooled))], -1)
 
     def _channels(self, h, v, layers, lattice, predicted):
         keep = layers.mask[..., None].to(h.dtype)

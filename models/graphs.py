@@ -62,9 +62,9 @@ def graph_atoms(graph: Data) -> Atoms:
 
 
 def collate(graphs: list[Data]) -> tuple[Layers, torch.Tensor]:
-    """Padded batch and its labels [B, 3]: ΔG_H, E_hull, synthesizable."""
+    """Padded batch and its labels [B, 4]: ΔG_H, E_hull, synthesizable, standard deviation of ΔG_H."""
     layers = pad([graph.atomic_numbers for graph in graphs], [graph.pos for graph in graphs], [graph.cell[0] for graph in graphs])
-    labels = torch.tensor([[g.delta_g_h.item(), g.e_hull.item(), g.synthesizable.item()] for g in graphs])
+    labels = torch.cat([torch.stack([g.delta_g_h, g.e_hull, g.synthesizable, g.delta_g_h_std], -1) for g in graphs])
     return layers, labels
 
 

@@ -14,7 +14,6 @@ from models.diffusion import Diffusion, mean_free
 from models.egnn import CONDITIONS, MASK, DenoisingEGNN, Layers
 
 LANGEVIN_STEP = 0.1  # of the corrector, in units of the noise's variance; the variance it settles at is too large by half of this
-GRADIENT_CAP = 1.0  # largest norm of ∇L_target: per atom in the plane and in z (eV/Å), per component of the lattice (eV)
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,9 @@ class Guide:
         delta_g_h: target of ΔG_H, eV.
         e_hull: bound of E_hull, eV/atom.
         synthesizable: whether to condition on P_synth = 1.
+        weight_e_hull: weight of max(0, E_hull − bound) beside |ΔG_H − target|.
+        caution: factor on the standard deviation that |ΔG_H − target| is averaged over; 0 takes the prediction at its word.
+        cap: largest norm of ∇L_target, per atom in the plane and in z (eV/Å), per component of the lattice (eV).
     """
 
     cfg_scale: float = 0.0
@@ -34,6 +36,9 @@ class Guide:
     delta_g_h: float = 0.0
     e_hull: float = 0.0
     synthesizable: bool = True
+    weight_e_hull: float = 1.0
+    caution: float = 0.0
+    cap: float = 1.0
 
     def conditions(self, count: int, device) -> torch.Tensor:
         """Targets [count, 3] in the order of CONDITIONS."""
@@ -41,8 +46,16 @@ class Guide:
         return torch.tensor([[values[name] for name in CONDITIONS]], device=device).repeat(count, 1)
 
     def loss(self, properties: torch.Tensor) -> torch.Tensor:
-        """L_target [B] of predicted properties [B, 3]."""
-        return (properties[:, 0] - self.delta_g_h).abs() + (properties[:, 1] - self.e_hull).clamp(min=0)
+        """L_target [B] (eV) of predicted properties [B, 4]: the |ΔG_H − target| to expect, and what E_hull lies above its bound."""
+        above = (properties[:, 1] - self.e_hull).clamp(min=0)
+        return expected_distance(properties[:, 0] - self.delta_g_h, self.caution * properties[:, 3]) + self.weight_e_hull * above
+
+
+def expected_distance(mean, std):
+    """E|x| of a normal x, [B]; |mean| where std is 0."""
+    width = std.clamp(min=1e-6)
+    ratio = mean / (width * 2**0.5)
+    return width * (2 / torch.pi) ** 0.5 * torch.exp(-(ratio**2)) + mean * torch.erf(ratio)
 
 
 def kept_times(start: int, steps: int) -> list[int]:
@@ -59,13 +72,16 @@ class Sampler:
         generator: source of all randomness.
         noise_scale: factor on ζ of each update; 1 samples the model's distribution, less of it stays nearer to its modes.
         corrector: Langevin steps at the noise level that each update ends on (Song et al. 2021, arXiv:2011.13456).
+
+    Attributes:
+        calls: evaluations of the network so far, a structure each; a gradient counts as three.
     """
 
     def __init__(
         self, model: DenoisingEGNN, diffusion: Diffusion, guide: Guide, generator: torch.Generator, noise_scale=1.0, corrector=0
     ):
         self.model, self.diffusion, self.guide, self.generator = model, diffusion, guide, generator
-        self.noise_scale, self.corrector = noise_scale, corrector
+        self.noise_scale, self.corrector, self.calls = noise_scale, corrector, 0
 
     def normal(self, like):
         return torch.randn(like.shape, generator=self.generator).to(like)
@@ -87,6 +103,7 @@ class Sampler:
     @torch.no_grad()
     def target_loss(self, layers: Layers) -> torch.Tensor:
         """L_target [B] (eV) of finished structures, by the heads at t = 0."""
+        self.calls += len(layers)
         return self.guide.loss(self.model.properties(layers, layers.z.new_zeros(len(layers))))
 
     @torch.no_grad()
@@ -161,6 +178,7 @@ class Sampler:
     def _denoise(self, layers, time, lattice):
         """ε_∅ + s (ε_c − ε_∅) on every channel; the unconditional call alone where s = 0."""
         scale = self.guide.cfg_scale
+        self.calls += len(layers) * (1 if scale in (0, 1) else 2)
         if scale == 0:
             return self.model(layers, time, lattice, None, properties=False)
         out = self.model(layers, time, lattice, self.guide.conditions(len(layers), layers.z.device), properties=False)
@@ -182,7 +200,8 @@ class Sampler:
             frac = layers.frac_coords + shift @ torch.linalg.inv(layers.cell)
             properties = self.model.properties(layers.replace(frac_coords=frac, z=z, cell=cell), time)
             gradients = torch.autograd.grad(self.guide.loss(properties).sum(), (shift, z, free))
-        return [self.guide.gradient_scale * capped(gradient) for gradient in gradients]
+        self.calls += 3 * len(layers)
+        return [self.guide.gradient_scale * capped(gradient, self.guide.cap) for gradient in gradients]
 
     def _reveal(self, layers: Layers, logits, share):
         """Fills masked slots from their logits: each with probability `share`, or one a graph (share None)."""
@@ -207,11 +226,11 @@ def _hidden_slots(layers: Layers, slots: int):
     return hidden.scatter_add(1, layers.slots, ((layers.atomic_numbers == MASK) & layers.mask).float()) > 0
 
 
-def capped(gradient):
-    """Gradient [B, …] with its norm per row of the last axis capped."""
+def capped(gradient, cap: float):
+    """Gradient [B, …] with its norm per row of the last axis at most `cap`."""
     rows = gradient if gradient.dim() > 2 else gradient.unsqueeze(-1)
     norm = rows.norm(dim=-1, keepdim=True)
-    return (rows * (GRADIENT_CAP / norm.clamp(min=GRADIENT_CAP))).view_as(gradient)
+    return (rows * (cap / norm.clamp(min=cap))).view_as(gradient)
 
 
 def load_generator(path, device="cpu") -> tuple[DenoisingEGNN, Diffusion]:

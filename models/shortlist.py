@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.statistics import ORACLE, interval, is_stable, is_sun, is_true, pairs, value
+from models.statistics import ABSURD, ORACLE, interval, is_stable, is_sun, is_true, pairs, pareto_front, value
 
 ACTIVE = 0.1  # eV
 AGREE = 0.2  # eV within which two potentials say the same
@@ -70,13 +70,19 @@ def rank(rows: list[dict]) -> list[dict]:
 
 
 def rank_into(rows: list[dict], sigma: float):
-    """Fills the columns p_active, candidate_class and rank."""
+    """Fills the columns p_active, candidate_class, rank, and pareto: the front of |ΔG_H| by the oracle, E_hull and P_synth."""
     for row in rows:
         probability = p_active(row, sigma)
         row["p_active"] = "" if probability is None else probability
         row["candidate_class"] = "" if probability is None else candidate_class(row)
     for place, row in enumerate(rank(rows), 1):
         row["rank"] = place
+    number = lambda row, column: math.nan if value(row, column) is None else value(row, column)  # noqa: E731
+    costs = [[abs(number(row, ORACLE)), number(row, "e_hull_eV_per_atom"), -number(row, "p_synth")] for row in rows]
+    costs = np.array(costs).reshape(-1, 3)
+    costs[costs[:, 1] <= ABSURD] = math.nan
+    for row, best in zip(rows, pareto_front(costs)):
+        row["pareto"] = bool(best)
 
 
 def agreement(rows: list[dict], seed: int = 0) -> dict:

@@ -49,6 +49,13 @@ def is_sun(row: dict) -> bool:
     return is_stable(row) and is_true(row, "unique") and is_true(row, "novel")
 
 
+def pareto_front(costs: np.ndarray) -> np.ndarray:
+    """Which rows of [n, k] no other row beats or equals in every cost, and beats in one; never a row with a NaN."""
+    known = ~np.isnan(costs).any(1)
+    lower = (costs[None] <= costs[:, None]).all(2) & (costs[None] < costs[:, None]).any(2)  # [i, j]: j beats i
+    return known & ~lower.any(1)
+
+
 def metric_samples(rows: list[dict]) -> dict[str, np.ndarray]:
     """What each metric is the mean of, [n]."""
     rate = lambda test: np.array([float(test(row)) for row in rows])  # noqa: E731
@@ -114,6 +121,20 @@ def difference(own: dict, other: dict) -> list[float]:
     down = math.hypot(own["value"] - low, other_high - other["value"])
     up = math.hypot(high - own["value"], other["value"] - other_low)
     return [gap - down, gap + up]
+
+
+def rate_ratio(own: np.ndarray, other: np.ndarray) -> dict:
+    """Ratio of two rates of independent sets with its 95 % interval on the log (Katz et al. 1978); half a hit where there is none."""
+    a, b = own.sum() or 0.5, other.sum() or 0.5
+    width = 1.96 * math.sqrt(max(0.0, 1 / a - 1 / len(own) + 1 / b - 1 / len(other)))
+    middle = (a / len(own)) / (b / len(other))
+    return {"value": middle, "ci95": [middle * math.exp(-width), middle * math.exp(width)], "n": len(own)}
+
+
+def effective_number(labels: list[str]) -> float:
+    """exp(Shannon entropy): how many kinds there are, each counted by its share."""
+    share = np.unique(labels, return_counts=True)[1] / len(labels)
+    return float(np.exp(-(share * np.log(share)).sum()))
 
 
 def compare(own: list[dict], other: list[dict], seed: int = 0) -> dict[str, dict]:

@@ -18,7 +18,7 @@ from models.phonons import elastic_positivity, phonon_stability
 from models.potentials import Potential, load_potential, relax_layer
 from models.shards import Shard, digest, pack_atoms
 
-ROW_SETTINGS = ("correction", "oracle", "oracle_sites", "fmax", "relax_steps")  # what a result depends on, beside the potential
+RELAXATION, ADSORPTION = ("fmax", "relax_steps"), ("correction", "oracle", "oracle_sites")  # settings that results depend on
 
 _worker = {}
 
@@ -30,16 +30,18 @@ def start_worker(spec: str, checkpoint, settings):
     _worker.update(settings=settings, calculator=calculator, half_h2=hydrogen_energy(calculator))
 
 
-def item_key(item: tuple, settings, note: str) -> str:
-    """Changes with the structure and with everything that its result depends on; `note` is the potential's provenance."""
+def item_key(item: tuple, settings, note: str, depends: tuple = RELAXATION + ADSORPTION) -> str:
+    """Changes with the structure and with the settings that its result depends on; `note` is the potential's provenance."""
     name, atoms = item
     content = atoms if isinstance(atoms, str) else json.dumps(pack_atoms(atoms))
-    return f"{name}:{digest(' '.join([content, note, *(str(getattr(settings, field)) for field in ROW_SETTINGS)]))}"
+    return f"{name}:{digest(' '.join([content, note, *(str(getattr(settings, field)) for field in depends)]))}"
 
 
-def computed(task, items: list[tuple], settings, potential: Potential, checkpoint, shard: Shard, label: str) -> list[dict]:
+def computed(
+    task, items: list[tuple], settings, potential: Potential, checkpoint, shard: Shard, label: str, depends=RELAXATION + ADSORPTION
+) -> list[dict]:
     """Results of a task on every item, `settings.jobs` processes at a time; {"lost": why} where a process died."""
-    keys = [item_key(item, settings, potential.note) for item in items]
+    keys = [item_key(item, settings, potential.note, depends) for item in items]
     arguments = (potential.spec, checkpoint, settings)
     lost = run_jobs(task, dict(zip(keys, items)), shard, settings.jobs, start_worker, arguments, label)
     return [{"lost": lost[key]} if key in lost else shard.rows[key] for key in keys]
@@ -50,10 +52,10 @@ def add_error(row: dict, text: str):
     row["error"] = "; ".join(filter(None, [row.get("error", ""), text]))
 
 
-def evaluate_one(item: tuple) -> dict:
-    """{"row", "relaxed", "pose"} of a structure as submitted; whatever goes wrong ends up in the row's `error`."""
+def relax_one(item: tuple) -> dict:
+    """{"row", "relaxed"} of a structure as submitted, through the gates; whatever goes wrong ends up in the row's `error`."""
     _, atoms = item
-    result = {"row": {}, "relaxed": None, "pose": None}
+    result = {"row": {}, "relaxed": None}
     if isinstance(atoms, str):
         add_error(result["row"], atoms)
         return result
@@ -62,11 +64,19 @@ def evaluate_one(item: tuple) -> dict:
         result["row"] |= columns
         add_error(result["row"], reason)
         if layer is not None:
-            relaxed = _relax_into(result["row"], layer)
-            result["relaxed"] = pack_atoms(relaxed)
-            if _worker["settings"].oracle != "none":
-                result["pose"] = pack_atoms(_adsorb_into(result["row"], relaxed))
+            result["relaxed"] = pack_atoms(_relax_into(result["row"], layer))
     except Exception as error:  # one bad structure costs one row
+        add_error(result["row"], f"{type(error).__name__}: {error}")
+    return result
+
+
+def adsorb_one(item: tuple) -> dict:
+    """{"row", "pose"} of a relaxed layer: the oracle's columns and its best pose of H."""
+    _, atoms = item
+    result = {"row": {}, "pose": None}
+    try:
+        result["pose"] = pack_atoms(_adsorb_into(result["row"], atoms))
+    except Exception as error:
         add_error(result["row"], f"{type(error).__name__}: {error}")
     return result
 

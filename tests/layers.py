@@ -4,6 +4,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
+from ase.calculators.lj import LennardJones
 from ase.calculators.mixing import LinearCombinationCalculator
 from matscipy.neighbours import neighbour_list
 from scipy.spatial.transform import Rotation
@@ -59,6 +60,11 @@ def disguised(atoms: Atoms, seed: int) -> Atoms:
 def scaled_emt() -> LinearCombinationCalculator:
     """EMT with all energies a quarter larger: the same minima, so every energy difference is 1.25 times EMT's."""
     return LinearCombinationCalculator([EMT()], [1.25])
+
+
+def anything() -> LennardJones:
+    """Lennard-Jones atoms of one size: a potential that takes every element, and no more."""
+    return LennardJones(sigma=2.3, epsilon=0.02, rc=7.0, smooth=True)
 
 
 class Springs(Calculator):

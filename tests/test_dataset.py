@@ -196,7 +196,7 @@ def test_written_graphs_have_the_documented_fields(written):
     values = {uid: graph.synthesizable.item() for uid, graph in graphs.items()}
     assert values == pytest.approx({"MoS2": 1, "1T": 0, "mxene": np.nan, "graphene": 1, "phosphorene": 0}, nan_ok=True)
     layers, labels = collate(list(graphs.values()))
-    assert labels.shape == (5, 3) and layers.mask.sum(1).tolist() == [graph.num_nodes for graph in graphs.values()]
+    assert labels.shape == (5, 4) and layers.mask.sum(1).tolist() == [graph.num_nodes for graph in graphs.values()]
 
 
 def known_of(uid: str) -> Atoms:

@@ -316,11 +316,12 @@ def test_mask_slots_hides_whole_slots_only():
 
 def test_property_losses_by_hand_and_unknown_labels_count_for_nothing():
     nan = math.nan
-    labels = torch.tensor([[0.2, nan, 1.0], [nan, 0.1, nan], [-0.4, 0.3, 0.0], [nan, nan, nan]])
-    predicted = torch.tensor([[0.5, 9.0, 2.0], [9.0, 0.4, 9.0], [0.1, 0.1, -1.0], [9.0, 9.0, 9.0]], requires_grad=True)
+    labels = torch.tensor([[0.2, nan, 1.0, 0.1], [nan, 0.1, nan, 0.3], [-0.4, 0.3, 0.0, nan], [nan, nan, nan, nan]])
+    predicted = torch.tensor([[0.5, 9.0, 2.0, 0.2], [9.0, 0.4, 9.0, 0.7], [0.1, 0.1, -1.0, 9.0], [9.0, 9.0, 9.0, 9.0]], requires_grad=True)
     terms = property_losses(predicted, labels)
     assert terms["delta_g_h"].item() == pytest.approx((0.3 + 0.5) / 2)
     assert terms["e_hull"].item() == pytest.approx((0.3**2 + 0.2**2) / 2)
+    assert terms["delta_g_h_std"].item() == pytest.approx((0.1 + 0.4) / 2)
     assert terms["synthesizable"].item() == pytest.approx((math.log1p(math.exp(-2)) + math.log1p(math.exp(-1))) / 2)
     gradient = torch.autograd.grad(sum(terms.values()), predicted)[0]
     assert torch.isfinite(gradient).all() and not gradient[torch.isnan(labels)].any() and gradient[~torch.isnan(labels)].all()
@@ -352,7 +353,7 @@ def small_model():
 
 def test_joint_loss_is_the_weighted_sum_of_terms_that_are_all_named():
     model, layers = small_model(), batch(CELLS["hexagonal"].float(), 6)
-    labels = torch.tensor([[0.1, 0.2, 1.0]] * 5 + [[math.nan] * 3])
+    labels = torch.tensor([[0.1, 0.2, 1.0, 0.1]] * 5 + [[math.nan] * 4])
     d = Diffusion(lattice_mean=(0.5, 0.5, 0), lattice_std=(0.2,) * 3)
     loss = lambda labels, weights=LOSS_WEIGHTS, drop=0.15: joint_loss(
         model, d, layers, labels, weights, drop, torch.Generator().manual_seed(7)
@@ -367,30 +368,30 @@ def test_joint_loss_is_the_weighted_sum_of_terms_that_are_all_named():
 
     unknown = torch.full_like(labels, math.nan)
     total, terms = loss(unknown)
-    assert all(terms[name].item() == 0 for name in ("delta_g_h", "e_hull", "synthesizable"))
+    assert all(terms[name].item() == 0 for name in ("delta_g_h", "e_hull", "synthesizable", "delta_g_h_std"))
     total.backward()
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
-    assert all(not p.grad.any() for p in model.heads.parameters())
+    assert all(not p.grad.any() for p in [*model.heads.parameters(), *model.uncertainty.parameters()])
 
 
 def test_conditions_are_dropped_one_by_one():
     """With drop = 1 the network must not see a label; with drop = 0 it must; in between each on its own."""
     layers, seen = batch(CELLS["hexagonal"].float(), 3000), []
-    labels = torch.tensor([[0.1, 0.2, 1.0]]).repeat(3000, 1)
+    labels = torch.tensor([[0.1, 0.2, 1.0, 0.3]]).repeat(3000, 1)
 
     class Spy:
         def __call__(self, noised, time, lattice, conditions):
             seen.append(conditions)
             zero = noised.z.sum() * 0
-            return Denoised(noised.frac_coords * 0, noised.z * 0, lattice * 0, zero + torch.zeros(3000, 2, 120), torch.zeros(3000, 3))
+            return Denoised(noised.frac_coords * 0, noised.z * 0, lattice * 0, zero + torch.zeros(3000, 2, 120), torch.zeros(3000, 4))
 
     for drop in (0.0, 1.0, 0.15):
         joint_loss(Spy(), Diffusion(), layers, labels, drop=drop, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(seen[0], labels) and torch.isnan(seen[1]).all()
+    assert torch.equal(seen[0], labels[:, :3]) and torch.isnan(seen[1]).all()
     gone = torch.isnan(seen[2]).double()
     np.testing.assert_allclose(gone.mean(0), 0.15, atol=0.025)
     np.testing.assert_allclose(np.corrcoef(gone.T.numpy()), np.eye(3), atol=0.08)
-    assert torch.equal(seen[2][~torch.isnan(seen[2])], labels[~torch.isnan(seen[2])])
+    assert torch.equal(seen[2][~torch.isnan(seen[2])], labels[:, :3][~torch.isnan(seen[2])])
 
 
 def test_joint_loss_does_not_depend_on_padding_of_the_model_input():

@@ -15,12 +15,16 @@ import torch
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.calculators.emt import EMT
+from ase.geometry import find_mic
 from ase.io import read, write
 from layers import disguised, known
 
-from geo_utils import COLUMNS, NULLS, Evaluation, Settings, blank_row, headline, phonons_into, read_cifs, read_rows
+import geo_utils
+from data.pack import adsorption_records, evaluated_rows
+from geo_utils import COLUMNS, NULLS, Evaluation, Settings, blank_row, headline, phonons_into, read_cifs
 from models import workers
 from models.adsorption import hydrogen_energy
+from models.cli import read_rows
 from models.dimenet import PeriodicDimeNetPlusPlus, save_dimenet
 from models.gates import gates
 from models.hull import relax_phase
@@ -29,9 +33,9 @@ from models.matching import rmsd
 from models.phonons import phonon_stability
 from models.potentials import relax_layer
 from models.shards import Shard
-from models.statistics import aggregate
+from models.statistics import aggregate, is_stable
 from models.synthesis import Forest, SynthesisModel, save_synthesis
-from models.workers import item_key
+from models.workers import computed, item_key
 
 ROOT = Path(__file__).resolve().parents[1]
 BASELINE = Path(os.environ.get("HER2D_REFERENCE_DATA", ROOT / "../shared/data")) / "baseline_cifs"
@@ -206,6 +210,29 @@ def rows_of(folder: Path, script: str = "test.py") -> dict:
         return {row["material_id"]: row for row in csv.DictReader(file)}
 
 
+def test_the_oracle_may_be_kept_for_stable_layers(run, monkeypatch):
+    """--oracle-for stable: the same numbers for those, no hydrogen on the others, and the relaxations are not done again."""
+    seen = []
+
+    def noted(task, items, *rest):
+        seen.append((task.__name__, len(items)))
+        return computed(task, items, *rest)
+
+    monkeypatch.setattr(geo_utils, "computed", noted)
+    monkeypatch.chdir(ROOT)
+    flags = json.loads((run / "test.py" / "config.json").read_text())
+    settings = {name: flags[name] for name in Settings.__dataclass_fields__} | {"oracle_for": "stable", "second_potential": "none"}
+    paths = {name: Path(settings[name]) for name in ("dimenet", "synthesis", "references", "novelty_db", "validation")}
+    found = geo_utils.evaluate(read_cifs(run / "cifs"), Settings(**settings | paths), run / "test.py", resume=True)
+    before = rows_of(run)
+    stable = [row["material_id"] for row in found.rows if is_stable(row)]
+    assert ("relax_one", 6) in seen and ("adsorb_one", len(stable)) in seen and 0 < len(stable) < 4
+    for row in found.rows:
+        energy = before[row["material_id"]]["delta_g_h_oracle_eV"] if row["material_id"] in stable else ""
+        assert str(row["delta_g_h_oracle_eV"]) == energy
+    assert "stable layers only" in found.provenance["oracle"]
+
+
 def test_both_scripts_give_identical_rows(run):
     one, other = ((run / script / "metrics.csv").read_bytes() for script in ("test.py", "evaluate_external.py"))
     assert one == other
@@ -247,11 +274,11 @@ def test_the_numbers_of_a_row_by_hand(run):
 
 def test_delta_g_of_a_row_is_that_of_its_pose(run):
     """The stored pose of H, weighed with EMT alone, gives the oracle's column."""
-    shard = [json.loads(line) for line in (run / "test.py" / "evaluated.jsonl").read_text().splitlines()]
+    lines = lambda name: [json.loads(line) for line in (run / "test.py" / name).read_text().splitlines()]  # noqa: E731
+    layers = {row["key"].split(":")[0]: row["relaxed"] for row in lines("relaxed.jsonl")}
+    shard = lines("adsorbed.jsonl")
     for row in shard:
-        if row["pose"] is None:
-            continue
-        layer, pose = Atoms(**row["relaxed"]), Atoms(**row["pose"])
+        layer, pose = Atoms(**layers[row["key"].split(":")[0]]), Atoms(**row["pose"])
         energies = []
         for atoms in (pose, layer):
             atoms.calc = EMT()
@@ -261,7 +288,21 @@ def test_delta_g_of_a_row_is_that_of_its_pose(run):
         assert row["row"]["delta_g_h_oracle_eV"] == pytest.approx(delta_e + 0.27, abs=5e-3)
         assert row["row"]["delta_g_h_oracle_eV"] <= row["row"]["delta_g_h_rigid_eV"] + 0.01
         assert row["row"]["slab_change_eV"] > -0.1 and "then adsorbed:1" in row["row"]["h_flags"]
-    assert sum(row["pose"] is not None for row in shard) == 4
+    assert len(shard) == 4
+
+
+def test_what_the_oracle_says_becomes_training_data(run):
+    """ΔE_H of the row, H beginning on the site that it ended at, everything free to move."""
+    energies = {float(row["delta_g_h_oracle_eV"]) for row in rows_of(run).values() if row["delta_g_h_oracle_eV"]}
+    rows = evaluated_rows(run / "test.py")
+    assert len(rows) == 4 and len({row["key"] for row in rows}) < 4  # twins are one host
+    for row in rows:
+        (record,), dropped = adsorption_records(row, 0)
+        assert not dropped and min(abs(record.y_relaxed + 0.27 - energy) for energy in energies) < 1e-4
+        start, end = (Atoms(record.atomic_numbers, pos, cell=record.cell[0], pbc=(1, 1, 0)) for pos in (record.pos, record.pos_relaxed))
+        assert record.tags.tolist() == [1] * (len(start) - 1) + [2] and not record.fixed.any()
+        moved = find_mic(end.positions[-1] - start.positions[-1], start.cell, start.pbc)[1]
+        assert moved < 1.5 and start.get_distances(-1, range(len(start) - 1), mic=True).min() > 1.2
 
 
 def test_twins_and_known_layers_are_found(run):

@@ -8,7 +8,7 @@ import torch
 
 from models.diffusion import Diffusion, wrapped_normal_score
 from models.egnn import CONDITIONS, MASK, Denoised, DenoisingEGNN, Layers
-from models.sampler import GRADIENT_CAP, LANGEVIN_STEP, Guide, Sampler, kept_times
+from models.sampler import LANGEVIN_STEP, Guide, Sampler, kept_times
 
 ELEMENTS = (8, 16, 42)  # that the fake model draws
 CELL = torch.tensor([[3.2, 0.0], [-2.0, 3.6]])
@@ -68,7 +68,7 @@ class Exact:
 
     def properties(self, layers, time):
         idle = 0 * (layers.z.sum(1) + (layers.frac_coords @ layers.cell).sum((1, 2)))  # a real head sees every channel
-        return torch.stack([self.delta_g_h(layers) + idle, self.e_hull(layers) + idle, idle], -1)
+        return torch.stack([self.delta_g_h(layers) + idle, self.e_hull(layers) + idle, idle, idle], -1)
 
     def delta_g_h(self, layers):
         return torch.zeros(len(layers))
@@ -332,8 +332,22 @@ def test_conditions_stand_in_the_order_of_the_network():
 
 
 def test_target_loss_by_hand():
-    loss = Guide(delta_g_h=0.1, e_hull=0.05).loss(torch.tensor([[0.4, 0.25, 3.0], [-0.2, -1.0, 3.0]]))
-    torch.testing.assert_close(loss, torch.tensor([0.3 + 0.2, 0.3]))
+    heads = torch.tensor([[0.4, 0.25, 3.0, 7.0], [-0.2, -1.0, 3.0, 7.0]])
+    torch.testing.assert_close(Guide(delta_g_h=0.1, e_hull=0.05).loss(heads), torch.tensor([0.3 + 0.2, 0.3]))
+    torch.testing.assert_close(Guide(delta_g_h=0.1, e_hull=0.05, weight_e_hull=3).loss(heads), torch.tensor([0.3 + 3 * 0.2, 0.3]))
+
+
+def test_caution_averages_the_distance_over_the_spread():
+    """Against draws; and of two layers predicted at the target the one that the members agree on is the better."""
+    heads = torch.tensor([[0.2, 0.0, 0.0, 0.3], [0.0, 0.0, 0.0, 0.3], [0.0, 0.0, 0.0, 0.1], [-1.5, 0.0, 0.0, 0.2]])
+    draws = heads[:, 0] + 0.5 * heads[:, 3] * torch.randn(400_000, 4, generator=torch.Generator().manual_seed(0))
+    loss = Guide(delta_g_h=-0.1, caution=0.5).loss(heads)
+    torch.testing.assert_close(loss, (draws + 0.1).abs().mean(0), atol=1e-3, rtol=0)
+    loss = Guide(caution=1.0).loss(heads)
+    assert loss[2] < loss[1] < loss[0] < loss[3]
+    exact = torch.zeros(1, 4, requires_grad=True)
+    gradient = torch.autograd.grad(Guide(caution=0.0).loss(exact).sum(), exact)[0]
+    assert torch.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("start, steps", [(1000, 60), (500, 60)])
@@ -441,7 +455,7 @@ def test_the_gradient_is_capped_and_keeps_its_direction():
         plane, z, free = sampler._gradient(x, lattice, torch.full((4,), 0.5))
         assert plane.shape == (4, 3, 2) and z.shape == (4, 3) and free.shape == (4, 3)
         for value in (plane.norm(dim=-1), z, free):
-            assert value.abs().max() <= eta * GRADIENT_CAP * (1 + 1e-5)
+            assert value.abs().max() <= eta * Guide().cap * (1 + 1e-5)
         if factor < 1:
             np.testing.assert_allclose(z, [[eta * factor, -2 * eta * factor, 0]] * 4, rtol=1e-3)
             np.testing.assert_allclose(plane[:, 0], [[3 * eta * factor, 4 * eta * factor]] * 4, rtol=1e-3)

@@ -21,7 +21,7 @@ from torch_geometric.data import InMemoryDataset
 import optimization
 import structure_generator
 from data.prototypes import PROTOTYPES
-from models.graphs import layer_graph, layers_of
+from models.graphs import layer_graph
 from models.layer import VACUUM
 from models.templates import substitute
 
@@ -208,9 +208,9 @@ class OneAtATime:
 @pytest.mark.parametrize("tau, expected", [(0.1, {"B"}), (1e6, {"B", "Al", "Ga"})])
 def test_of_several_proposals_one_is_drawn_by_its_loss(tau, expected):
     """Cold: the lowest L_target wins; hot: each as likely as the others."""
-    batch = [("honeycomb", ATOMS["honeycomb-A"])] * 60
+    batch = [[(f"honeycomb {k}", ATOMS["honeycomb-A"])] for k in range(60)]  # names of their own: none is passed over
     args = argparse.Namespace(proposals=3, temperature=1.0, tau=tau, device="cpu")
-    found = structure_generator.propose(batch, layers_of([atoms for _, atoms in batch]), OneAtATime(["Al", "B", "Ga"]), 0, args)
+    found = [atoms for _, atoms in structure_generator.propose(batch, OneAtATime(["Al", "B", "Ga"]), 0, args)]
     counts = Counter(atoms.symbols[0] for atoms in found)
     assert set(counts) == expected and min(counts.values()) >= 60 / len(expected) / 2
     bonds = {atoms.symbols[0]: ase.geometry.get_distances(atoms.positions, cell=atoms.cell, pbc=atoms.pbc)[1][0, 1] for atoms in found}
@@ -219,6 +219,18 @@ def test_of_several_proposals_one_is_drawn_by_its_loss(tau, expected):
         own = ATOMS["honeycomb-A"]
         before = ase.geometry.get_distances(own.positions, cell=own.cell, pbc=own.pbc)[1][0, 1]
         assert bond / before == pytest.approx(radius / ase.data.covalent_radii[own.numbers[0]], abs=1e-3)
+
+
+def test_no_template_gets_the_same_elements_twice_while_others_are_left():
+    args = argparse.Namespace(proposals=3, temperature=1.0, tau=0.1, device="cpu")
+    choose = lambda count, taken: [  # noqa: E731
+        atoms.symbols[0]
+        for _, atoms in structure_generator.propose(
+            [[("honeycomb", ATOMS["honeycomb-A"])]] * count, OneAtATime(["Al", "B", "Ga"]), 0, args, taken
+        )
+    ]
+    assert choose(4, ()) == ["B", "Al", "Ga", "B"]  # by L_target, and from the best again when none is left
+    assert choose(2, {("honeycomb", "B")}) == ["Al", "Ga"] and choose(1, {("other", "B")}) == ["B"]
 
 
 def assert_same_files(a, b):
@@ -245,6 +257,23 @@ def test_keep_writes_the_best_by_the_heads_and_lists_all(data, trained, tmp_path
     assert len(rows) > 1 and [row["kept"] for row in rows].count("True") == 1
     (written,) = tmp_path.glob("*.cif")
     assert written.stem == min(rows, key=loss)["material_id"] == next(row["material_id"] for row in rows if row["kept"] == "True")
+
+
+def test_refine_relaxes_into_a_folder_of_its_own(data, trained, tmp_path, generate_here, capsys):
+    """What fails is named, the heads judge before and after, and the unrefined CIFs stay as they were."""
+    flags = ("--checkpoint", trained[0] / "m.pth", "--gradient-scale", 0, "--cfg-scale", 0, "--proposals", 1)
+    generate_here(data, tmp_path / "plain", *flags)
+    generate_here(data, tmp_path / "refined", *flags, "--refine", "--potential", "layers:anything", "--jobs", 1)
+    assert_same_files(tmp_path / "plain", tmp_path / "refined")
+    refined = sorted(path.stem for path in (tmp_path / "refined/refined").glob("*.cif"))
+    text = capsys.readouterr().out
+    assert refined and f"{len(refined)} of 4 structures refined" in text and text.count("not refined: gen_") == 4 - len(refined)
+    rows = {row["material_id"]: row for row in csv.DictReader((tmp_path / "refined/refined/refined.csv").open())}
+    drawn = {row["material_id"]: row for row in csv.DictReader((tmp_path / "refined/generated.csv").open())}
+    assert sorted(rows) == refined
+    for name, row in rows.items():
+        assert float(row["head_e_hull_eV_per_atom"]) == pytest.approx(float(drawn[name]["head_e_hull_eV_per_atom"]), abs=2e-3)
+        assert float(row["rmsd_relaxed_A"]) >= 0 and math.isfinite(float(row["head_delta_g_h_eV_refined"]))
 
 
 def test_errors_name_what_is_wrong(data, tmp_path, generate_here):

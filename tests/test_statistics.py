@@ -8,9 +8,22 @@ import numpy as np
 import pytest
 from scipy.stats import norm, permutation_test
 
-from geo_utils import COLUMNS, read_rows
+from geo_utils import COLUMNS
+from models.cli import read_rows
 from models.shortlist import agreement, candidate_class, oracle_error, p_active, rank, rank_into, within
-from models.statistics import aggregate, compare, difference, flat, interval, permutation_p, sensitivity, table
+from models.statistics import (
+    aggregate,
+    compare,
+    difference,
+    effective_number,
+    flat,
+    interval,
+    pareto_front,
+    permutation_p,
+    rate_ratio,
+    sensitivity,
+    table,
+)
 
 
 def row(**values):
@@ -129,6 +142,30 @@ def test_sensitivity_moves_the_energies():
     assert [found[shift]["hit_rate_0.2eV"]["value"] for shift in ("-0.05 eV", "+0.00 eV", "+0.05 eV")] == [0.4, 0.2, 0.2]
 
 
+def test_rate_ratio_covers_the_true_ratio():
+    """Nineteen times in twenty, and half a hit stands for none."""
+    rng = np.random.default_rng(0)
+    hits = lambda rate: rng.random(300) < rate  # noqa: E731
+    found = [rate_ratio(hits(0.24), hits(0.06))["ci95"] for _ in range(1500)]
+    assert np.mean([low <= 4 <= high for low, high in found]) == pytest.approx(0.95, abs=0.02)
+    none = rate_ratio(np.arange(10) < 5, np.zeros(20))
+    assert none["value"] == pytest.approx(0.5 / (0.5 / 20)) and none["ci95"][0] < none["value"] < none["ci95"][1]
+
+
+def test_effective_number_counts_kinds_by_their_share():
+    assert effective_number(list("abcd") * 3) == pytest.approx(4)
+    assert 1 < effective_number(["a"] * 99 + ["b"]) < 1.1
+
+
+def test_pareto_front_by_comparing_every_pair():
+    costs = np.random.default_rng(1).integers(0, 6, (60, 3)).astype(float)
+    costs[7, 1] = math.nan
+    beaten = lambda i: any(all(costs[j] <= costs[i]) and any(costs[j] < costs[i]) for j in range(60))  # noqa: E731
+    expected = [not np.isnan(costs[i]).any() and not beaten(i) for i in range(60)]
+    assert pareto_front(costs).tolist() == expected and 1 <= sum(expected) < 60
+    assert pareto_front(np.array([[1.0, 2], [1, 2], [2, 1], [2, 2]])).tolist() == [True, True, True, False]
+
+
 # --- candidates ------------------------------------------------------------------------------------------------------
 
 
@@ -168,6 +205,9 @@ def test_ranking_puts_class_before_probability_and_stability_last():
     assert [r["rank"] for r in rank(rows)] == [1, 2, 3, 4, 5, 6]
     assert [candidate_class(r) for r in rank(rows)] == [1, 1, 1, 2, 3, 3]
     assert rows[-1]["rank"] == rows[-1]["p_active"] == rows[-2]["rank"] == ""
+    assert not any(r["pareto"] for r in rows)  # without P_synth there is no front
+    rank_into(rows := [r | {"p_synth": 0.9 if r["material_id"] == "far" else 0.5} for r in rows], 0.5)
+    assert {r["material_id"] for r in rows if r["pareto"]} == {"far", "known", "near, stabler"}
 
 
 def test_agreement_counts_those_with_both():

@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from geo_utils import write_rows  # noqa: E402
+from models.cli import write_rows  # noqa: E402
 from models.diffusion import LOSS_WEIGHTS, Diffusion, joint_loss  # noqa: E402
 from models.egnn import Denoised, DenoisingEGNN  # noqa: E402
 from models.figures import plt, save  # noqa: E402

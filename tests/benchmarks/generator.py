@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import structure_generator  # noqa: E402
-from geo_utils import read_rows, write_rows  # noqa: E402
+from models.cli import read_rows, write_rows  # noqa: E402
 from models.graphs import to_atoms  # noqa: E402
 from models.layer import NotALayer, extract_layer, reduced_formula  # noqa: E402
 from models.matching import MATCHER, Fingerprint  # noqa: E402
@@ -87,7 +87,8 @@ def guesses(method: str, truth, starts: list, model, diffusion, args, generator)
         level = DE_NOVO if method == "de novo" else []
         settings = structure_generator.build_parser().parse_args(["--formula", reduced_formula(truth), "--device", "cpu", *level])
         begin = [("", truth)] * TRIES if method == "de novo" else starts  # of the truth its atoms are given, not their places
-        drawn = structure_generator.diffuse(begin, Sampler(model, diffusion, Guide(), generator, settings.noise_scale), settings)
+        sampler = Sampler(model, diffusion, Guide(), generator, settings.noise_scale)
+        _, drawn = structure_generator.diffuse([[start] for start in begin], sampler, settings)
         layers = [structure_generator.presentable(atoms, settings.symprec) for atoms in to_atoms(drawn)]
     return layers, structure_generator.head_properties(model, layers, "cpu")[:, 1].tolist()
 
