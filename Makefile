@@ -1,7 +1,8 @@
 # make run: install and run the five stages; make test: install and test; make retrain: stages 1-3 from the embedded data;
 # make dimenet: the ensemble of stage 1, with HOSTS=DIR of further hosts (data/build.py --hosts); make nulls: unguided, reseeded, filtered
 # and real held-out sets beside the run's; make gates: the confusion table of the 2D gate;
-# make benchmark-generator: what the generator draws beside its null and its ceiling, DB=c2db.db for real layers.
+# make benchmark-generator: what the generator draws beside its null and its ceiling, DB=c2db.db for real layers;
+# make study: guidance against its nulls.
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS := 1
@@ -11,14 +12,15 @@ RETRAINED := models/weights/embedded
 LAYERS := data/processed_layers
 HOSTS ?=
 RIGID := $(foreach folder,data $(HOSTS),$(foreach split,train val test,$(folder)/her2d_h_$(split).lmdb))
-RELAXED := $(foreach split,train val test,data/her2d_h_relaxed_$(split).lmdb)
+GENERATED := $(foreach split,train val test,data/her2d_h_generated_$(split).lmdb)
+RELAXED = $(foreach split,train val test,data/her2d_h_relaxed_$(split).lmdb) $(GENERATED)
 SEEDS := 0 1 2
 DIMENET := $(RETRAINED)
 MEMBERS = $(DIMENET)/members
 ADAPT := --epochs 12 --lr 5e-4
 NUM ?= 24
 
-.PHONY: run test retrain dimenet install data nulls benchmark-generator gates lint
+.PHONY: run test retrain dimenet install data nulls benchmark-generator study gates lint
 
 install: .venv/installed
 .venv/installed: requirements.txt requirements-dev.txt
@@ -46,7 +48,7 @@ run: install
 
 retrain: install
 	@echo "[1/3] pretrain_dimenet.py"
-	$(MAKE) dimenet DIMENET=$(RETRAINED)
+	$(MAKE) dimenet DIMENET=$(RETRAINED) GENERATED=
 	@echo "[2/3] material_dataset.py"
 	$(BIN)/python material_dataset.py --db data/her2d.db --dimenet $(RETRAINED)/dimenet.pt --out $(RETRAINED)/layers --synthesis-out $(RETRAINED)/synthesis.pt
 	@echo "[3/3] optimization.py"
@@ -75,6 +77,9 @@ results_external/%_scores/metrics.csv:
 DB ?= data/her2d.db
 benchmark-generator: install
 	$(BIN)/python tests/benchmarks/generator.py --db $(DB) --out results/benchmark_generator
+
+study: install
+	$(BIN)/python tests/benchmarks/guidance.py --out results/study
 
 gates: install
 	$(BIN)/python -m models.gates

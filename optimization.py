@@ -105,7 +105,7 @@ def build_parser():
     optimisation.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights")
     optimisation.add_argument("--drop", type=float, default=0.15, help="probability that a condition is dropped")
     optimisation.add_argument("--init", type=Path, help="start from the weights of this checkpoint")
-    optimisation.add_argument("--train-only", default="", metavar="NAME", help="train only parameters so named, e.g. uncertainty")
+    optimisation.add_argument("--train-only", nargs="*", default=[], metavar="NAME", help="train these parts alone, e.g. heads uncertainty")
     for name, value in LOSS_WEIGHTS.items():
         flag = f"--weight-{name.replace('_', '-')}"
         optimisation.add_argument(flag, type=float, default=value, help=f"weight of the {name} term")
@@ -134,8 +134,10 @@ def main():
         saved = torch.load(args.init, map_location=args.device, weights_only=True)
         model.load_state_dict(saved["model"])
         diffusion.load_state_dict(saved["diffusion"])
+    if missing := set(args.train_only) - {name for name, _ in model.named_children()}:
+        raise SystemExit(f"--train-only {' '.join(missing)}: the model has {', '.join(name for name, _ in model.named_children())}")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(args.train_only))
+        parameter.requires_grad_(not args.train_only or name.split(".")[0] in args.train_only)
     ema = deepcopy(model).requires_grad_(False)
     print(f"{len(train)} training and {len(val)} validation graphs, {sum(p.numel() for p in model.parameters())} parameters")
 

@@ -5,6 +5,7 @@
 
 import argparse
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from models.templates import Templates, by_substitution, spread, substitute
 from models.workers import RELAXATION, computed, relax_one
 
 HEADS = ["head_delta_g_h_eV", "head_e_hull_eV_per_atom", "head_p_synth", "head_delta_g_h_std_eV"]
-COLUMNS = ["material_id", "formula", "template", "layer_group", *HEADS, "pareto", "kept", "network_calls"]
+COLUMNS = ["material_id", "formula", "template", "layer_group", *HEADS, "pareto", "kept", "nfe", "seconds"]
 AFTER = {"out", "resume", "threads", "device", "keep", "refine", "potential", "potential_checkpoint", "jobs"}  # change no structure
 UNSURE = 0.5  # eV of the members' spread beyond which ΔG_H is said to be a guess
 
@@ -143,28 +144,32 @@ def head_properties(model, structures, device):
 def guide_of(args) -> Guide:
     """What the flags ask to steer towards."""
     return Guide(
-        args.cfg_scale, args.gradient_scale, args.target_delta_g, args.max_e_hull, args.synthesizable, args.weight_e_hull, args.caution,
-        args.gradient_cap,
+        cfg_scale=args.cfg_scale, gradient_scale=args.gradient_scale, delta_g_h=args.target_delta_g, e_hull=args.max_e_hull,
+        synthesizable=args.synthesizable, weight_e_hull=args.weight_e_hull, uncertainty_weight=args.uncertainty_weight,
+        cap=args.gradient_cap,
     )  # fmt: skip
 
 
 def generate(batch, first: int, model, diffusion, templates, args, taken=()) -> list[dict]:
-    """{"atoms", "template", "heads", "calls"} of a batch's structures; seeded by the batch, so that an interruption changes nothing."""
+    """{"atoms", "template", "heads", "nfe", "seconds"} of a batch; seeded by the batch, so that an interruption changes nothing.
+
+    nfe and seconds (of one core) are a structure's share of the batch's.
+    """
+    begin = time.process_time()
     if model is None:
         random = args.method == "random"
         rng = np.random.default_rng([args.seed, first])
         structures = list(random_null(batch, templates, rng) if random else (atoms for ((_, atoms),) in batch))
-        names, heads, calls = [name for ((name, _),) in batch], [[""] * len(HEADS)] * len(batch), 0
+        names, heads, nfe = [name for ((name, _),) in batch], [[""] * len(HEADS)] * len(batch), 0
     else:
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + first)
         sampler = Sampler(model, diffusion, guide_of(args), generator, args.noise_scale, args.corrector)
         names, layers = diffuse(batch, sampler, args, taken)
         structures = [presentable(atoms, args.symprec) for atoms in to_atoms(layers.to("cpu"))]
         heads = [[f"{x:.4f}" for x in row] for row in head_properties(model, structures, args.device).tolist()]
-        calls = round(sampler.calls / len(batch))
-    return [
-        {"atoms": pack_atoms(atoms), "template": name, "heads": head, "calls": calls} for atoms, name, head in zip(structures, names, heads)
-    ]
+        nfe = round(sampler.nfe / len(batch))
+    cost = {"nfe": nfe, "seconds": round((time.process_time() - begin) / len(batch), 3)}
+    return [{"atoms": pack_atoms(atoms), "template": name, "heads": head} | cost for atoms, name, head in zip(structures, names, heads)]
 
 
 def opinions(found: list[dict]) -> np.ndarray:
@@ -196,12 +201,12 @@ def write_cifs(found: list[dict], kept: set[int], guide: Guide, out: Path) -> di
     for stale in out.glob("gen_*.cif"):
         stale.unlink()
     rows, heads, structures = [], opinions(found), {}
-    front = pareto_front(np.column_stack([abs(heads[:, 0] - guide.delta_g_h), heads[:, 1], -heads[:, 2]]))
+    front = pareto_front(np.column_stack([abs(heads[:, 0] - guide.delta_g_h), np.maximum(heads[:, 1], 0), -heads[:, 2]]))
     for k, row in enumerate(found):
         atoms = unpack_atoms(row["atoms"])
         formula = reduced_formula(atoms)
         identity = f"gen_{k:04d}_{atoms.get_chemical_formula(empirical=True)}"  # no brackets in a file's name
-        values = [identity, formula, row["template"], layer_group(atoms), *row["heads"], front[k], k in kept, row["calls"]]
+        values = [identity, formula, row["template"], layer_group(atoms), *row["heads"], front[k], k in kept, row["nfe"], row["seconds"]]
         rows.append(dict(zip(COLUMNS, values)))
         if k in kept:
             structures[identity] = atoms
@@ -248,7 +253,7 @@ def build_parser():
     data.add_argument("--template", help="only templates of this prototype")
     data.add_argument("--num-atoms", type=int, help="only templates with so many atoms")
     data.add_argument("--num", type=int, default=32, help="structures to make")
-    data.add_argument("--keep", type=int, default=0, help="write the CIFs of so many only, lowest L_target by the heads; 0 for all")
+    data.add_argument("--keep", type=int, default=0, help="write the CIFs of so many only: lowest L_target, no recipe twice; 0 for all")
     model = parser.add_argument_group("model")
     model.add_argument("--method", choices=("diffusion", "random", "substitution", "held-out"), default="diffusion",
                        help="without a model: random elements in a random template, or related ones in the nearest (two nulls); or "
@@ -268,7 +273,7 @@ def build_parser():
     guide.add_argument("--target-delta-g", type=float, default=0.0, help="ΔG_H to aim at, eV")
     guide.add_argument("--max-e-hull", type=float, default=0.0, help="E_hull to stay below, eV/atom")
     guide.add_argument("--weight-e-hull", type=float, default=1.0, help="weight of E_hull above that beside |ΔG_H − target|")
-    guide.add_argument("--caution", type=float, default=0.0,
+    guide.add_argument("--uncertainty-weight", type=float, default=0.0,
                        help="L_target averages |ΔG_H − target| over so many spreads of DimeNet++'s members; 0: none")  # fmt: skip
     guide.add_argument("--gradient-cap", type=float, default=1.0, help="largest norm of ∇L_target, eV/Å")
     guide.add_argument("--synthesizable", action=argparse.BooleanOptionalAction, default=True, help="ask for layers that can be made")

@@ -179,8 +179,8 @@ def build_parser():
     parser.add_argument("--potential", default="sevennet", help="potential that makes the data (models/potentials.py)")
     parser.add_argument("--out", type=Path, default=HERE, help="where the shards and the packed files go")
     parser.add_argument("--hosts", type=Path, help="folder of stage 2 whose layers take hydrogen in the place of the own ones")
-    parser.add_argument("--evaluated", type=Path, nargs="*", default=[],
-                        help="folders of test.py or evaluate_external.py whose oracle's ΔE_H are packed as relaxed level")  # fmt: skip
+    parser.add_argument("--evaluated", type=Path, nargs="*", metavar="ADSORBED.jsonl",
+                        help="only pack what the oracle said of scored sets (test.py) into her2d_h_generated_*.lmdb")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, one thread each")
     parser.add_argument("--limit", type=int, default=0, help="only the first so many items of each level, 0 for all")
     parser.add_argument("--hours", type=float, default=1e6, help="start no new item of a level after this time")
@@ -189,6 +189,10 @@ def build_parser():
 
 def main():
     args = build_parser().parse_args()
+    if args.evaluated:
+        from data.pack import pack_evaluated
+
+        return pack_evaluated(args.evaluated, args.out)
     claim(args.out / "shards" / "potential.txt", args.potential)
     shards = {name: Shard(args.out / "shards" / f"{name}.jsonl") for name in LEVELS}
     for name, (task, items_of) in LEVELS.items():
@@ -200,11 +204,8 @@ def main():
             if lost:
                 print(f"{name}: {len(lost)} items lost ({next(iter(lost.values()))}); start the builder again")
     if "pack" in args.levels:
-        from data.pack import evaluated_rows, pack
+        from data.pack import pack
 
-        for row in (row for folder in args.evaluated for row in evaluated_rows(folder)):
-            if row["key"] not in shards["relaxed"].rows:
-                shards["relaxed"].append(row["key"], row)
         pack(shards, args.out, args.potential)
 
 

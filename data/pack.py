@@ -146,26 +146,33 @@ def adsorption_records(row, sid: int):
     return records, dropped
 
 
-def evaluated_rows(folder: Path) -> list[dict]:
-    """What the oracle said of a set that test.py or evaluate_external.py scored, as rows of the relaxed level: the best site of each layer.
+def evaluated_rows(path: Path) -> list[dict]:
+    """What the oracle said of a set, as rows of the relaxed level: the best site of each layer.
 
-    Where H started is the site of the same kind and face that its pose is nearest to.
+    Args:
+        path: adsorbed.jsonl, which test.py and evaluate_external.py leave. Where H started is the site of the same kind and face that
+            its pose is nearest to.
     """
-    read = lambda name: {row["key"].split(":")[0]: row for row in Shard(folder / f"{name}.jsonl").rows.values()}  # noqa: E731
-    layers, correction = read("relaxed"), json.loads((folder / "config.json").read_text())["correction"]
     rows = []
-    for name, result in read("adsorbed").items():
+    for result in Shard(path).rows.values():
         if result["pose"] is None:
             continue
-        layer, pose = unpack_atoms(layers[name]["relaxed"]), unpack_atoms(result["pose"])
+        layer, pose = unpack_atoms(result["layer"]), unpack_atoms(result["pose"])
         starts = [(site, roomy(with_hydrogen(layer, site))) for site in adsorption_sites(layer) if site.label == result["row"]["h_site"]]
         apart = lambda start: find_mic(start[1].positions[-1] - pose.positions[-1], pose.cell, pose.pbc)[1]  # noqa: E731
         site, start = min(starts, key=apart)
+        delta_e = result["row"]["delta_g_h_oracle_eV"] - result["correction"]
         found = {"kind": site.kind, "face": site.face, "start": start.positions[-1].tolist(), "end": pose.positions.tolist(),
-                 "delta_e": result["row"]["delta_g_h_oracle_eV"] - correction, "converged": True, "flag": ""}  # fmt: skip
-        key = f"evaluated {layer.get_chemical_formula()} {layer_group(layer)}"  # what two sets both hold counts once
+                 "delta_e": delta_e, "converged": True, "flag": ""}  # fmt: skip
+        key = f"{layer.get_chemical_formula()} {layer_group(layer)} {delta_e:.2f} eV"  # what two sets both hold counts once
         rows.append({"key": key, "reason": "", "slab": pack_atoms(start[:-1]), "host": pack_atoms(layer), "sites": [found]})
     return rows
+
+
+def pack_evaluated(paths: list[Path], out: Path) -> None:
+    """her2d_h_generated_{train,val,test}.lmdb of what the oracle said of several sets."""
+    rows = {row["key"]: row for path in paths for row in evaluated_rows(path)}
+    print(json.dumps(pack_adsorption([rows[key] for key in sorted(rows)], out, "her2d_h_generated"), indent=1))
 
 
 def pack_adsorption(rows, out: Path, prefix: str) -> dict:

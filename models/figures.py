@@ -1,5 +1,6 @@
 """Every figure of the pipeline, drawn from tables alone."""
 
+import math
 import re
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def parity(panels: dict, xlabel: str, ylabel: str, path: Path):
 COLOURS = plt.get_cmap("tab10").colors
 ACTIVE, STABLE = 0.2, 0.1  # eV of |ΔG_H| and eV/atom of E_hull: a hit
 FRAME = {"e_hull": (-0.5, 1.0), "delta_g_h": (-2.0, 2.5)}  # eV/atom, eV; what lies beyond is drawn at the edge and counted
+ACROSS = 10  # structures side by side
 WINDOW = 11.0  # Å that a view of a layer is wide and high
 LABELS = {
     "two_d_rate": "two-dimensional crystal", "valid_rate": "valid: distances and SMACT", "stable_rate": "stable, E_hull < 0.1 eV/atom",
@@ -233,20 +235,22 @@ def generated_structures(rows, relaxed: dict, poses: dict, path: Path, count: in
     number = lambda row, name: float(row[name]) if row[name] not in ("", None) else float("inf")  # noqa: E731
     known = [row for row in rows if row["material_id"] in relaxed]
     best = sorted(known, key=lambda row: (number(row, "rank"), number(row, "e_hull_eV_per_atom")))[:count]
-    figure, axes = plt.subplots(2, max(len(best), 1), figsize=(2.1 * max(len(best), 3), 5.2), squeeze=False)
+    lines, across = max(1, math.ceil(len(best) / ACROSS)), min(max(len(best), 1), ACROSS)
+    figure, axes = plt.subplots(2 * lines, across, figsize=(2.1 * max(across, 3), 5.2 * lines), squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for k, row in enumerate(best):
+    for place, row in enumerate(best):
+        top, side = axes[2 * (place // ACROSS) : 2 * (place // ACROSS) + 2, place % ACROSS]
         atoms = poses.get(row["material_id"], relaxed[row["material_id"]])
         if row["h_site"].endswith("bottom"):
             atoms = flipped(atoms)  # so that H is on top
-        draw_layer(axes[0, k], atoms, 0, 1)
-        draw_layer(axes[1, k], atoms, 0, 2)
+        draw_layer(top, atoms, 0, 1)
+        draw_layer(side, atoms, 0, 2)
         delta_g, e_hull = number(row, "delta_g_h_oracle_eV"), number(row, "e_hull_eV_per_atom")
         energies = [f"ΔG$_H$ {delta_g:+.2f} eV" if np.isfinite(delta_g) else "H does not stay",
                     f"E$_{{hull}}$ {e_hull:+.2f} eV/atom" if np.isfinite(e_hull) else "no E$_{hull}$"]  # fmt: skip
-        axes[0, k].set_title("\n".join([subscripts(row["formula"]), row["layer_group"], *energies]), fontsize=8.5)
+        top.set_title("\n".join([subscripts(row["formula"]), row["layer_group"], *energies]), fontsize=8.5)
     title = f"best ranked first, relaxed, {WINDOW:g} Å wide, top and side; H (red rim) where the oracle puts it"
-    figure.suptitle(title if best else "no structure of this set is a 2D crystal", y=1.03, fontsize=10)
+    figure.suptitle(title if best else "no structure of this set is a 2D crystal", y=1 + 0.03 / lines, fontsize=10)
     figure.tight_layout()
     save(figure, path)

@@ -1,7 +1,8 @@
 """Gradient-guided Langevin sampling of layers.
 
 z and the lattice follow the mission's update literally,
-    x_{t−1} = 1/√α_t (x_t − (1−α_t)/√(1−ᾱ_t) ε_θ) − η σ_t² ∇L_target + σ_t ζ ,  L_target = |ΔG_H − target| + max(0, E_hull − bound),
+    x_{t−1} = 1/√α_t (x_t − (1−α_t)/√(1−ᾱ_t) ε_θ) − η σ_t² ∇L_target + σ_t ζ ,  L_target = E|ΔG_H − target| + w max(0, E_hull − bound),
+the expectation being over how far the members of DimeNet++ are apart;
 in-plane coordinates its variance-exploding form on the torus; masked slot elements are revealed on the way.
 """
 
@@ -27,7 +28,7 @@ class Guide:
         e_hull: bound of E_hull, eV/atom.
         synthesizable: whether to condition on P_synth = 1.
         weight_e_hull: weight of max(0, E_hull − bound) beside |ΔG_H − target|.
-        caution: factor on the standard deviation that |ΔG_H − target| is averaged over; 0 takes the prediction at its word.
+        uncertainty_weight: factor on the standard deviation that |ΔG_H − target| is averaged over; 0 takes the prediction at its word.
         cap: largest norm of ∇L_target, per atom in the plane and in z (eV/Å), per component of the lattice (eV).
     """
 
@@ -37,7 +38,7 @@ class Guide:
     e_hull: float = 0.0
     synthesizable: bool = True
     weight_e_hull: float = 1.0
-    caution: float = 0.0
+    uncertainty_weight: float = 0.0
     cap: float = 1.0
 
     def conditions(self, count: int, device) -> torch.Tensor:
@@ -48,7 +49,7 @@ class Guide:
     def loss(self, properties: torch.Tensor) -> torch.Tensor:
         """L_target [B] (eV) of predicted properties [B, 4]: the |ΔG_H − target| to expect, and what E_hull lies above its bound."""
         above = (properties[:, 1] - self.e_hull).clamp(min=0)
-        return expected_distance(properties[:, 0] - self.delta_g_h, self.caution * properties[:, 3]) + self.weight_e_hull * above
+        return expected_distance(properties[:, 0] - self.delta_g_h, self.uncertainty_weight * properties[:, 3]) + self.weight_e_hull * above
 
 
 def expected_distance(mean, std):
@@ -74,14 +75,14 @@ class Sampler:
         corrector: Langevin steps at the noise level that each update ends on (Song et al. 2021, arXiv:2011.13456).
 
     Attributes:
-        calls: evaluations of the network so far, a structure each; a gradient counts as three.
+        nfe: function evaluations so far: of the network or its heads, a structure each; a gradient counts as three.
     """
 
     def __init__(
         self, model: DenoisingEGNN, diffusion: Diffusion, guide: Guide, generator: torch.Generator, noise_scale=1.0, corrector=0
     ):
         self.model, self.diffusion, self.guide, self.generator = model, diffusion, guide, generator
-        self.noise_scale, self.corrector, self.calls = noise_scale, corrector, 0
+        self.noise_scale, self.corrector, self.nfe = noise_scale, corrector, 0
 
     def normal(self, like):
         return torch.randn(like.shape, generator=self.generator).to(like)
@@ -103,7 +104,7 @@ class Sampler:
     @torch.no_grad()
     def target_loss(self, layers: Layers) -> torch.Tensor:
         """L_target [B] (eV) of finished structures, by the heads at t = 0."""
-        self.calls += len(layers)
+        self.nfe += len(layers)
         return self.guide.loss(self.model.properties(layers, layers.z.new_zeros(len(layers))))
 
     @torch.no_grad()
@@ -178,7 +179,7 @@ class Sampler:
     def _denoise(self, layers, time, lattice):
         """ε_∅ + s (ε_c − ε_∅) on every channel; the unconditional call alone where s = 0."""
         scale = self.guide.cfg_scale
-        self.calls += len(layers) * (1 if scale in (0, 1) else 2)
+        self.nfe += len(layers) * (1 if scale in (0, 1) else 2)
         if scale == 0:
             return self.model(layers, time, lattice, None, properties=False)
         out = self.model(layers, time, lattice, self.guide.conditions(len(layers), layers.z.device), properties=False)
@@ -200,7 +201,7 @@ class Sampler:
             frac = layers.frac_coords + shift @ torch.linalg.inv(layers.cell)
             properties = self.model.properties(layers.replace(frac_coords=frac, z=z, cell=cell), time)
             gradients = torch.autograd.grad(self.guide.loss(properties).sum(), (shift, z, free))
-        self.calls += 3 * len(layers)
+        self.nfe += 3 * len(layers)
         return [self.guide.gradient_scale * capped(gradient, self.guide.cap) for gradient in gradients]
 
     def _reveal(self, layers: Layers, logits, share):

@@ -51,9 +51,8 @@ def is_sun(row: dict) -> bool:
 
 def pareto_front(costs: np.ndarray) -> np.ndarray:
     """Which rows of [n, k] no other row beats or equals in every cost, and beats in one; never a row with a NaN."""
-    known = ~np.isnan(costs).any(1)
-    lower = (costs[None] <= costs[:, None]).all(2) & (costs[None] < costs[:, None]).any(2)  # [i, j]: j beats i
-    return known & ~lower.any(1)
+    beaten = [((costs <= row).all(1) & (costs < row).any(1)).any() for row in costs]
+    return ~np.isnan(costs).any(1) & ~np.array(beaten, bool)
 
 
 def metric_samples(rows: list[dict]) -> dict[str, np.ndarray]:
@@ -124,11 +123,17 @@ def difference(own: dict, other: dict) -> list[float]:
 
 
 def rate_ratio(own: np.ndarray, other: np.ndarray) -> dict:
-    """Ratio of two rates of independent sets with its 95 % interval on the log (Katz et al. 1978); half a hit where there is none."""
+    """Ratio of two rates of independent sets with its 95 % interval on the log (Katz et al. 1978).
+
+    Where one has no hit its interval counts half a hit, and a ratio to none has no value.
+    """
+    if not (len(own) and len(other)):
+        return {"value": None, "ci95": [None, None], "n": len(own)}
     a, b = own.sum() or 0.5, other.sum() or 0.5
     width = 1.96 * math.sqrt(max(0.0, 1 / a - 1 / len(own) + 1 / b - 1 / len(other)))
     middle = (a / len(own)) / (b / len(other))
-    return {"value": middle, "ci95": [middle * math.exp(-width), middle * math.exp(width)], "n": len(own)}
+    value = own.mean() / other.mean() if other.sum() else None
+    return {"value": value, "ci95": [middle * math.exp(-width), middle * math.exp(width)], "n": len(own)}
 
 
 def effective_number(labels: list[str]) -> float:

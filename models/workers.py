@@ -4,6 +4,7 @@ Items are (material_id, ASE layer), results plain JSON. `settings` is a geo_util
 """
 
 import json
+import time
 
 import torch
 from ase import Atoms
@@ -53,9 +54,9 @@ def add_error(row: dict, text: str):
 
 
 def relax_one(item: tuple) -> dict:
-    """{"row", "relaxed"} of a structure as submitted, through the gates; whatever goes wrong ends up in the row's `error`."""
+    """{"row", "relaxed", "seconds"} of a structure as submitted, through the gates; whatever goes wrong ends up in the row's `error`."""
     _, atoms = item
-    result = {"row": {}, "relaxed": None}
+    begin, result = time.process_time(), {"row": {}, "relaxed": None, "seconds": 0.0}
     if isinstance(atoms, str):
         add_error(result["row"], atoms)
         return result
@@ -67,18 +68,18 @@ def relax_one(item: tuple) -> dict:
             result["relaxed"] = pack_atoms(_relax_into(result["row"], layer))
     except Exception as error:  # one bad structure costs one row
         add_error(result["row"], f"{type(error).__name__}: {error}")
-    return result
+    return result | {"seconds": round(time.process_time() - begin, 2)}
 
 
 def adsorb_one(item: tuple) -> dict:
-    """{"row", "pose"} of a relaxed layer: the oracle's columns and its best pose of H."""
+    """{"row", "layer", "pose", "correction", "seconds"} of a relaxed layer: the oracle's columns and its best pose of H."""
     _, atoms = item
-    result = {"row": {}, "pose": None}
+    begin, result = time.process_time(), {"row": {}, "layer": pack_atoms(atoms), "pose": None}
     try:
         result["pose"] = pack_atoms(_adsorb_into(result["row"], atoms))
     except Exception as error:
         add_error(result["row"], f"{type(error).__name__}: {error}")
-    return result
+    return result | {"correction": _worker["settings"].correction, "seconds": round(time.process_time() - begin, 2)}
 
 
 def _relax_into(row: dict, layer: Atoms) -> Atoms:

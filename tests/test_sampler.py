@@ -337,16 +337,16 @@ def test_target_loss_by_hand():
     torch.testing.assert_close(Guide(delta_g_h=0.1, e_hull=0.05, weight_e_hull=3).loss(heads), torch.tensor([0.3 + 3 * 0.2, 0.3]))
 
 
-def test_caution_averages_the_distance_over_the_spread():
+def test_the_uncertainty_averages_the_distance_over_the_spread():
     """Against draws; and of two layers predicted at the target the one that the members agree on is the better."""
     heads = torch.tensor([[0.2, 0.0, 0.0, 0.3], [0.0, 0.0, 0.0, 0.3], [0.0, 0.0, 0.0, 0.1], [-1.5, 0.0, 0.0, 0.2]])
     draws = heads[:, 0] + 0.5 * heads[:, 3] * torch.randn(400_000, 4, generator=torch.Generator().manual_seed(0))
-    loss = Guide(delta_g_h=-0.1, caution=0.5).loss(heads)
+    loss = Guide(delta_g_h=-0.1, uncertainty_weight=0.5).loss(heads)
     torch.testing.assert_close(loss, (draws + 0.1).abs().mean(0), atol=1e-3, rtol=0)
-    loss = Guide(caution=1.0).loss(heads)
+    loss = Guide(uncertainty_weight=1.0).loss(heads)
     assert loss[2] < loss[1] < loss[0] < loss[3]
     exact = torch.zeros(1, 4, requires_grad=True)
-    gradient = torch.autograd.grad(Guide(caution=0.0).loss(exact).sum(), exact)[0]
+    gradient = torch.autograd.grad(Guide(uncertainty_weight=0.0).loss(exact).sum(), exact)[0]
     assert torch.isfinite(gradient).all()
 
 
@@ -511,6 +511,17 @@ def test_slots_are_revealed_evenly_in_time_and_then_left_alone():
         assert torch.equal(x.atomic_numbers[shown], before.atomic_numbers[shown])
         if s in (750, 500, 250):  # the share still hidden is s / T
             assert (x.atomic_numbers[1:, 0] == MASK).float().mean().item() == pytest.approx(s / 1000, abs=0.1)
+
+
+def test_function_evaluations_are_counted(network):
+    """One an update, two with guidance to a condition at s ≠ 1, three more for a gradient, one for a look at L_target."""
+    d, layers = trained_scale(), layers_like(4)
+    for settings, each in (({}, 1), ({"cfg_scale": 1.0}, 1), ({"cfg_scale": 2.0}, 2), ({"cfg_scale": 2.0, "gradient_scale": 1.0}, 5)):
+        sampler = Sampler(network, d, Guide(**settings), seeded())
+        sampler.denoise(*sampler.prior(layers), 1000, 12)
+        assert sampler.nfe == 12 * each * 4
+    sampler.target_loss(layers)
+    assert sampler.nfe == (60 + 1) * 4
 
 
 def test_given_elements_are_never_changed():

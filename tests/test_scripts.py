@@ -221,6 +221,25 @@ def test_of_several_proposals_one_is_drawn_by_its_loss(tau, expected):
         assert bond / before == pytest.approx(radius / ase.data.covalent_radii[own.numbers[0]], abs=1e-3)
 
 
+def test_each_proposal_starts_from_a_template_of_its_own():
+    """As many as there are, then from the first again; the name goes with the choice, and so do the atoms."""
+    batch = [[("honeycomb", ATOMS["honeycomb-A"]), ("1T", ATOMS["CdI2-1T"])]] * 2
+    args = argparse.Namespace(proposals=3, temperature=1.0, tau=1e-3, device="cpu")
+    chosen = structure_generator.propose(batch, OneAtATime(["Al", "B", "Ga"]), 0, args)
+    assert [(name, atoms.get_chemical_formula()) for name, atoms in chosen] == [("1T", "B3"), ("honeycomb", "Al2")]
+
+
+def test_an_interrupted_guided_run_continues_to_the_same_structures(data, trained, tmp_path, generate_here):
+    """The second batch passes over what the first one took, also where that comes from the file."""
+    flags = ("--checkpoint", trained[0] / "m.pth", "--proposals", 3, "--templates", 3, "--batch-size", 2)
+    generate_here(data, tmp_path / "whole", *flags)
+    generate_here(data, tmp_path / "cut", *flags)
+    path = tmp_path / "cut/generated.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]) + '{"key": "half a li')
+    generate_here(data, tmp_path / "cut", *flags, "--resume")
+    assert_same_files(tmp_path / "whole", tmp_path / "cut")
+
+
 def test_no_template_gets_the_same_elements_twice_while_others_are_left():
     args = argparse.Namespace(proposals=3, temperature=1.0, tau=0.1, device="cpu")
     choose = lambda count, taken: [  # noqa: E731

@@ -9,9 +9,10 @@ default by its own ranking. What is done is not done again.
 
 import argparse
 import itertools
+import json
+import math
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +26,16 @@ from scipy.stats import binomtest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import structure_generator  # noqa: E402
-from geo_utils import COLUMNS, Evaluation, Settings, evaluate, read_cifs, second_into  # noqa: E402
-from models.cli import read_rows, write_rows  # noqa: E402
+from geo_utils import COLUMNS, Evaluation, Settings, evaluate, needed_files, read_cifs, second_into  # noqa: E402
+from models.cli import plain, read_rows, write_rows  # noqa: E402
 from models.figures import COLOURS, generated_structures, save  # noqa: E402
+from models.matching import Fingerprint, Register  # noqa: E402
 from models.potentials import load_potential  # noqa: E402
 from models.sampler import expected_distance  # noqa: E402
 from models.shards import Shard, file_hash, unpack_atoms  # noqa: E402
-from models.statistics import aggregate, cell, effective_number, metric_samples, rate_ratio, values  # noqa: E402
+from models.shortlist import DIMENET, DIMENET_STD  # noqa: E402
+from models.split import split_of  # noqa: E402
+from models.statistics import aggregate, cell, effective_number, interval, is_stable, metric_samples, rate_ratio, values  # noqa: E402
 from models.templates import Templates, best_assignment  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,142 +51,215 @@ def guide(cfg_scale=0, gradient_scale=0, proposals=1, **more) -> tuple[str, ...]
 
 @dataclass(frozen=True)
 class Arm:
-    """Flags of structure_generator.py; structures a seed in units of --num; what is added to the seed; of how many drawn one is kept."""
+    """A way of drawing structures.
+
+    Attributes:
+        flags: of structure_generator.py; the others are its defaults.
+        share: structures a seed in units of --num.
+        shift: added to the seed.
+        keep_one_of: of how many drawn one is kept by the heads.
+        paired: whether each structure starts from the template that the unguided one of the same number starts from.
+        oracle: whether the oracle judges it, or DimeNet++ alone.
+    """
 
     flags: tuple = ()
     share: float = 1.0
     shift: int = 0
     keep_one_of: int = 1
+    paired: bool = False
+    oracle: bool = True
 
 
+CHOICE = dict(cfg_scale=2, proposals=32, templates=32, tau=0.05, weight_e_hull=4, max_e_hull=0.05, uncertainty_weight=0.5)
 ARMS = {
-    RANDOM: Arm(("--method", "random")),
-    "substitution": Arm(("--method", "substitution")),
+    RANDOM: Arm(("--method", "random"), paired=True),
+    "substitution": Arm(("--method", "substitution"), 0.5),
     BASE: Arm(guide()),
     AGAIN: Arm(guide(), shift=100),
-    "gradient": Arm(guide(gradient_scale=30), 0.5),
-    "CFG": Arm(guide(cfg_scale=2), 0.5),
-    "gradient and CFG": Arm(guide(cfg_scale=2, gradient_scale=30), 0.5),
-    FILTER: Arm(guide(), keep_one_of=5),
+    "gradient": Arm(guide(gradient_scale=30), 0.5, paired=True),
+    "CFG": Arm(guide(cfg_scale=2), 0.5, paired=True),
+    "gradient and CFG": Arm(guide(cfg_scale=2, gradient_scale=30), 0.5, paired=True),
+    FILTER: Arm(guide(), keep_one_of=7),  # more calls of the network than the default takes
     "default": Arm(),
 }
-SWEEP = {}
-EXTRA = ["template", *structure_generator.HEADS, "network_calls"]  # of generated.csv
-DIMENET_COLUMNS = ("delta_g_h_dimenet_eV", "delta_g_h_dimenet_std_eV")
-HIT, CLOSE = "hit_rate_0.2eV", "hit_rate_0.1eV"
-METRICS = [HIT, CLOSE, "stable_rate", "two_d_rate", "valid_rate", "unique_rate", "novel_rate", "sun_rate", "mae_delta_g_h_dimenet_eV",
+SWEEP = {  # around one setting, with a seed of its own
+    "chosen": Arm(guide(**CHOICE)),
+    "uncertainty twice": Arm(guide(**CHOICE | dict(uncertainty_weight=1))),
+    "64 proposals": Arm(guide(**CHOICE | dict(proposals=64, templates=64))),
+    "elements only": Arm(guide(**CHOICE | dict(templates=1))),
+} | {  # gradient and CFG alone, judged by DimeNet++
+    **{f"η = {eta}": Arm(guide(gradient_scale=eta), oracle=False) for eta in (10, 100)},
+    **{f"s = {s}": Arm(guide(cfg_scale=s), oracle=False) for s in (1, 4)},
+}  # fmt: skip
+EXTRA = ["template", *structure_generator.HEADS, "nfe", "seconds"]  # of generated.csv
+HITS = HIT, CLOSE = "hit_rate_0.2eV", "hit_rate_0.1eV"
+JUDGED = (*HITS, "mae_delta_g_h_oracle_eV", "delta_g_h_gap_eV")  # by the oracle
+METRICS = [*HITS, "stable_rate", "two_d_rate", "valid_rate", "unique_rate", "novel_rate", "sun_rate", "mae_delta_g_h_dimenet_eV",
            "mae_delta_g_h_oracle_eV", "delta_g_h_gap_eV", "rmsd_relaxed_A"]  # fmt: skip
 TOP = 20
-TOP_COLUMNS = ["material_id", "formula", "template", "layer_group", "e_hull_eV_per_atom", "delta_g_h_oracle_eV", "h_site", *DIMENET_COLUMNS,
-               "head_delta_g_h_eV", "delta_g_h_second_eV", "h_flags", "second_h_flags", "p_synth", "novel", "nearest_known"]  # fmt: skip
+TOP_COLUMNS = ["material_id", "formula", "template", "layer_group", "e_hull_eV_per_atom", "delta_g_h_oracle_eV", "h_site",
+               DIMENET, DIMENET_STD, "head_delta_g_h_eV", "delta_g_h_second_eV", "h_flags", "second_h_flags", "p_synth", "novel",
+               "nearest_known"]  # fmt: skip
 
 
 # --- drawing and judging ------------------------------------------------------------------------------------------------
 
 
-def draw(name: str, arm: Arm, seed: int, args, times: Shard) -> tuple[Path, float]:
-    """Folder of the structures of one arm and seed, and the seconds that they took."""
+def unless_done(path: Path, key: str, work):
+    """Does `work` unless `path` says that it was done with the same key."""
+    if not path.is_file() or path.read_text() != key:
+        work()
+        path.write_text(key)
+
+
+def draw(name: str, arm: Arm, seed: int, args) -> Path:
+    """Folder with the structures of one arm and seed."""
     folder, count = args.out / name.replace(" ", "_").replace(",", "") / str(seed), round(arm.share * args.num)
-    command = [*arm.flags, "--num", str(count * arm.keep_one_of), "--seed", str(seed + arm.shift)]
-    command += ["--keep", str(count)] if arm.keep_one_of > 1 else []
-    key = f"draw {folder.parent.name} {' '.join(command)} {args.db} {file_hash(args.checkpoint)}"
-    if key not in times.rows:
-        start = time.time()
-        base = [sys.executable, ROOT / "structure_generator.py", "--db", args.db, "--checkpoint", args.checkpoint, "--resume"]
-        subprocess.run([*map(str, base), "--out", str(folder / "cifs"), *command], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-        times.append(key, {"seconds": time.time() - start})
-    return folder, times.rows[key]["seconds"]
-
-
-def judge(folder: Path, args, times: Shard) -> tuple[list[dict], float]:
-    """Rows of the evaluator with what the generator says of each, and the seconds that they took."""
-    settings = Settings(
-        oracle_for="stable", second_potential="none", shortlist=0, phonons=0, jobs=args.jobs, novelty_db=args.db, dimenet=args.dimenet
+    command = [*arm.flags, "--num", str(count * arm.keep_one_of), "--seed", str(seed + arm.shift), "--db", str(args.db)]
+    command += ["--checkpoint", str(args.checkpoint), "--keep", str(count if arm.keep_one_of > 1 else 0), "--out", str(folder / "cifs")]
+    resolved = plain(vars(structure_generator.build_parser().parse_args(command)))  # the defaults of today among them
+    key = f"{json.dumps(resolved)} {file_hash(args.checkpoint)} {file_hash(args.db)}"
+    run = lambda: subprocess.run(  # noqa: E731
+        [sys.executable, str(ROOT / "structure_generator.py"), *command, "--resume"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL
     )
-    table = folder / "cifs/generated.csv"
-    key = f"judge {folder.parent.name} {folder.name} {file_hash(table)} {file_hash(args.dimenet)}"
-    if key not in times.rows:
-        start, drawn = time.time(), {row["material_id"]: row for row in read_rows(table)}
+    unless_done(folder / "drawn.txt", key, run)
+    return folder
+
+
+def judge(folder: Path, arm: Arm, args) -> list[dict]:
+    """Rows of the evaluator with what the generator says of each structure; a process that died is an error, not a miss."""
+    settings = Settings(
+        oracle="relaxed" if arm.oracle else "none", oracle_for="stable", second_potential="none", shortlist=0, phonons=0, jobs=args.jobs,
+        novelty_db=args.db, dimenet=args.dimenet,
+    )  # fmt: skip
+
+    def run():
+        drawn = {row["material_id"]: row for row in read_rows(folder / "cifs/generated.csv")}
         rows = evaluate(read_cifs(folder / "cifs"), settings, folder, resume=True).rows
+        if any("worker died" in row["error"] for row in rows):
+            raise SystemExit(f"a process died while {folder} was judged: start the study again")
         rows = [row | {column: drawn[row["material_id"]][column] for column in EXTRA} for row in rows]
         write_rows(folder / "metrics.csv", rows, [*COLUMNS, *EXTRA])
-        times.append(key, {"seconds": time.time() - start})
-    return read_rows(folder / "metrics.csv"), times.rows[key]["seconds"]
+
+    hashes = [file_hash(path) for path in (folder / "cifs/generated.jsonl", folder / "cifs/generated.csv", *needed_files(settings))]
+    unless_done(folder / "judged.txt", f"{settings} {hashes}", run)
+    return [row | {"folder": str(folder)} for row in read_rows(folder / "metrics.csv")]
 
 
-def scored(arms: dict[str, Arm], seeds, args, times: Shard) -> dict[str, dict]:
-    """{"rows", "seconds", "hits"} of every arm: rows of all seeds, wall time, hits seed by seed."""
+def scored(arms: dict[str, Arm], seeds, args) -> dict[str, list[dict]]:
+    """Rows of every arm, all seeds."""
     tasks = [(name, arm, seed) for name, arm in arms.items() for seed in seeds]
     with ThreadPoolExecutor(args.jobs) as pool:
-        drawn = list(pool.map(lambda task: draw(*task, args, times), tasks))
-    found = {name: {"rows": [], "draw_seconds": 0.0, "judge_seconds": 0.0, "hits": []} for name in arms}
-    for (name, _, seed), (folder, seconds) in zip(tasks, drawn):
-        rows, judging = judge(folder, args, times)
-        arm = found[name]
-        arm["rows"] += [row | {"seed": seed} for row in rows]
-        arm["draw_seconds"] += seconds
-        arm["judge_seconds"] += judging
-        arm["hits"].append(round(float(metric_samples(rows)[HIT].sum())))
+        folders = list(pool.map(lambda task: draw(*task, args), tasks))
+    found = {name: [] for name in arms}
+    for (name, arm, _), folder in zip(tasks, folders):
+        found[name] += judge(folder, arm, args)
+    for rows in found.values():
+        unique_into(rows)
     return found
+
+
+def results(folder: str, name: str) -> dict[str, dict]:
+    """What the evaluator kept of a folder, by material_id."""
+    return {key.split(":")[0]: row for key, row in Shard(Path(folder) / f"{name}.jsonl").rows.items()}
+
+
+def unique_into(rows: list[dict]):
+    """`unique` of rows of several seeds: the same as no earlier structure of the arm."""
+    seen, relaxed = Register(), {folder: results(folder, "relaxed") for folder in {row["folder"] for row in rows}}
+    for row in rows:
+        if row["unique"]:
+            fingerprint = Fingerprint(unpack_atoms(relaxed[row["folder"]][row["material_id"]]["relaxed"]))
+            row["unique"] = str(seen.find(fingerprint) is None)
+            seen.add(row["material_id"], fingerprint)
+
+
+def core_seconds(rows: list[dict]) -> tuple[float, float]:
+    """Seconds of one core a structure: drawing it, and judging it (of those that were timed)."""
+    judged = 0.0
+    for name in ("relaxed", "adsorbed"):
+        kept = {folder: results(folder, name) for folder in {row["folder"] for row in rows}}
+        times = [kept[row["folder"]][row["material_id"]].get("seconds") for row in rows if row["material_id"] in kept[row["folder"]]]
+        timed = [time for time in times if time is not None]
+        judged += np.mean(timed) * len(times) / len(rows) if timed else math.nan
+    return float(values(rows, "seconds").mean()), judged
 
 
 # --- statistics ---------------------------------------------------------------------------------------------------------
 
 
-def paired_p(own: list[dict], other: list[dict], metric: str) -> float:
-    """McNemar's exact test on structures of the same seed and number, which started from the same template."""
-    start = lambda row: (row["seed"], row["material_id"].split("_")[1])  # noqa: E731
+def paired_p(own: list[dict], other: list[dict], metric: str) -> dict:
+    """McNemar's exact test on structures that started from the same template with the same seed, and how many there are."""
+    start = lambda row: (Path(row["folder"]).name, row["material_id"].split("_")[1], row["template"])  # noqa: E731
     hits = [{start(row): hit for row, hit in zip(rows, metric_samples(rows)[metric])} for rows in (own, other)]
     both = hits[0].keys() & hits[1].keys()
     gained = sum(hits[0][key] > hits[1][key] for key in both)
     lost = sum(hits[0][key] < hits[1][key] for key in both)
-    return binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    return {"value": binomtest(gained, gained + lost).pvalue if gained + lost else 1.0, "ci95": [None, None], "n": len(both)}
 
 
-def power(base: float, factor: float, n: int, bound: float, seed: int = 0) -> float:
-    """How often `n` structures an arm show a ratio of at least `bound`, if the rates are base and factor · base."""
+def power(base: float, factor: float, n: int, base_n: int, bound: float, seed: int = 0) -> float:
+    """How often n structures of an arm, beside base_n unguided ones, show a ratio of at least `bound` if factor is the true one."""
     rng = np.random.default_rng(seed)
-    draws = zip(rng.binomial(n, factor * base, 2000), rng.binomial(n, base, 2000))
-    return float(np.mean([rate_ratio(np.arange(n) < a, np.arange(n) < b)["ci95"][0] >= bound for a, b in draws]))
+    draws = zip(rng.binomial(n, min(1.0, factor * base), 2000), rng.binomial(base_n, base, 2000))
+    return float(np.mean([rate_ratio(np.arange(n) < a, np.arange(base_n) < b)["ci95"][0] >= bound for a, b in draws]))
 
 
 def ranked(rows: list[dict]) -> dict[str, list[dict]]:
-    """The unique rows, best first by the models alone: by L_target of the heads, and the stable ones by DimeNet++ and its spread."""
+    """The unique rows, best first: by L_target of the heads; and those that the potential calls stable by DimeNet++ and its spread."""
     unique = [row for row in rows if row["unique"] == "True"]
-    stable = [row for row, is_stable in zip(unique, metric_samples(unique)["stable_rate"]) if is_stable and row["delta_g_h_dimenet_eV"]]
-    table = lambda found, columns: torch.tensor([[float(row[column]) for column in columns] for row in found])  # noqa: E731
+    stable = [row for row in unique if is_stable(row) and row[DIMENET]]
+    numbers = lambda row, columns: [float(row[column] or 0) for column in columns]  # noqa: E731
+    table = lambda found, columns: torch.tensor([numbers(row, columns) for row in found]).reshape(-1, len(columns))  # noqa: E731
     guide = structure_generator.guide_of(structure_generator.build_parser().parse_args([]))
     sort = lambda found, losses: [found[k] for k in losses.argsort().tolist()]  # noqa: E731
-    orders = {"DimeNet++": sort(stable, expected_distance(*table(stable, DIMENET_COLUMNS).reshape(-1, 2).T))}
+    orders = {"DimeNet++": sort(stable, expected_distance(*table(stable, (DIMENET, DIMENET_STD)).T))}
     if all(row[column] for row in unique for column in structure_generator.HEADS):
         orders["heads"] = sort(unique, guide.loss(table(unique, structure_generator.HEADS)))
     return orders
 
 
-def summary(name: str, arm: dict, others: dict) -> dict:
-    """Metrics of an arm: the evaluator's, ratios to the arms that it must beat, diversity, cost."""
-    rows, samples = arm["rows"], metric_samples(arm["rows"])
-    found = {metric: entry for metric, entry in aggregate(rows).items() if metric in METRICS}
-    plain = lambda number: {"value": number, "ci95": [None, None], "n": len(rows)}  # noqa: E731
-    if others and name not in (BASE, AGAIN):
-        rivals = {BASE: others[BASE]["rows"] + others[AGAIN]["rows"], FILTER: others[FILTER]["rows"], RANDOM: others[RANDOM]["rows"]}
-        for rival, metric in itertools.product(rivals, (HIT, CLOSE)):
-            if rival != name:
-                found[f"{metric} over {rival}"] = rate_ratio(samples[metric], metric_samples(rivals[rival])[metric])
-        found[f"p of {HIT}, paired with {BASE}"] = plain(paired_p(rows, others[BASE]["rows"], HIT))
+def plain_entry(number: float | None, n: int) -> dict:
+    """A number without an interval, as an entry of a table."""
+    return {"value": number, "ci95": [None, None], "n": n}
+
+
+def summary(name: str, rows: list[dict], arm: Arm, others: dict[str, list[dict]]) -> dict:
+    """Metrics of an arm: the evaluator's, distinct hits, ratios to the arms that it must beat, diversity, cost."""
+    samples, count = metric_samples(rows), len(rows)
+    found = {metric: entry for metric, entry in aggregate(rows).items() if metric in METRICS and (arm.oracle or metric not in JUDGED)}
     kinds = {
         "elements": [element.symbol for row in rows for element in Composition(row["formula"])],
         "templates": [row["template"] for row in rows], "layer groups": [row["layer_group"] for row in rows if row["layer_group"]],
     }  # fmt: skip
-    for label, labels in kinds.items():
-        found[f"effective number of {label}"] = plain(effective_number(labels))
-    calls, hits = values(rows, "network_calls"), samples[HIT].sum()
-    found["network calls a structure"] = plain(float(calls.mean()) if len(calls) else 0.0)
-    found["seconds a hit, drawing"] = plain(arm["draw_seconds"] / hits if hits else None)
-    found["seconds a hit, judging too"] = plain((arm["draw_seconds"] + arm["judge_seconds"]) / hits if hits else None)
+    found |= {f"effective number of {label}": plain_entry(effective_number(labels), count) for label, labels in kinds.items()}
+    nfe = values(rows, "nfe").mean() * arm.keep_one_of if rows[0]["nfe"] else 0.0
+    found["NFE a structure"] = plain_entry(float(nfe), count)
+    return found | judged_by_oracle(name, rows, arm, others, samples) if arm.oracle else found
+
+
+def judged_by_oracle(name: str, rows: list[dict], arm: Arm, others: dict[str, list[dict]], samples: dict) -> dict:
+    """What of the summary needs the oracle."""
+    found, unseen = {}, [row for row in rows if split_of(row["formula"]) != "train"]
+    distinct = lambda rows, metric: metric_samples(rows)[metric] * np.array([row["unique"] == "True" for row in rows])  # noqa: E731
+    for metric in HITS:
+        found[f"distinct {metric}"] = interval(distinct(rows, metric), rate=True)
+    found[f"{HIT}, formulas that no stage learned from"] = interval(metric_samples(unseen)[HIT], rate=True)
+    found["delta_g_h_gap_eV, formulas that no stage learned from"] = aggregate(unseen)["delta_g_h_gap_eV"]
+    if others and name not in (BASE, AGAIN):
+        rivals = {BASE: others[BASE] + others[AGAIN], FILTER: others[FILTER], RANDOM: others[RANDOM]}
+        for rival, metric in itertools.product([rival for rival in rivals if rival != name], HITS):
+            found[f"{metric} over {rival}"] = rate_ratio(samples[metric], metric_samples(rivals[rival])[metric])
+            found[f"distinct {metric} over {rival}"] = rate_ratio(distinct(rows, metric), distinct(rivals[rival], metric))
+        if arm.paired:
+            found[f"p of {HIT}, paired with {BASE}"] = paired_p(rows, others[BASE], HIT)
     for label, best in ranked(rows).items():
         oracle = abs(values(best[:TOP], "delta_g_h_oracle_eV"))
-        found[f"mean |ΔG_H| of the top {TOP} by {label}"] = plain(float(oracle.mean()) if len(oracle) else None) | {"n": len(oracle)}
+        found[f"mean |ΔG_H| of the top {TOP} by {label}"] = interval(oracle)
+        found[f"hits among the top {TOP} by {label}"] = plain_entry(int(metric_samples(best[:TOP])[HIT].sum()), len(best[:TOP]))
+    (drawing, judging), hits = core_seconds(rows), samples[HIT].sum()
+    found["core-seconds a hit, drawing"] = plain_entry(drawing * arm.keep_one_of * len(rows) / hits if hits else None, int(hits))
+    found["core-seconds a hit, judging"] = plain_entry(judging * len(rows) / hits if hits else None, int(hits))
     return found
 
 
@@ -196,19 +273,18 @@ def nearest_known(templates: Templates, formula: str) -> str:
     return "{1} ({0})".format(*min(fits)) if fits else ""
 
 
-def write_top(arm: dict, args):
+def write_top(rows: list[dict], args):
     """The best of an arm by DimeNet++: relaxed layers and poses of H as CIFs, what the oracle and a second potential say, a figure."""
-    folder, best, templates = args.top, ranked(arm["rows"])["DimeNet++"][:TOP], Templates.read(args.db)
+    folder, best, templates = args.top, ranked(rows)["DimeNet++"][:TOP], Templates.read(args.db)
     relaxed, poses = {}, {}
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*.cif"):
         stale.unlink()
     for place, row in enumerate(best, 1):
-        source = args.out / "default" / str(row["seed"])
-        kept = {name: {key.split(":")[0]: r for key, r in Shard(source / f"{name}.jsonl").rows.items()} for name in ("relaxed", "adsorbed")}
         name, identity = row["material_id"], f"{place:02d}_{row['formula'].replace('(', '').replace(')', '')}"
         row |= {"material_id": identity, "nearest_known": row["known_as"] or nearest_known(templates, row["formula"])}
-        relaxed[identity], pose = unpack_atoms(kept["relaxed"][name]["relaxed"]), unpack_atoms(kept["adsorbed"][name]["pose"])
+        relaxed[identity] = unpack_atoms(results(row["folder"], "relaxed")[name]["relaxed"])
+        pose = unpack_atoms(results(row["folder"], "adsorbed")[name]["pose"])
         write(folder / f"{identity}.cif", relaxed[identity])
         if pose is not None:
             poses[identity] = pose
@@ -216,17 +292,20 @@ def write_top(arm: dict, args):
     settings = Settings(shortlist=TOP, jobs=args.jobs)
     second_into(Evaluation(best, relaxed, poses), load_potential(settings.second_potential), settings, Shard(args.out / "second.jsonl"))
     write_rows(folder / "top20.csv", best, TOP_COLUMNS)
-    generated_structures(best, relaxed, poses, folder / "top20.png")
+    generated_structures([row | {"rank": place} for place, row in enumerate(best)], relaxed, poses, folder / "top20.png", TOP)
 
 
 def rediscovered(arms: dict) -> list[dict]:
-    """Which of the known active layers that no stage has learned from (rediscovery.csv) are among an arm's stable structures."""
+    """Which of the known active layers that no stage has learned from (rediscovery.csv) are among an arm's stable structures.
+
+    Their geometry, without its elements, may be among the templates: the arm of random elements shows what that is worth.
+    """
     wanted, found = read_rows(Path(__file__).with_name("rediscovery.csv")), []
-    for name, arm in arms.items():
-        stable = [row for row, is_stable in zip(arm["rows"], metric_samples(arm["rows"])["stable_rate"]) if is_stable]
+    for name, drawn in arms.items():
+        stable = [row for row in drawn if is_stable(row)]
         for known in wanted:
             rows = [row for row in stable if row["formula"] == known["formula"] and row["layer_group"] in known["layer_groups"].split()]
-            found.append({"arm": name, "formula": known["formula"], "times": len(rows), "source": known["source"],
+            found.append({"arm": name, "formula": known["formula"], "times": len(rows), "of": len(drawn), "source": known["source"],
                           "delta_g_h_oracle_eV": next((row["delta_g_h_oracle_eV"] for row in rows), "")})  # fmt: skip
     return found
 
@@ -241,11 +320,11 @@ def draw_figure(arms: dict, tables: dict, sweep: dict, path: Path):
                "mean |ΔG_H| (eV)")]  # fmt: skip
     for axis, metrics, label in panels:
         for k, (colour, (metric, text)) in enumerate(zip(COLOURS, metrics.items())):
-            entries = [(tables | sweep)[name][metric] for name in names]
-            y = [row + (k - (len(metrics) - 1) / 2) * 0.22 for row in range(len(names))]
-            for height, entry in zip(y, entries):
+            drawn = [(row, (tables | sweep)[name][metric]) for row, name in enumerate(names) if metric in (tables | sweep)[name]]
+            heights = [row + (k - (len(metrics) - 1) / 2) * 0.22 for row, _ in drawn]
+            for height, (_, entry) in zip(heights, drawn):
                 axis.plot(entry["ci95"], [height] * 2, color=colour, lw=1.5)
-            axis.plot([entry["value"] for entry in entries], y, "o", color=colour, ms=5, label=text)
+            axis.plot([entry["value"] for _, entry in drawn], heights, "o", color=colour, ms=5, label=text)
         axis.set(xlabel=label, xlim=(0, None))
         axis.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
         for line in np.arange(0.5, len(names) - 1):
@@ -275,24 +354,28 @@ def main():
     args = parser.parse_args()
     args.db, args.checkpoint, args.dimenet, args.out = (p.resolve() for p in (args.db, args.checkpoint, args.dimenet, args.out))
     torch.set_num_threads(1)
-    times = Shard(args.out / "times.jsonl")
     chosen = {name: arm for name, arm in ARMS.items() if not args.only or name in args.only}
-    sweep = scored(SWEEP, [SWEEP_SEED], args, times) if not args.only or "sweep" in args.only else {}
-    arms = scored(chosen, SEEDS, args, times)
+    sweep = scored(SWEEP, [SWEEP_SEED], args) if not args.only or "sweep" in args.only else {}
+    arms = scored(chosen, SEEDS, args)
     if args.only:
         return
-    tables = {name: summary(name, arm, arms) for name, arm in arms.items()}
-    swept = {name: summary(name, arm, {}) for name, arm in sweep.items()}
-    lines = [f"{name}: hits seed by seed {arm['hits']}" for name, arm in arms.items()]
-    base = tables[BASE][HIT]["value"]
-    lines += [f"power: {len(arms[BASE]['rows'])} an arm show 3 times the base rate {base:.3f} at its lower end if it truly is "
-              + ", ".join(f"{factor} times: {power(base, factor, len(arms[BASE]['rows']), 3):.2f}" for factor in (4, 5, 6, 8))]  # fmt: skip
+    tables = {name: summary(name, rows, ARMS[name], arms) for name, rows in arms.items()}
+    swept = {name: summary(name, rows, SWEEP[name], {}) for name, rows in sweep.items()}
+    if tables[FILTER]["NFE a structure"]["value"] < tables["default"]["NFE a structure"]["value"]:
+        raise SystemExit(f"the arm {FILTER!r} has fewer function evaluations than the default: raise its keep_one_of")
+    hits = lambda rows: [round(metric_samples([r for r in rows if r["folder"].endswith(f"/{seed}")])[HIT].sum()) for seed in SEEDS]  # noqa: E731
+    lines = [f"{name}: hits seed by seed {hits(rows)}" for name, rows in arms.items()]
+    n, unguided = len(arms["default"]), arms[BASE] + arms[AGAIN]
+    base = metric_samples(unguided)[HIT].mean()
+    found = {factor: power(base, factor, n, len(unguided), 3) for factor in (4, 5, 6, 8)}
+    lines += [f"power: {n} beside {len(unguided)} unguided with a rate of {base:.3f} show a ratio of 3 at its lower end, if it truly is "
+              + ", ".join(f"{factor}, in {share:.2f}" for factor, share in found.items())]  # fmt: skip
     (args.out / "table.md").write_text("\n".join([*markdown(tables), "", *markdown(swept), "", *lines]) + "\n")
     columns = ["arm", "metric", "value", "low95", "high95", "n"]
     long = [[name, metric, v["value"], *v["ci95"], v["n"]] for name, table in (tables | swept).items() for metric, v in table.items()]
     write_rows(args.out / "table.csv", [dict(zip(columns, row)) for row in long], columns)
-    found = rediscovered(arms)
-    write_rows(args.out / "rediscovered.csv", found, list(found[0]))
+    known = rediscovered(arms)
+    write_rows(args.out / "rediscovered.csv", known, list(known[0]))
     draw_figure(arms, tables, swept, args.out / "study.png")
     write_top(arms["default"], args)
     print((args.out / "table.md").read_text())
