@@ -63,10 +63,10 @@ dimenet: install
 data: install
 	$(BIN)/python data/build.py
 
-no-guide := --gradient-scale 0 --cfg-scale 0 --proposals 1
+no-guide := --gradient-scale 0 --cfg-scale 0 --proposals 1 --best-of 1
 unguided := $(no-guide) --seed 0
 reseeded := $(no-guide) --seed 7
-filtered := $(no-guide) --seed 7 --num $(shell expr 4 \* $(NUM)) --keep $(NUM)
+filtered := --gradient-scale 0 --cfg-scale 0 --proposals 1 --best-of 4 --seed 7
 held-out := --method held-out
 nulls: install $(foreach name,unguided reseeded filtered held-out,results_external/$(name)_scores/metrics.csv)
 	$(BIN)/python test.py --cifs results/generated_cifs --out results --resume --compare results_external/metrics.csv results_external/*_scores/metrics.csv

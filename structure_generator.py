@@ -29,21 +29,21 @@ from models.workers import RELAXATION, computed, relax_one
 
 HEADS = ["head_delta_g_h_eV", "head_e_hull_eV_per_atom", "head_p_synth", "head_delta_g_h_std_eV"]
 COLUMNS = ["material_id", "formula", "template", "layer_group", *HEADS, "pareto", "kept", "nfe", "seconds"]
-AFTER = {"out", "resume", "threads", "device", "keep", "refine", "potential", "potential_checkpoint", "jobs"}  # change no structure
+AFTER = {"out", "resume", "threads", "device", "refine", "potential", "potential_checkpoint", "jobs"}  # change no structure
 UNSURE = 0.5  # eV of the members' spread beyond which ΔG_H is said to be a guess
 
 
-def start_structures(templates: Templates, args, rng):
-    """What each of `--num` structures may start from: a list of (name, layer) for each, `--templates` long where the model chooses."""
+def start_structures(templates: Templates, count: int, args, rng):
+    """What each of `count` structures may start from: a list of (name, layer) for each, `--templates` long where the model chooses."""
     if args.method == "substitution":
-        found = by_substitution(templates, args.num, rng, args.formula)
+        found = by_substitution(templates, count, rng, args.formula)
     elif args.method == "held-out":
-        found = templates.held_out(args.num, rng)
+        found = templates.held_out(count, rng)
     elif args.formula:
-        found = spread(templates, args.formula, args.num)
+        found = spread(templates, args.formula, count)
     else:
         choices = min(args.templates, args.proposals) if args.method == "diffusion" else 1
-        return [[templates.draw(rng) for _ in range(choices)] for _ in range(args.num)]
+        return [[templates.draw(rng) for _ in range(choices)] for _ in range(count)]
     return [[start] for start in found]
 
 
@@ -141,16 +141,16 @@ def head_properties(model, structures, device):
     return out
 
 
-def guide_of(args) -> Guide:
-    """What the flags ask to steer towards."""
+def guide_of(args, elements: list[str] | None = None) -> Guide:
+    """What the flags ask to steer towards; `elements` are those of the database."""
     return Guide(
         cfg_scale=args.cfg_scale, gradient_scale=args.gradient_scale, delta_g_h=args.target_delta_g, e_hull=args.max_e_hull,
         synthesizable=args.synthesizable, weight_e_hull=args.weight_e_hull, uncertainty_weight=args.uncertainty_weight,
-        cap=args.gradient_cap,
+        cap=args.gradient_cap, elements=frozenset(elements) if elements and args.elements == "database" else None,
     )  # fmt: skip
 
 
-def generate(batch, first: int, model, diffusion, templates, args, taken=()) -> list[dict]:
+def generate(batch, first: int, model, diffusion, templates, guide: Guide, args, taken=()) -> list[dict]:
     """{"atoms", "template", "heads", "nfe", "seconds"} of a batch; seeded by the batch, so that an interruption changes nothing.
 
     nfe and seconds (of one core) are a structure's share of the batch's.
@@ -163,7 +163,7 @@ def generate(batch, first: int, model, diffusion, templates, args, taken=()) -> 
         names, heads, nfe = [name for ((name, _),) in batch], [[""] * len(HEADS)] * len(batch), 0
     else:
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + first)
-        sampler = Sampler(model, diffusion, guide_of(args), generator, args.noise_scale, args.corrector)
+        sampler = Sampler(model, diffusion, guide, generator, args.noise_scale, args.corrector)
         names, layers = diffuse(batch, sampler, args, taken)
         structures = [presentable(atoms, args.symprec) for atoms in to_atoms(layers.to("cpu"))]
         heads = [[f"{x:.4f}" for x in row] for row in head_properties(model, structures, args.device).tolist()]
@@ -178,13 +178,14 @@ def opinions(found: list[dict]) -> np.ndarray:
 
 
 def best(found: list[dict], count: int, guide: Guide) -> set[int]:
-    """Which structures, of each template and formula one, have the lowest L_target by the heads on the finished structure."""
-    kept, taken = [], set()
-    for k in guide.loss(torch.tensor(opinions(found))).argsort().tolist():
-        if recipe_of(found[k]) not in taken:
-            taken.add(recipe_of(found[k]))
-            kept.append(k)
-    return set(kept[:count])
+    """Which structures have the lowest L_target by the heads on the finished structure; a recipe's second one after all first ones."""
+    losses = guide.loss(torch.tensor(opinions(found)))
+    losses[[not guide.allows(torch.tensor([row["atoms"]["numbers"]])).item() for row in found]] = torch.inf
+    first, again, taken = [], [], set()
+    for k in losses.argsort().tolist():
+        (again if recipe_of(found[k]) in taken else first).append(k)
+        taken.add(recipe_of(found[k]))
+    return set([*first, *again][:count])
 
 
 def recipe_of(row: dict) -> tuple[str, str]:
@@ -252,8 +253,7 @@ def build_parser():
     data.add_argument("--formula", help="fix the composition, e.g. MoS2")
     data.add_argument("--template", help="only templates of this prototype")
     data.add_argument("--num-atoms", type=int, help="only templates with so many atoms")
-    data.add_argument("--num", type=int, default=32, help="structures to make")
-    data.add_argument("--keep", type=int, default=0, help="write the CIFs of so many only: lowest L_target, no recipe twice; 0 for all")
+    data.add_argument("--num", type=int, default=32, help="structures to write")
     model = parser.add_argument_group("model")
     model.add_argument("--method", choices=("diffusion", "random", "substitution", "held-out"), default="diffusion",
                        help="without a model: random elements in a random template, or related ones in the nearest (two nulls); or "
@@ -265,16 +265,19 @@ def build_parser():
     model.add_argument("--corrector", type=int, default=0, help="Langevin steps after each update, each as dear as an update")
     model.add_argument("--temperature", type=float, default=1.0, help="of the element proposals")
     guide = parser.add_argument_group("guidance")
-    guide.add_argument("--gradient-scale", type=float, default=1.0, help="η of the gradient of L_target, 0 for none")
-    guide.add_argument("--proposals", type=int, default=8, help="element proposals a structure, one taken by exp(−L_target/τ); 1: unguided")
-    guide.add_argument("--templates", type=int, default=1, help="different templates among these proposals")
-    guide.add_argument("--tau", type=float, default=0.1, help="τ of that choice, eV")
-    guide.add_argument("--cfg-scale", type=float, default=1.0, help="s of classifier-free guidance, 0 for unconditional")
+    guide.add_argument("--gradient-scale", type=float, default=0.0, help="η of the gradient of L_target, 0 for none")
+    guide.add_argument("--proposals", type=int, default=32, help="proposals a structure, one taken by exp(−L_target/τ); 1: unguided")
+    guide.add_argument("--templates", type=int, default=32, help="different templates that these start from")
+    guide.add_argument("--tau", type=float, default=0.05, help="τ of that choice, eV")
+    guide.add_argument("--best-of", type=int, default=3, help="structures drawn for each that is written: lowest L_target, no recipe twice")
+    guide.add_argument("--cfg-scale", type=float, default=2.0, help="s of classifier-free guidance, 0 for unconditional")
     guide.add_argument("--target-delta-g", type=float, default=0.0, help="ΔG_H to aim at, eV")
-    guide.add_argument("--max-e-hull", type=float, default=0.0, help="E_hull to stay below, eV/atom")
-    guide.add_argument("--weight-e-hull", type=float, default=1.0, help="weight of E_hull above that beside |ΔG_H − target|")
-    guide.add_argument("--uncertainty-weight", type=float, default=0.0,
+    guide.add_argument("--max-e-hull", type=float, default=0.05, help="E_hull to stay below, eV/atom")
+    guide.add_argument("--weight-e-hull", type=float, default=4.0, help="weight of E_hull above that beside |ΔG_H − target|")
+    guide.add_argument("--uncertainty-weight", type=float, default=0.5,
                        help="L_target averages |ΔG_H − target| over so many spreads of DimeNet++'s members; 0: none")  # fmt: skip
+    guide.add_argument("--elements", choices=("database", "any"), default="database",
+                       help="elements of the proposals to choose from: those of --db, for which there is a hull, or any")  # fmt: skip
     guide.add_argument("--gradient-cap", type=float, default=1.0, help="largest norm of ∇L_target, eV/Å")
     guide.add_argument("--synthesizable", action=argparse.BooleanOptionalAction, default=True, help="ask for layers that can be made")
     after = parser.add_argument_group("afterwards")
@@ -292,28 +295,28 @@ def main():
     args = resolve(build_parser().parse_args())
     if not 0 < args.noise_level <= 1:
         raise SystemExit(f"--noise-level {args.noise_level} is outside (0, 1]")
-    templates = Templates.read(args.db).select(args.formula, args.template, args.num_atoms)
+    database = Templates.read(args.db)
+    templates, guide = database.select(args.formula, args.template, args.num_atoms), guide_of(args, database.elements())
     rng = np.random.default_rng(args.seed)
     if args.refine and args.method != "diffusion":
         raise SystemExit(f"--refine is for the model's structures, not for --method {args.method}: the evaluator relaxes those")
-    if args.keep and args.method != "diffusion":
-        raise SystemExit(f"--keep {args.keep} ranks by the model's heads, which --method {args.method} has none of")
-    starts = start_structures(templates, args, rng)
+    total = args.num * (args.best_of if args.method == "diffusion" else 1)
+    starts = start_structures(templates, total, args, rng)
     model, diffusion = load_generator(args.checkpoint, args.device) if args.method == "diffusion" else (None, None)
 
     relevant = {name: value for name, value in plain(vars(args)).items() if name not in AFTER}
     identity = digest(json.dumps(relevant) + (file_hash(args.checkpoint) if model else ""))
     shard = Shard(args.out / "generated.jsonl", args.resume)
-    for first in tqdm(range(0, args.num, args.batch_size), desc="batches"):
+    for first in tqdm(range(0, total, args.batch_size), desc="batches"):
         batch = starts[first : first + args.batch_size]
         if f"{identity}:{first + len(batch) - 1}" in shard.rows:
             continue
         taken = {recipe_of(shard.rows[f"{identity}:{k}"]) for k in range(first)}
-        for k, row in enumerate(generate(batch, first, model, diffusion, templates, args, taken), first):
+        for k, row in enumerate(generate(batch, first, model, diffusion, templates, guide, args, taken), first):
             shard.append(f"{identity}:{k}", row)
-    found = [shard.rows[f"{identity}:{k}"] for k in range(args.num)]
-    kept = best(found, args.keep, guide_of(args)) if args.keep else set(range(args.num))
-    structures = write_cifs(found, kept, guide_of(args), args.out)
+    found = [shard.rows[f"{identity}:{k}"] for k in range(total)]
+    kept = best(found, args.num, guide) if total > args.num else set(range(total))
+    structures = write_cifs(found, kept, guide, args.out)
     if args.refine:
         refine(structures, model, args)
 

@@ -9,6 +9,7 @@ in-plane coordinates its variance-exploding form on the torus; masked slot eleme
 from dataclasses import dataclass
 
 import torch
+from ase.data import atomic_numbers as ase_numbers
 from tqdm import tqdm
 
 from models.diffusion import Diffusion, mean_free
@@ -29,6 +30,7 @@ class Guide:
         synthesizable: whether to condition on P_synth = 1.
         weight_e_hull: weight of max(0, E_hull − bound) beside |ΔG_H − target|.
         uncertainty_weight: factor on the standard deviation that |ΔG_H − target| is averaged over; 0 takes the prediction at its word.
+        elements: symbols that a structure may hold, any where None; with another its L_target is infinite.
         cap: largest norm of ∇L_target, per atom in the plane and in z (eV/Å), per component of the lattice (eV).
     """
 
@@ -40,11 +42,19 @@ class Guide:
     weight_e_hull: float = 1.0
     uncertainty_weight: float = 0.0
     cap: float = 1.0
+    elements: frozenset[str] | None = None
 
     def conditions(self, count: int, device) -> torch.Tensor:
         """Targets [count, 3] in the order of CONDITIONS."""
         values = dict(delta_g_h=self.delta_g_h, e_hull=self.e_hull, synthesizable=1.0 if self.synthesizable else torch.nan)
         return torch.tensor([[values[name] for name in CONDITIONS]], device=device).repeat(count, 1)
+
+    def allows(self, atomic_numbers: torch.Tensor) -> torch.Tensor:
+        """[B] whether graphs with these numbers [B, N] (0 on padding) hold nothing but `elements`."""
+        if self.elements is None:
+            return atomic_numbers.new_ones(len(atomic_numbers), dtype=torch.bool)
+        wanted = torch.tensor([0, *(ase_numbers[symbol] for symbol in sorted(self.elements))], device=atomic_numbers.device)
+        return torch.isin(atomic_numbers, wanted).all(1)
 
     def loss(self, properties: torch.Tensor) -> torch.Tensor:
         """L_target [B] (eV) of predicted properties [B, 4]: the |ΔG_H − target| to expect, and what E_hull lies above its bound."""
@@ -105,7 +115,8 @@ class Sampler:
     def target_loss(self, layers: Layers) -> torch.Tensor:
         """L_target [B] (eV) of finished structures, by the heads at t = 0."""
         self.nfe += len(layers)
-        return self.guide.loss(self.model.properties(layers, layers.z.new_zeros(len(layers))))
+        loss = self.guide.loss(self.model.properties(layers, layers.z.new_zeros(len(layers))))
+        return torch.where(self.guide.allows(layers.atomic_numbers), loss, torch.inf)
 
     @torch.no_grad()
     def propose_elements(self, layers: Layers, lattice, start: int, temperature: float = 1.0) -> Layers:

@@ -189,8 +189,9 @@ def difference_cell(metric: dict) -> str:
 def table(sets: dict[str, dict[str, dict]]) -> str:
     """Markdown: the metrics of several sets, and the differences of the first to the others where they have one."""
     own, *others = sets
+    names = list(dict.fromkeys(name for metrics in sets.values() for name in metrics))
     lines = ["| metric | " + " | ".join(sets) + " |", "|---" * (len(sets) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(cell(metrics[name]) for metrics in sets.values()) + " |" for name in sets[own]]
+    lines += [f"| {n} | " + " | ".join(cell(metrics[n]) if n in metrics else "" for metrics in sets.values()) + " |" for n in names]
     tested = [other for other in others if any("difference" in metric for metric in sets[other].values())]
     if not tested:
         return "\n".join(lines)

@@ -337,6 +337,11 @@ def test_target_loss_by_hand():
     torch.testing.assert_close(Guide(delta_g_h=0.1, e_hull=0.05, weight_e_hull=3).loss(heads), torch.tensor([0.3 + 3 * 0.2, 0.3]))
 
 
+def test_elements_outside_the_list_cost_everything():
+    numbers = torch.tensor([[42, 16, 16, 0], [80, 16, 0, 0], [42, 0, 0, 0]])
+    assert Guide(elements=frozenset({"Mo", "S"})).allows(numbers).tolist() == [True, False, True] and Guide().allows(numbers).all()
+
+
 def test_the_uncertainty_averages_the_distance_over_the_spread():
     """Against draws; and of two layers predicted at the target the one that the members agree on is the better."""
     heads = torch.tensor([[0.2, 0.0, 0.0, 0.3], [0.0, 0.0, 0.0, 0.3], [0.0, 0.0, 0.0, 0.1], [-1.5, 0.0, 0.0, 0.2]])

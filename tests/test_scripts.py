@@ -138,7 +138,7 @@ def test_resumed_training_is_the_uninterrupted_one_to_the_bit(trained):
 
 
 def generation(data, out, *arguments):
-    command = "--num 4 --steps 12 --batch-size 3 --seed 1 --device cpu".split()
+    command = "--num 4 --best-of 1 --steps 12 --batch-size 3 --seed 1 --device cpu".split()
     return [str(a) for a in ("structure_generator.py", "--db", data / "templates.db", "--out", out, *command, *arguments)]
 
 
@@ -268,12 +268,13 @@ def test_the_nulls_make_layers_without_a_model_and_repeat_by_seed(data, tmp_path
     assert {f.name for f in (tmp_path / "a").glob("*.cif")} != {f.name for f in (tmp_path / "c").glob("*.cif")}
 
 
-def test_keep_writes_the_best_by_the_heads_and_lists_all(data, trained, tmp_path, generate_here):
-    unguided = ("--checkpoint", trained[0] / "m.pth", "--gradient-scale", 0, "--cfg-scale", 0, "--target-delta-g", 0.3)
-    generate_here(data, tmp_path, *unguided, "--keep", 1)
+def test_the_best_by_the_heads_is_written_and_all_are_listed(data, trained, tmp_path, generate_here):
+    """With the mission's own L_target."""
+    guide = "--gradient-scale 0 --cfg-scale 0 --proposals 1 --target-delta-g 0.3 --uncertainty-weight 0 --weight-e-hull 1 --max-e-hull 0"
+    generate_here(data, tmp_path, "--checkpoint", trained[0] / "m.pth", *guide.split(), *"--elements any --num 1 --best-of 4".split())
     rows = list(csv.DictReader((tmp_path / "generated.csv").open()))
     loss = lambda row: abs(float(row["head_delta_g_h_eV"]) - 0.3) + max(0, float(row["head_e_hull_eV_per_atom"]))  # noqa: E731
-    assert len(rows) > 1 and [row["kept"] for row in rows].count("True") == 1
+    assert len(rows) == 4 and [row["kept"] for row in rows].count("True") == 1
     (written,) = tmp_path.glob("*.cif")
     assert written.stem == min(rows, key=loss)["material_id"] == next(row["material_id"] for row in rows if row["kept"] == "True")
 

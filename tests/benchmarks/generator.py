@@ -27,11 +27,11 @@ from models.matching import MATCHER, Fingerprint  # noqa: E402
 from models.sampler import Guide, Sampler, load_generator  # noqa: E402
 from models.shards import Shard, file_hash  # noqa: E402
 from models.split import split_of  # noqa: E402
-from models.statistics import cell, interval, values  # noqa: E402
+from models.statistics import flat, interval, table, values  # noqa: E402
 from models.templates import Templates, spread  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
-UNGUIDED = ["--gradient-scale", 0, "--cfg-scale", 0, "--proposals", 1]
+UNGUIDED = ["--gradient-scale", 0, "--cfg-scale", 0, "--proposals", 1, "--best-of", 1]
 DE_NOVO = ["--noise-level", "1", "--noise-scale", "1"]
 SETS = {
     "template start": [],
@@ -143,15 +143,10 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     found = matches(args)
-    table = {name: judged(name, flags, args) | found.get(name, {}) for name, flags in SETS.items()}
-    metrics = list(dict.fromkeys(metric for column in table.values() for metric in column))
-    lines = ["| | " + " | ".join(table) + " |", "|---" * (len(table) + 1) + "|"]
-    lines += [f"| {m} | " + " | ".join(cell(column[m]) if m in column else "" for column in table.values()) + " |" for m in metrics]
-    (args.out / "table.md").write_text("\n".join(lines) + "\n")
-    columns = ["set", "metric", "value", "low95", "high95", "n"]
-    found = [[name, m, v["value"], *v["ci95"], v["n"]] for name, column in table.items() for m, v in column.items()]
-    write_rows(args.out / "table.csv", [dict(zip(columns, row)) for row in found], columns)
-    print("\n".join(lines))
+    sets = {name: judged(name, flags, args) | found.get(name, {}) for name, flags in SETS.items()}
+    (args.out / "table.md").write_text(table(sets) + "\n")
+    write_rows(args.out / "table.csv", flat(sets), ["set", "metric", "value", "low95", "high95", "n"])
+    print(table(sets))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from models.sampler import expected_distance  # noqa: E402
 from models.shards import Shard, file_hash, unpack_atoms  # noqa: E402
 from models.shortlist import DIMENET, DIMENET_STD  # noqa: E402
 from models.split import split_of  # noqa: E402
-from models.statistics import aggregate, cell, effective_number, interval, is_stable, metric_samples, rate_ratio, values  # noqa: E402
+from models.statistics import aggregate, effective_number, flat, interval, is_stable, metric_samples, rate_ratio, table, values  # noqa: E402
 from models.templates import Templates, best_assignment  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,9 +43,9 @@ SEEDS, SWEEP_SEED = (11, 12, 13), 10
 BASE, AGAIN, FILTER, RANDOM = "unguided", "unguided, other seeds", "unguided, filtered", "random elements"
 
 
-def guide(cfg_scale=0, gradient_scale=0, proposals=1, **more) -> tuple[str, ...]:
+def guide(cfg_scale=0, gradient_scale=0, proposals=1, best_of=1, elements="any", **more) -> tuple[str, ...]:
     """Flags of structure_generator.py that switch everything off but what is named."""
-    named = dict(cfg_scale=cfg_scale, gradient_scale=gradient_scale, proposals=proposals, **more)
+    named = dict(cfg_scale=cfg_scale, gradient_scale=gradient_scale, proposals=proposals, best_of=best_of, elements=elements, **more)
     return tuple(text for name, value in named.items() for text in (f"--{name.replace('_', '-')}", str(value)))
 
 
@@ -57,7 +57,6 @@ class Arm:
         flags: of structure_generator.py; the others are its defaults.
         share: structures a seed in units of --num.
         shift: added to the seed.
-        keep_one_of: of how many drawn one is kept by the heads.
         paired: whether each structure starts from the template that the unguided one of the same number starts from.
         oracle: whether the oracle judges it, or DimeNet++ alone.
     """
@@ -65,7 +64,6 @@ class Arm:
     flags: tuple = ()
     share: float = 1.0
     shift: int = 0
-    keep_one_of: int = 1
     paired: bool = False
     oracle: bool = True
 
@@ -79,19 +77,18 @@ ARMS = {
     "gradient": Arm(guide(gradient_scale=30), 0.5, paired=True),
     "CFG": Arm(guide(cfg_scale=2), 0.5, paired=True),
     "gradient and CFG": Arm(guide(cfg_scale=2, gradient_scale=30), 0.5, paired=True),
-    FILTER: Arm(guide(), keep_one_of=7),  # more calls of the network than the default takes
-    "default": Arm(),
+    FILTER: Arm(guide(best_of=21, elements="database"), 0.67),  # so that it costs more function evaluations than the default
+    "default": Arm((), 0.67),
 }
 SWEEP = {  # around one setting, with a seed of its own
     "chosen": Arm(guide(**CHOICE)),
     "uncertainty twice": Arm(guide(**CHOICE | dict(uncertainty_weight=1))),
-    "64 proposals": Arm(guide(**CHOICE | dict(proposals=64, templates=64))),
     "elements only": Arm(guide(**CHOICE | dict(templates=1))),
 } | {  # gradient and CFG alone, judged by DimeNet++
     **{f"η = {eta}": Arm(guide(gradient_scale=eta), oracle=False) for eta in (10, 100)},
     **{f"s = {s}": Arm(guide(cfg_scale=s), oracle=False) for s in (1, 4)},
 }  # fmt: skip
-EXTRA = ["template", *structure_generator.HEADS, "nfe", "seconds"]  # of generated.csv
+EXTRA = ["template", *structure_generator.HEADS, "nfe"]  # of generated.csv
 HITS = HIT, CLOSE = "hit_rate_0.2eV", "hit_rate_0.1eV"
 JUDGED = (*HITS, "mae_delta_g_h_oracle_eV", "delta_g_h_gap_eV")  # by the oracle
 METRICS = [*HITS, "stable_rate", "two_d_rate", "valid_rate", "unique_rate", "novel_rate", "sun_rate", "mae_delta_g_h_dimenet_eV",
@@ -115,8 +112,8 @@ def unless_done(path: Path, key: str, work):
 def draw(name: str, arm: Arm, seed: int, args) -> Path:
     """Folder with the structures of one arm and seed."""
     folder, count = args.out / name.replace(" ", "_").replace(",", "") / str(seed), round(arm.share * args.num)
-    command = [*arm.flags, "--num", str(count * arm.keep_one_of), "--seed", str(seed + arm.shift), "--db", str(args.db)]
-    command += ["--checkpoint", str(args.checkpoint), "--keep", str(count if arm.keep_one_of > 1 else 0), "--out", str(folder / "cifs")]
+    command = [*arm.flags, "--num", str(count), "--seed", str(seed + arm.shift), "--db", str(args.db)]
+    command += ["--checkpoint", str(args.checkpoint), "--out", str(folder / "cifs")]
     resolved = plain(vars(structure_generator.build_parser().parse_args(command)))  # the defaults of today among them
     key = f"{json.dumps(resolved)} {file_hash(args.checkpoint)} {file_hash(args.db)}"
     run = lambda: subprocess.run(  # noqa: E731
@@ -182,7 +179,13 @@ def core_seconds(rows: list[dict]) -> tuple[float, float]:
         times = [kept[row["folder"]][row["material_id"]].get("seconds") for row in rows if row["material_id"] in kept[row["folder"]]]
         timed = [time for time in times if time is not None]
         judged += np.mean(timed) * len(times) / len(rows) if timed else math.nan
-    return float(values(rows, "seconds").mean()), judged
+    return sum(cost(folder)["seconds"] for folder in {row["folder"] for row in rows}) / len(rows), judged
+
+
+def cost(folder: str) -> dict[str, float]:
+    """Function evaluations and seconds of one core that all that was drawn in a folder took, what was not kept included."""
+    drawn = read_rows(Path(folder) / "cifs/generated.csv")
+    return {column: sum(float(row[column] or 0) for row in drawn) for column in ("nfe", "seconds")}
 
 
 # --- statistics ---------------------------------------------------------------------------------------------------------
@@ -210,12 +213,12 @@ def ranked(rows: list[dict]) -> dict[str, list[dict]]:
     unique = [row for row in rows if row["unique"] == "True"]
     stable = [row for row in unique if is_stable(row) and row[DIMENET]]
     numbers = lambda row, columns: [float(row[column] or 0) for column in columns]  # noqa: E731
-    table = lambda found, columns: torch.tensor([numbers(row, columns) for row in found]).reshape(-1, len(columns))  # noqa: E731
+    tensor = lambda found, columns: torch.tensor([numbers(row, columns) for row in found]).reshape(-1, len(columns))  # noqa: E731
     guide = structure_generator.guide_of(structure_generator.build_parser().parse_args([]))
     sort = lambda found, losses: [found[k] for k in losses.argsort().tolist()]  # noqa: E731
-    orders = {"DimeNet++": sort(stable, expected_distance(*table(stable, (DIMENET, DIMENET_STD)).T))}
+    orders = {"DimeNet++": sort(stable, expected_distance(*tensor(stable, (DIMENET, DIMENET_STD)).T))}
     if all(row[column] for row in unique for column in structure_generator.HEADS):
-        orders["heads"] = sort(unique, guide.loss(table(unique, structure_generator.HEADS)))
+        orders["heads"] = sort(unique, guide.loss(tensor(unique, structure_generator.HEADS)))
     return orders
 
 
@@ -233,8 +236,7 @@ def summary(name: str, rows: list[dict], arm: Arm, others: dict[str, list[dict]]
         "templates": [row["template"] for row in rows], "layer groups": [row["layer_group"] for row in rows if row["layer_group"]],
     }  # fmt: skip
     found |= {f"effective number of {label}": plain_entry(effective_number(labels), count) for label, labels in kinds.items()}
-    nfe = values(rows, "nfe").mean() * arm.keep_one_of if rows[0]["nfe"] else 0.0
-    found["NFE a structure"] = plain_entry(float(nfe), count)
+    found["NFE a structure"] = plain_entry(float(sum(cost(folder)["nfe"] for folder in {row["folder"] for row in rows})) / count, count)
     return found | judged_by_oracle(name, rows, arm, others, samples) if arm.oracle else found
 
 
@@ -258,7 +260,7 @@ def judged_by_oracle(name: str, rows: list[dict], arm: Arm, others: dict[str, li
         found[f"mean |ΔG_H| of the top {TOP} by {label}"] = interval(oracle)
         found[f"hits among the top {TOP} by {label}"] = plain_entry(int(metric_samples(best[:TOP])[HIT].sum()), len(best[:TOP]))
     (drawing, judging), hits = core_seconds(rows), samples[HIT].sum()
-    found["core-seconds a hit, drawing"] = plain_entry(drawing * arm.keep_one_of * len(rows) / hits if hits else None, int(hits))
+    found["core-seconds a hit, drawing"] = plain_entry(drawing * len(rows) / hits if hits else None, int(hits))
     found["core-seconds a hit, judging"] = plain_entry(judging * len(rows) / hits if hits else None, int(hits))
     return found
 
@@ -334,13 +336,6 @@ def draw_figure(arms: dict, tables: dict, sweep: dict, path: Path):
     save(figure, path)
 
 
-def markdown(tables: dict) -> list[str]:
-    """A table with the arms as columns."""
-    metrics = list(dict.fromkeys(metric for column in tables.values() for metric in column))
-    lines = ["| | " + " | ".join(tables) + " |", "|---" * (len(tables) + 1) + "|"]
-    return lines + [f"| {m} | " + " | ".join(cell(t[m]) if m in t else "" for t in tables.values()) + " |" for m in metrics]
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--db", type=Path, default=Path("data/her2d.db"), help="templates, and what is novel")
@@ -362,7 +357,7 @@ def main():
     tables = {name: summary(name, rows, ARMS[name], arms) for name, rows in arms.items()}
     swept = {name: summary(name, rows, SWEEP[name], {}) for name, rows in sweep.items()}
     if tables[FILTER]["NFE a structure"]["value"] < tables["default"]["NFE a structure"]["value"]:
-        raise SystemExit(f"the arm {FILTER!r} has fewer function evaluations than the default: raise its keep_one_of")
+        raise SystemExit(f"the arm {FILTER!r} has fewer function evaluations than the default: raise its best_of")
     hits = lambda rows: [round(metric_samples([r for r in rows if r["folder"].endswith(f"/{seed}")])[HIT].sum()) for seed in SEEDS]  # noqa: E731
     lines = [f"{name}: hits seed by seed {hits(rows)}" for name, rows in arms.items()]
     n, unguided = len(arms["default"]), arms[BASE] + arms[AGAIN]
@@ -370,10 +365,8 @@ def main():
     found = {factor: power(base, factor, n, len(unguided), 3) for factor in (4, 5, 6, 8)}
     lines += [f"power: {n} beside {len(unguided)} unguided with a rate of {base:.3f} show a ratio of 3 at its lower end, if it truly is "
               + ", ".join(f"{factor}, in {share:.2f}" for factor, share in found.items())]  # fmt: skip
-    (args.out / "table.md").write_text("\n".join([*markdown(tables), "", *markdown(swept), "", *lines]) + "\n")
-    columns = ["arm", "metric", "value", "low95", "high95", "n"]
-    long = [[name, metric, v["value"], *v["ci95"], v["n"]] for name, table in (tables | swept).items() for metric, v in table.items()]
-    write_rows(args.out / "table.csv", [dict(zip(columns, row)) for row in long], columns)
+    (args.out / "table.md").write_text("\n".join([table(tables), "", table(swept), "", *lines]) + "\n")
+    write_rows(args.out / "table.csv", flat(tables | swept), ["set", "metric", "value", "low95", "high95", "n"])
     known = rediscovered(arms)
     write_rows(args.out / "rediscovered.csv", known, list(known[0]))
     draw_figure(arms, tables, swept, args.out / "study.png")
