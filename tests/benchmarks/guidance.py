@@ -83,7 +83,6 @@ ARMS = {
 SWEEP = {  # around one setting, with a seed of its own
     "chosen": Arm(guide(**CHOICE)),
     "uncertainty twice": Arm(guide(**CHOICE | dict(uncertainty_weight=1))),
-    "elements only": Arm(guide(**CHOICE | dict(templates=1))),
 } | {  # gradient and CFG alone, judged by DimeNet++
     **{f"η = {eta}": Arm(guide(gradient_scale=eta), oracle=False) for eta in (10, 100)},
     **{f"s = {s}": Arm(guide(cfg_scale=s), oracle=False) for s in (1, 4)},
@@ -341,7 +340,7 @@ def main():
     parser.add_argument("--db", type=Path, default=Path("data/her2d.db"), help="templates, and what is novel")
     parser.add_argument("--checkpoint", type=Path, default=Path("models/weights/best_diffusion_model.pth"), help="from stage 3")
     parser.add_argument("--dimenet", type=Path, default=Path("models/weights/dimenet.pt"), help="from stage 1")
-    parser.add_argument("--num", type=int, default=128, help="structures an arm and seed")
+    parser.add_argument("--num", type=int, default=96, help="structures a seed of a whole arm")
     parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--top", type=Path, default=Path("results/top20"), help="folder of the best")
     parser.add_argument("--only", nargs="*", choices=[*ARMS, "sweep"], help="draw and judge these, and write no table")
