@@ -21,7 +21,7 @@ from ase.io import read
 from pymatgen.core import Composition
 
 from models import figures
-from models.adsorption import CORRECTION
+from models.adsorption import CORRECTION, carries_off
 from models.cli import read_rows, write_json, write_rows
 from models.csllm import CSLLM
 from models.delta_g import predict_delta_g
@@ -42,9 +42,9 @@ COLUMNS = [
     "material_id", "formula", "n_atoms", "layer_group", "components", "periodic_directions", "verdict", "vacuum_A", "thickness_A",
     "two_d", "valid", "smact_valid", "min_dist_ratio", "converged", "relax_steps", "e_form_eV_per_atom", "e_hull_eV_per_atom",
     "hull_compounds", "rmsd_relaxed_A", "delta_g_h_dimenet_eV", "delta_g_h_dimenet_std_eV", "delta_g_h_oracle_eV",
-    "delta_g_h_rigid_eV", "slab_change_eV", "h_site", "h_flags", "stability_score", "p_synth", "unique", "novel", "known_as",
-    "p_active", "candidate_class", "rank", "pareto", "delta_g_h_second_eV", "second_h_flags", "phonons", "lowest_frequency_THz", "elastic",
-    "error",
+    "delta_g_h_rigid_eV", "slab_change_eV", "h_site", "h_flags", "h_carries_off", "stability_score", "p_synth", "unique", "novel",
+    "known_as", "p_active", "candidate_class", "rank", "pareto", "delta_g_h_second_eV", "second_h_flags", "phonons",
+    "lowest_frequency_THz", "elastic", "error",
 ]  # fmt: skip
 SHORTLIST_COLUMNS = [
     "rank", "material_id", "formula", "layer_group", "candidate_class", "p_active", "pareto", "delta_g_h_oracle_eV", "delta_g_h_dimenet_eV",
@@ -208,7 +208,12 @@ def oracle_into(rows: list[dict], relaxed: dict, potential: Potential, settings:
         columns = dict(result.get("row", {}))
         add_error(row, result.get("lost", "") or columns.pop("error", ""))
         row |= columns
-    return {row["material_id"]: unpack_atoms(result["pose"]) for row, result in zip(wanted, found) if result.get("pose")}
+    poses = {row["material_id"]: unpack_atoms(result["pose"]) for row, result in zip(wanted, found) if result.get("pose")}
+    for row in wanted:
+        if row["material_id"] in poses:
+            row["h_carries_off"] = carries_off(poses[row["material_id"]])
+            add_error(row, "H takes an atom of the layer along: not called active" if row["h_carries_off"] else "")
+    return poses
 
 
 def second_into(evaluation: Evaluation, second: Potential | None, settings: Settings, shard: Shard):

@@ -14,7 +14,7 @@ from ase.data import covalent_radii
 from ase.optimize import BFGS
 from scipy.spatial import QhullError, Voronoi
 
-from models.layer import VACUUM, flipped, primitive_layer, reduce_plane
+from models.layer import BOND_SCALE, VACUUM, flipped, primitive_layer, reduce_plane
 from models.potentials import relax_layer, single_point
 
 CORRECTION = 0.27  # eV, ΔE_ZPE − TΔS of adsorbed H at 300 K, 1 bar (the mission's constant)
@@ -200,6 +200,15 @@ def adsorption_flag(atoms: Atoms, face: int) -> str:
     height = face * (atoms.positions[:, 2] - atoms.positions[:-1, 2].mean())
     around = height[:-1][distance < distance.min() + 1.5].mean()
     return "sunk" if height[-1] < around + SUNK_MARGIN else ""
+
+
+def carries_off(pose: Atoms) -> bool:
+    """Whether the atom that H (last) sits on is bonded to nothing else of the layer any more: H is leaving with it."""
+    layer = range(len(pose) - 1)
+    host = int(pose.get_distances(-1, layer, mic=True).argmin())
+    others = [k for k in layer if k != host]
+    reach = BOND_SCALE * (covalent_radii[pose.numbers[host]] + covalent_radii[pose.numbers[others]])
+    return bool((pose.get_distances(host, others, mic=True) > reach).all())
 
 
 @dataclass(frozen=True)

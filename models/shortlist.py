@@ -46,8 +46,10 @@ def p_active(row: dict, sigma: float) -> float | None:
     """P(|ΔG_H| <= ACTIVE) of a row, `sigma` being the oracle's error in eV.
 
     From the oracle's value; where it never ran, from DimeNet++'s, widened by the spread of its members; None where there is
-    neither, or where the oracle found no site that adsorbs.
+    neither, where the oracle found no site that adsorbs, or where H takes an atom of the layer along.
     """
+    if is_true(row, "h_carries_off"):
+        return None
     if value(row, ORACLE) is not None:
         return within(value(row, ORACLE), sigma)
     if row["h_flags"] or value(row, DIMENET) is None:

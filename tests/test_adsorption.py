@@ -22,6 +22,7 @@ from models.adsorption import (
     adsorb,
     adsorption_flag,
     adsorption_sites,
+    carries_off,
     hydrogen_energy,
     relax_and_release,
     roomy,
@@ -435,3 +436,15 @@ def test_the_builder_relaxes_as_the_evaluator_does():
     wanted = oracle_delta_g(slab, Springs(), HALF_H2)
     assert found["flag"] == "" and found["rigid_delta_e"] + 0.27 == pytest.approx(wanted["rigid_delta_g_h"], abs=1e-3)
     assert found["delta_e"] + 0.27 == pytest.approx(wanted["delta_g_h"], abs=2e-3)
+
+
+def test_hydrogen_that_leaves_with_its_atom():
+    """H on a S of 1H-MoS2; the same with that S lifted out of its bonds, which are 2.4 Å and end at 1.3 Σ r_cov = 3.4 Å."""
+    layer = known("1H-MoS2").repeat((2, 2, 1))
+    top = int(layer.positions[:, 2].argmax())
+    pose = layer + Atoms("H", [layer.positions[top] + [0, 0, 1.35]])
+    assert not carries_off(pose)
+    for lift, expected in ((0.5, False), (2.5, True)):
+        lifted = pose.copy()
+        lifted.positions[[top, -1], 2] += lift
+        assert carries_off(lifted) is expected

@@ -231,7 +231,7 @@ def summary(name: str, rows: list[dict], arm: Arm, others: dict[str, list[dict]]
     samples, count = metric_samples(rows), len(rows)
     found = {metric: entry for metric, entry in aggregate(rows).items() if metric in METRICS and (arm.oracle or metric not in JUDGED)}
     kinds = {
-        "elements": [element.symbol for row in rows for element in Composition(row["formula"])],
+        "elements": [element.symbol for row in rows if row["formula"] for element in Composition(row["formula"])],
         "templates": [row["template"] for row in rows], "layer groups": [row["layer_group"] for row in rows if row["layer_group"]],
     }  # fmt: skip
     found |= {f"effective number of {label}": plain_entry(effective_number(labels), count) for label, labels in kinds.items()}
@@ -241,7 +241,7 @@ def summary(name: str, rows: list[dict], arm: Arm, others: dict[str, list[dict]]
 
 def judged_by_oracle(name: str, rows: list[dict], arm: Arm, others: dict[str, list[dict]], samples: dict) -> dict:
     """What of the summary needs the oracle."""
-    found, unseen = {}, [row for row in rows if split_of(row["formula"]) != "train"]
+    found, unseen = {}, [row for row in rows if row["formula"] and split_of(row["formula"]) != "train"]
     distinct = lambda rows, metric: metric_samples(rows)[metric] * np.array([row["unique"] == "True" for row in rows])  # noqa: E731
     for metric in HITS:
         found[f"distinct {metric}"] = interval(distinct(rows, metric), rate=True)
