@@ -23,6 +23,7 @@ import structure_generator
 from data.prototypes import PROTOTYPES
 from models.graphs import layer_graph
 from models.layer import VACUUM
+from models.sampler import Guide
 from models.templates import substitute
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -219,6 +220,24 @@ def test_of_several_proposals_one_is_drawn_by_its_loss(tau, expected):
         own = ATOMS["honeycomb-A"]
         before = ase.geometry.get_distances(own.positions, cell=own.cell, pbc=own.pbc)[1][0, 1]
         assert bond / before == pytest.approx(radius / ase.data.covalent_radii[own.numbers[0]], abs=1e-3)
+
+
+def test_every_flag_of_the_guide_reaches_it():
+    flags = "--cfg-scale 1 --gradient-scale 2 --target-delta-g 3 --max-e-hull 4 --no-synthesizable --weight-e-hull 5"
+    args = structure_generator.build_parser().parse_args([*flags.split(), *"--uncertainty-weight 6 --gradient-cap 7".split()])
+    wanted = dict(cfg_scale=1, gradient_scale=2, delta_g_h=3, e_hull=4, synthesizable=False, weight_e_hull=5, uncertainty_weight=6, cap=7)
+    expected = Guide(**wanted)
+    assert structure_generator.guide_of(args) == expected
+    assert structure_generator.guide_of(args, ["Mo", "S"]).elements == {"Mo", "S"}
+    args.elements = "any"
+    assert structure_generator.guide_of(args, ["Mo", "S"]) == expected
+
+
+def test_train_only_names_what_it_does_not_find(data, tmp_path, monkeypatch):
+    flags = ("optimization.py", "--data", data, "--off-equilibrium", "", "--train-only", "head", "--out", tmp_path / "m.pth", *TRAINING)
+    monkeypatch.setattr(sys, "argv", [*map(str, flags)])
+    with pytest.raises(SystemExit, match="head: the model has .*heads, uncertainty"):
+        optimization.main()
 
 
 def test_each_proposal_starts_from_a_template_of_its_own():
