@@ -307,13 +307,13 @@ def main():
     relevant = {name: value for name, value in plain(vars(args)).items() if name not in AFTER}
     identity = digest(json.dumps(relevant) + (file_hash(args.checkpoint) if model else ""))
     shard = Shard(args.out / "generated.jsonl", args.resume)
+    taken = set()
     for first in tqdm(range(0, total, args.batch_size), desc="batches"):
         batch = starts[first : first + args.batch_size]
-        if f"{identity}:{first + len(batch) - 1}" in shard.rows:
-            continue
-        taken = {recipe_of(shard.rows[f"{identity}:{k}"]) for k in range(first)}
-        for k, row in enumerate(generate(batch, first, model, diffusion, templates, guide, args, taken), first):
-            shard.append(f"{identity}:{k}", row)
+        if f"{identity}:{first + len(batch) - 1}" not in shard.rows:
+            for k, row in enumerate(generate(batch, first, model, diffusion, templates, guide, args, taken), first):
+                shard.append(f"{identity}:{k}", row)
+        taken |= {recipe_of(shard.rows[f"{identity}:{k}"]) for k in range(first, first + len(batch))}
     found = [shard.rows[f"{identity}:{k}"] for k in range(total)]
     kept = best(found, args.num, guide) if total > args.num else set(range(total))
     structures = write_cifs(found, kept, guide, args.out)
