@@ -160,6 +160,9 @@ def evaluated_rows(path: Path) -> list[dict]:
         layer, pose = unpack_atoms(result["layer"]), unpack_atoms(result["pose"])
         starts = [(site, roomy(with_hydrogen(layer, site))) for site in adsorption_sites(layer) if site.label == result["row"]["h_site"]]
         apart = lambda start: find_mic(start[1].positions[-1] - pose.positions[-1], pose.cell, pose.pbc)[1]  # noqa: E731
+        if not starts:  # one bad structure costs one row
+            print(f"not packed: {result['key']} has no site {result['row']['h_site']}")
+            continue
         site, start = min(starts, key=apart)
         delta_e = result["row"]["delta_g_h_oracle_eV"] - result["correction"]
         found = {"kind": site.kind, "face": site.face, "start": start.positions[-1].tolist(), "end": pose.positions.tolist(),

@@ -10,6 +10,7 @@ from ase.data import covalent_radii
 from ase.data.colors import jmol_colors
 
 from models.layer import flipped
+from models.statistics import is_true
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -249,6 +250,7 @@ def generated_structures(rows, relaxed: dict, poses: dict, path: Path, count: in
         delta_g, e_hull = number(row, "delta_g_h_oracle_eV"), number(row, "e_hull_eV_per_atom")
         energies = [f"ΔG$_H$ {delta_g:+.2f} eV" if np.isfinite(delta_g) else "H does not stay",
                     f"E$_{{hull}}$ {e_hull:+.2f} eV/atom" if np.isfinite(e_hull) else "no E$_{hull}$"]  # fmt: skip
+        energies += ["H takes an atom along"] if is_true(row, "h_carries_off") else []
         top.set_title("\n".join([subscripts(row["formula"]), row["layer_group"], *energies]), fontsize=8.5)
     title = f"best ranked first, relaxed, {WINDOW:g} Å wide, top and side; H (red rim) where the oracle puts it"
     figure.suptitle(title if best else "no structure of this set is a 2D crystal", y=1 + 0.03 / lines, fontsize=10)

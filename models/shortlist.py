@@ -82,7 +82,7 @@ def rank_into(rows: list[dict], sigma: float):
     number = lambda row, column: math.nan if value(row, column) is None else value(row, column)  # noqa: E731
     costs = [[abs(number(row, ORACLE)), number(row, "e_hull_eV_per_atom"), -number(row, "p_synth")] for row in rows]
     costs = np.array(costs).reshape(-1, 3)
-    costs[(costs[:, 1] <= ABSURD) | [not is_true(row, "converged") for row in rows]] = math.nan
+    costs[(costs[:, 1] <= ABSURD) | np.array([not is_true(row, "converged") for row in rows], bool)] = math.nan
     costs[:, 1] = np.maximum(costs[:, 1], 0)  # what lies below the hull lies on it: mostly a phase is missing
     for row, best in zip(rows, pareto_front(costs)):
         row["pareto"] = bool(best)

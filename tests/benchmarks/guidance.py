@@ -15,6 +15,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -94,8 +95,8 @@ METRICS = [*HITS, "stable_rate", "two_d_rate", "valid_rate", "unique_rate", "nov
            "mae_delta_g_h_oracle_eV", "delta_g_h_gap_eV", "rmsd_relaxed_A"]  # fmt: skip
 TOP = 20
 TOP_COLUMNS = ["material_id", "formula", "template", "layer_group", "e_hull_eV_per_atom", "delta_g_h_oracle_eV", "h_site",
-               DIMENET, DIMENET_STD, "head_delta_g_h_eV", "delta_g_h_second_eV", "h_flags", "second_h_flags", "p_synth", "novel",
-               "nearest_known"]  # fmt: skip
+               DIMENET, DIMENET_STD, "head_delta_g_h_eV", "delta_g_h_second_eV", "h_flags", "h_carries_off", "second_h_flags",
+               "p_synth", "novel", "nearest_known"]  # fmt: skip
 
 
 # --- drawing and judging ------------------------------------------------------------------------------------------------
@@ -155,6 +156,7 @@ def scored(arms: dict[str, Arm], seeds, args) -> dict[str, list[dict]]:
     return found
 
 
+@cache
 def results(folder: str, name: str) -> dict[str, dict]:
     """What the evaluator kept of a folder, by material_id."""
     return {key.split(":")[0]: row for key, row in Shard(Path(folder) / f"{name}.jsonl").rows.items()}
@@ -181,6 +183,7 @@ def core_seconds(rows: list[dict]) -> tuple[float, float]:
     return sum(cost(folder)["seconds"] for folder in {row["folder"] for row in rows}) / len(rows), judged
 
 
+@cache
 def cost(folder: str) -> dict[str, float]:
     """Function evaluations and seconds of one core that all that was drawn in a folder took, what was not kept included."""
     drawn = read_rows(Path(folder) / "cifs/generated.csv")
@@ -228,7 +231,7 @@ def plain_entry(number: float | None, n: int) -> dict:
 
 def summary(name: str, rows: list[dict], arm: Arm, others: dict[str, list[dict]]) -> dict:
     """Metrics of an arm: the evaluator's, distinct hits, ratios to the arms that it must beat, diversity, cost."""
-    samples, count = metric_samples(rows), len(rows)
+    count = len(rows)
     found = {metric: entry for metric, entry in aggregate(rows).items() if metric in METRICS and (arm.oracle or metric not in JUDGED)}
     kinds = {
         "elements": [element.symbol for row in rows if row["formula"] for element in Composition(row["formula"])],
@@ -236,12 +239,12 @@ def summary(name: str, rows: list[dict], arm: Arm, others: dict[str, list[dict]]
     }  # fmt: skip
     found |= {f"effective number of {label}": plain_entry(effective_number(labels), count) for label, labels in kinds.items()}
     found["NFE a structure"] = plain_entry(float(sum(cost(folder)["nfe"] for folder in {row["folder"] for row in rows})) / count, count)
-    return found | judged_by_oracle(name, rows, arm, others, samples) if arm.oracle else found
+    return found | judged_by_oracle(name, rows, arm, others) if arm.oracle else found
 
 
-def judged_by_oracle(name: str, rows: list[dict], arm: Arm, others: dict[str, list[dict]], samples: dict) -> dict:
+def judged_by_oracle(name: str, rows: list[dict], arm: Arm, others: dict[str, list[dict]]) -> dict:
     """What of the summary needs the oracle."""
-    found, unseen = {}, [row for row in rows if row["formula"] and split_of(row["formula"]) != "train"]
+    samples, found, unseen = metric_samples(rows), {}, [row for row in rows if row["formula"] and split_of(row["formula"]) != "train"]
     distinct = lambda rows, metric: metric_samples(rows)[metric] * np.array([row["unique"] == "True" for row in rows])  # noqa: E731
     for metric in HITS:
         found[f"distinct {metric}"] = interval(distinct(rows, metric), rate=True)
@@ -311,7 +314,7 @@ def rediscovered(arms: dict) -> list[dict]:
     return found
 
 
-def draw_figure(arms: dict, tables: dict, sweep: dict, path: Path):
+def draw_figure(tables: dict, sweep: dict, path: Path):
     """Hit rates of all arms and settings, and mean |ΔG_H| by DimeNet++ and by the oracle, with their intervals."""
     figure, axes = plt.subplots(1, 3, figsize=(14, 0.9 + 0.38 * (len(tables) + len(sweep))), sharey=True, layout="constrained")
     names = [*tables, *sweep]
@@ -368,7 +371,7 @@ def main():
     write_rows(args.out / "table.csv", flat(tables | swept), ["set", "metric", "value", "low95", "high95", "n"])
     known = rediscovered(arms)
     write_rows(args.out / "rediscovered.csv", known, list(known[0]))
-    draw_figure(arms, tables, swept, args.out / "study.png")
+    draw_figure(tables, swept, args.out / "study.png")
     write_top(arms["default"], args)
     print((args.out / "table.md").read_text())
 
