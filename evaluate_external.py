@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from geo_utils import add_evaluation_flags, run_evaluation
-from models.cli import add_system, resolve
+from models.infra.cli import add_system, resolve
 
 
 def build_parser():

@@ -22,17 +22,17 @@ from pymatgen.core import Composition
 
 from models import figures
 from models.adsorption import CORRECTION, carries_off
-from models.cli import read_rows, write_json, write_rows
 from models.csllm import CSLLM
 from models.delta_g import predict_delta_g
 from models.dimenet import load_dimenet
 from models.handoff import write_handoff
 from models.hull import hull_for
-from models.layer import NotALayer, extract_layer, reduced_formula
+from models.infra.files import file_hash, read_rows, write_json, write_rows
+from models.infra.shards import Shard
+from models.layer import NotALayer, extract_layer, reduced_formula, unpack_atoms
 from models.matching import Fingerprint, Register
 from models.potentials import Potential, load_potential
 from models.report import write_html
-from models.shards import Shard, file_hash, unpack_atoms
 from models.shortlist import agreement, oracle_error, rank, rank_into
 from models.statistics import ABSURD, aggregate, compare, flat, is_stable, sensitivity, table, value
 from models.synthesis import load_synthesis

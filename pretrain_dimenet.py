@@ -23,7 +23,6 @@ from torch_geometric.data import Data
 from tqdm import tqdm
 
 from models.baselines import surrogate_report
-from models.cli import plain, write_json
 from models.dimenet import (
     MAX_ATOMIC_NUMBER,
     Ensemble,
@@ -39,6 +38,7 @@ from models.dimenet import (
     shortest_distance,
 )
 from models.figures import parity, plot_mae_curve
+from models.infra.files import plain, write_json
 from models.lmdb_data import LmdbDataset, RecordError, UnsafeRecordError
 from models.split import ADSORBATE, hash_fraction, host_formula, split_of
 

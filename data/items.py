@@ -22,8 +22,8 @@ from data.prototypes import (
     TRIELS,
 )
 from models.graphs import LayerGraphs, graph_atoms
-from models.layer import layer_atoms
-from models.shards import digest, pack_atoms, unpack_atoms
+from models.infra.files import digest
+from models.layer import layer_atoms, pack_atoms, unpack_atoms
 from models.split import split_of
 from models.templates import substitute
 

@@ -14,12 +14,13 @@ from pymatgen.core import Composition
 from torch_geometric.data import Data
 
 from models.adsorption import adsorption_flag, adsorption_sites, roomy, with_hydrogen
-from models.cli import save_checkpoint, write_json
 from models.hull import MAX_ENERGY, Hull
+from models.infra.files import save_checkpoint, write_json
+from models.infra.shards import Shard
+from models.layer import pack_atoms, unpack_atoms
 from models.lmdb_data import write_lmdb
 from models.matching import Fingerprint, Register, layer_group
 from models.potentials import load_potential
-from models.shards import Shard, pack_atoms, unpack_atoms
 from models.split import split_of
 
 HERE = Path(__file__).resolve().parent

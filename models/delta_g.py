@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from models.adsorption import CORRECTION, adsorb, adsorption_sites, hydrogen_energy, relax_and_release, roomy, with_hydrogen
 from models.dimenet import Ensemble, adsorption_graph, predict_spread
-from models.jobs import run_jobs
+from models.infra.jobs import run_jobs
+from models.infra.shards import Shard
 from models.layer import extract_layer
 from models.potentials import load_potential, relax_layer, single_point
-from models.shards import Shard
 
 CHUNK = 32  # layers whose sites are predicted together
 LABEL_SITES = 3  # sites at which a label's H is relaxed alone, before everything is at the best of them

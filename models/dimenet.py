@@ -31,8 +31,8 @@ from torch_geometric.nn.resolver import activation_resolver
 from torch_geometric.utils import scatter
 from tqdm import tqdm
 
-from models.cli import save_checkpoint
 from models.elements import element_features
+from models.infra.files import save_checkpoint
 from models.split import ADSORBATE
 
 GRAPH_FIELDS = ("pos", "cell", "atomic_numbers", "tags", "edge_index", "edge_shift", "edge_cutoff")

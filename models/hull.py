@@ -22,8 +22,10 @@ from pymatgen.core import Composition
 from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
 from tqdm import tqdm
 
+from models.infra.files import digest
+from models.infra.shards import Shard
+from models.layer import pack_atoms
 from models.potentials import relax_layer
-from models.shards import Shard, digest, pack_atoms
 
 PLUS_U = ("SevenNet", "MatterSim")  # potentials trained on uncorrected Materials Project energies; CHGNet's were corrected
 MAX_ENERGY = 50.0  # eV/atom; a relaxation that ends lower has fallen into a hole of the potential

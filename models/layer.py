@@ -18,7 +18,6 @@ OVERLAP_SCALE = 0.7  # an overlap: d < OVERLAP_SCALE * (r_i + r_j)
 VACUUM = 15.0  # Å of vacuum that every stored layer has
 MIN_VACUUM, MAX_THICKNESS = 10.0, 12.0  # Å
 
-
 class NotALayer(ValueError):
     """The structure is not one connected component that is periodic in exactly two directions."""
 
@@ -229,3 +228,20 @@ def flipped(atoms: Atoms) -> Atoms:
     mirrored = atoms.copy()
     mirrored.positions[:, 2] = atoms.cell[2, 2] - mirrored.positions[:, 2]
     return mirrored
+
+
+def pack_atoms(atoms: Atoms | None) -> dict | None:
+    """JSON of numbers [N], positions [N, 3] Å, cell [3, 3] Å and pbc, to 1e-5 Å."""
+    if atoms is None:
+        return None
+    return {
+        "numbers": atoms.numbers.tolist(),
+        "positions": atoms.positions.round(5).tolist(),
+        "cell": atoms.cell.array.round(5).tolist(),
+        "pbc": atoms.pbc.tolist(),
+    }
+
+
+def unpack_atoms(packed: dict | None) -> Atoms | None:
+    """Inverse of pack_atoms."""
+    return None if packed is None else Atoms(**packed)

@@ -18,8 +18,8 @@ from ase import Atoms
 from sklearn.tree import ExtraTreeClassifier
 from torch import nn
 
-from models.cli import save_checkpoint
 from models.elements import COMPOSITION_FEATURES, composition_features
+from models.infra.files import save_checkpoint
 from models.layer import BOND_SCALE, bond_ratios
 from models.matching import SYMPREC
 from models.split import split_of

@@ -400,7 +400,7 @@ def test_release_flags_hydrogen_that_never_bound():
 def test_the_builders_records_keep_hydrogen_on_its_site(monkeypatch):
     """Every pose of a row is stored against one slab: H must stand there where it stood in its own pose."""
     from data import build, pack
-    from models.shards import pack_atoms
+    from models.layer import pack_atoms
 
     slab = fcc111("Cu", (1, 1, 3), vacuum=7.5)
     slab.symbols[0] = "Al"
@@ -427,7 +427,7 @@ def test_the_builders_records_keep_hydrogen_on_its_site(monkeypatch):
 
 def test_the_builder_relaxes_as_the_evaluator_does():
     from data import build
-    from models.shards import pack_atoms
+    from models.layer import pack_atoms
 
     slab = square(2.5, 2)
     build._worker.update(calculator=Springs(), half_h2=HALF_H2)

@@ -17,9 +17,9 @@ from torch_geometric.data import InMemoryDataset
 
 from data.items import HOST_SITES, RELAXED_HOSTS, balanced, reference_items, relaxed_items
 from models.graphs import layer_graph
-from models.layer import min_distance_ratio
+from models.infra.shards import Shard
+from models.layer import min_distance_ratio, pack_atoms, unpack_atoms
 from models.lmdb_data import LmdbDataset
-from models.shards import Shard, pack_atoms, unpack_atoms
 from models.split import split_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,7 +80,7 @@ def sleeper(path: str):
 
 
 def test_processes_end_with_a_killed_parent(tmp_path):
-    job = "from test_build import *; from models.jobs import run_jobs; run_jobs(sleeper, {'a': 'pid'}, Shard(Path('s')), 1, print, (), '')"
+    job = "from test_build import *; from models.infra.jobs import run_jobs; run_jobs(sleeper, {'a': 'pid'}, Shard(Path('s')), 1, print, (), '')"
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     parent = subprocess.Popen([sys.executable, "-c", f"if __name__ == '__main__':\n    {job}"], cwd=tmp_path, env=environment)
     within(60, lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())

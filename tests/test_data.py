@@ -13,8 +13,7 @@ from data.prototypes import PROTOTYPES
 from data.validate import corrected_on_halves, errors
 from models.diffusion import MAX_E_HULL
 from models.graphs import graph_atoms, off_equilibrium_graphs
-from models.layer import dimension, extract_layer, min_distance_ratio
-from models.shards import unpack_atoms
+from models.layer import dimension, extract_layer, min_distance_ratio, unpack_atoms
 from models.split import split_of
 
 ROOT = Path(__file__).resolve().parents[1]

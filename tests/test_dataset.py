@@ -15,9 +15,9 @@ from layers import disguised, known
 
 import material_dataset
 from material_dataset import read_layers, synthesizable, write_splits
-from models.cli import write_json
 from models.dimenet import PeriodicDimeNetPlusPlus, load_dimenet, predict, save_dimenet
 from models.graphs import LayerGraphs, collate, graph_atoms
+from models.infra.files import write_json
 from models.layer import VACUUM, extract_layer
 from models.matching import Fingerprint
 from models.split import split_of

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import norm, permutation_test
 
 from geo_utils import COLUMNS
-from models.cli import read_rows
+from models.infra.files import read_rows
 from models.shortlist import agreement, candidate_class, oracle_error, p_active, rank, rank_into, within
 from models.statistics import (
     aggregate,

@@ -20,12 +20,16 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import structure_generator  # noqa: E402
-from models.cli import read_rows, write_rows  # noqa: E402
 from models.graphs import to_atoms  # noqa: E402
+from models.infra.files import (  # noqa: E402
+    file_hash,  # noqa: E402
+    read_rows,
+    write_rows,
+)
+from models.infra.shards import Shard  # noqa: E402
 from models.layer import NotALayer, extract_layer, reduced_formula  # noqa: E402
 from models.matching import MATCHER, Fingerprint  # noqa: E402
 from models.sampler import Guide, Sampler, load_generator  # noqa: E402
-from models.shards import Shard, file_hash  # noqa: E402
 from models.split import split_of  # noqa: E402
 from models.statistics import flat, interval, table, values  # noqa: E402
 from models.templates import Templates, spread  # noqa: E402

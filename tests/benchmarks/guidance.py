@@ -28,12 +28,18 @@ from scipy.stats import binomtest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import structure_generator  # noqa: E402
 from geo_utils import COLUMNS, Evaluation, Settings, evaluate, needed_files, read_cifs, second_into  # noqa: E402
-from models.cli import plain, read_rows, write_rows  # noqa: E402
 from models.figures import COLOURS, generated_structures, save  # noqa: E402
+from models.infra.files import (  # noqa: E402
+    file_hash,  # noqa: E402
+    plain,
+    read_rows,
+    write_rows,
+)
+from models.infra.shards import Shard  # noqa: E402
+from models.layer import unpack_atoms  # noqa: E402
 from models.matching import Fingerprint, Register  # noqa: E402
 from models.potentials import load_potential  # noqa: E402
 from models.sampler import expected_distance  # noqa: E402
-from models.shards import Shard, file_hash, unpack_atoms  # noqa: E402
 from models.shortlist import DIMENET, DIMENET_STD  # noqa: E402
 from models.split import split_of  # noqa: E402
 from models.statistics import aggregate, effective_number, flat, interval, is_stable, metric_samples, rate_ratio, table, values  # noqa: E402

@@ -1,10 +1,7 @@
 """Append-only JSON lines: what long jobs write as they go and continue from."""
 
 import json
-from hashlib import blake2b, sha256
 from pathlib import Path
-
-from ase import Atoms
 
 
 class Shard:
@@ -35,30 +32,3 @@ class Shard:
     def sorted_rows(self) -> list[dict]:
         """Rows by key, so that what is made of them does not depend on the order of work."""
         return [self.rows[key] for key in sorted(self.rows)]
-
-
-def digest(text: str) -> str:
-    """16 hex digits that depend on the text alone."""
-    return blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """First 12 hex digits of a file's SHA-256."""
-    return sha256(Path(path).read_bytes()).hexdigest()[:12]
-
-
-def pack_atoms(atoms: Atoms | None) -> dict | None:
-    """JSON of numbers [N], positions [N, 3] Å, cell [3, 3] Å and pbc, to 1e-5 Å."""
-    if atoms is None:
-        return None
-    return {
-        "numbers": atoms.numbers.tolist(),
-        "positions": atoms.positions.round(5).tolist(),
-        "cell": atoms.cell.array.round(5).tolist(),
-        "pbc": atoms.pbc.tolist(),
-    }
-
-
-def unpack_atoms(packed: dict | None) -> Atoms | None:
-    """Inverse of pack_atoms."""
-    return None if packed is None else Atoms(**packed)

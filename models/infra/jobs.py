@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from tqdm import tqdm
 
-from models.shards import Shard
+from models.infra.shards import Shard
 
 
 def _start(initializer, arguments: tuple):

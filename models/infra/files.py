@@ -1,36 +1,12 @@
-"""What every script's command line shares."""
+"""Files that appear by rename or not at all: JSON, CSV, checkpoints; and their hashes."""
 
-import argparse
 import csv
 import json
 import os
+from hashlib import blake2b, sha256
 from pathlib import Path
 
 import torch
-
-
-def add_system(parser: argparse.ArgumentParser, out: Path, resume: str):
-    """Adds the flags that every script has: --seed --device --threads --out --resume."""
-    system = parser.add_argument_group("system")
-    system.add_argument("--seed", type=int, default=0, help="seed of everything random")
-    system.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    system.add_argument("--threads", type=int, default=1, help="CPU threads of torch; one a process is fastest here")
-    system.add_argument("--out", type=Path, default=out, help="where the output goes")
-    system.add_argument("--resume", action=argparse.BooleanOptionalAction, default=False, help=resume)
-    return system
-
-
-def resolve(args: argparse.Namespace, out_is_file: bool = False) -> argparse.Namespace:
-    """Resolves the device, seeds torch, and writes config.json into the output folder, or beside the output file."""
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    folder = args.out.parent if out_is_file else args.out
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{args.out.stem}.config.json" if out_is_file else "config.json"
-    write_json(folder / name, plain(vars(args)))
-    return args
 
 
 def plain(values: dict) -> dict:
@@ -70,3 +46,13 @@ def save_checkpoint(path: Path, content: dict) -> None:
     temporary = path.with_name(path.name + ".tmp")
     torch.save(content, temporary)
     os.replace(temporary, path)
+
+
+def digest(text: str) -> str:
+    """16 hex digits that depend on the text alone."""
+    return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """First 12 hex digits of a file's SHA-256."""
+    return sha256(Path(path).read_bytes()).hexdigest()[:12]
