@@ -15,17 +15,17 @@ from ase.spacegroup.symmetrize import refine_symmetry
 from tqdm import tqdm
 
 from geo_utils import Settings
+from models.crystals.layer import extract_layer, pack_atoms, reduced_formula, unpack_atoms
+from models.crystals.matching import layer_group
+from models.crystals.templates import Templates, by_substitution, spread, substitute
 from models.egnn import MASK
 from models.graphs import layers_of, to_atoms
 from models.infra.cli import add_system, resolve
 from models.infra.files import digest, file_hash, plain, write_rows
 from models.infra.shards import Shard
-from models.layer import extract_layer, pack_atoms, reduced_formula, unpack_atoms
-from models.matching import layer_group
 from models.potentials import load_potential
 from models.sampler import Guide, Sampler, load_generator
 from models.statistics import pareto_front
-from models.templates import Templates, by_substitution, spread, substitute
 from models.workers import RELAXATION, computed, relax_one
 
 HEADS = ["head_delta_g_h_eV", "head_e_hull_eV_per_atom", "head_p_synth", "head_delta_g_h_std_eV"]

@@ -26,12 +26,13 @@ from data.items import (  # noqa: E402
     reference_items,
     relaxed_items,
 )
-from models.adsorption import adsorb, adsorption_sites, hydrogen_energy, relax_and_release, roomy  # noqa: E402
+from models.adsorption import adsorb, hydrogen_energy, relax_and_release  # noqa: E402
+from models.crystals.layer import NotALayer, extract_layer, min_distance_ratio, pack_atoms, unpack_atoms  # noqa: E402
+from models.crystals.sites import adsorption_sites, roomy  # noqa: E402
 from models.hull import MAX_ENERGY, relax_phase  # noqa: E402
 from models.infra.files import digest  # noqa: E402
 from models.infra.jobs import run_jobs  # noqa: E402
 from models.infra.shards import Shard  # noqa: E402
-from models.layer import NotALayer, extract_layer, min_distance_ratio, pack_atoms, unpack_atoms  # noqa: E402  # noqa: E402
 from models.potentials import load_potential, relax_layer, single_point  # noqa: E402
 
 HERE = Path(__file__).resolve().parent

@@ -21,11 +21,11 @@ from data.prototypes import (
     TRANSITION,
     TRIELS,
 )
+from models.crystals.layer import layer_atoms, pack_atoms, unpack_atoms
+from models.crystals.split import split_of
+from models.crystals.templates import substitute
 from models.graphs import LayerGraphs, graph_atoms
 from models.infra.files import digest
-from models.layer import layer_atoms, pack_atoms, unpack_atoms
-from models.split import split_of
-from models.templates import substitute
 
 METALS = ALKALI + ALKALINE_EARTH + TRANSITION + TRIELS + ["Si", "Ge", "Sn", "Pb", "Sb", "Bi"]
 NONMETALS = TETRELS[:3] + PNICTOGENS + CHALCOGENS + HALOGENS + ["B"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from ase import Atoms
 
-from models.layer import layer_atoms
+from models.crystals.layer import layer_atoms
 
 ALKALI = "Li Na K Rb Cs".split()
 ALKALINE_EARTH = "Be Mg Ca Sr Ba".split()

@@ -7,8 +7,8 @@ from scipy.stats import spearmanr
 from sklearn.ensemble import ExtraTreesRegressor
 from torch_geometric.data import Data
 
+from models.crystals.elements import composition_features, element_features
 from models.dimenet import edge_vectors, readout_atoms
-from models.elements import composition_features, element_features
 
 WIDTHS = (0.1, 0.3, 0.8)  # of the shells around the adsorbate, in sums of covalent radii beyond the shortest bond
 

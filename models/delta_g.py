@@ -11,11 +11,12 @@ import torch
 from ase import Atoms
 from tqdm import tqdm
 
-from models.adsorption import CORRECTION, adsorb, adsorption_sites, hydrogen_energy, relax_and_release, roomy, with_hydrogen
+from models.adsorption import CORRECTION, adsorb, hydrogen_energy, relax_and_release
+from models.crystals.layer import extract_layer
+from models.crystals.sites import adsorption_sites, roomy, with_hydrogen
 from models.dimenet import Ensemble, adsorption_graph, predict_spread
 from models.infra.jobs import run_jobs
 from models.infra.shards import Shard
-from models.layer import extract_layer
 from models.potentials import load_potential, relax_layer, single_point
 
 CHUNK = 32  # layers whose sites are predicted together

@@ -31,9 +31,9 @@ from torch_geometric.nn.resolver import activation_resolver
 from torch_geometric.utils import scatter
 from tqdm import tqdm
 
-from models.elements import element_features
+from models.crystals.elements import element_features
+from models.crystals.split import ADSORBATE
 from models.infra.files import save_checkpoint
-from models.split import ADSORBATE
 
 GRAPH_FIELDS = ("pos", "cell", "atomic_numbers", "tags", "edge_index", "edge_shift", "edge_cutoff")
 MAX_ATOMIC_NUMBER = 94  # the rows of torch_geometric's EmbeddingBlock

@@ -9,7 +9,7 @@ import numpy as np
 from ase.data import covalent_radii
 from ase.data.colors import jmol_colors
 
-from models.layer import flipped
+from models.crystals.layer import flipped
 from models.statistics import is_true
 
 matplotlib.use("Agg")

@@ -6,9 +6,9 @@ import torch
 from ase import Atoms
 from torch_geometric.data import Data, InMemoryDataset
 
+from models.crystals.layer import layer_atoms
+from models.crystals.split import split_of
 from models.egnn import Layers
-from models.layer import layer_atoms
-from models.split import split_of
 
 
 class LayerGraphs(InMemoryDataset):

@@ -22,9 +22,9 @@ from pymatgen.core import Composition
 from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
 from tqdm import tqdm
 
+from models.crystals.layer import pack_atoms
 from models.infra.files import digest
 from models.infra.shards import Shard
-from models.layer import pack_atoms
 from models.potentials import relax_layer
 
 PLUS_U = ("SevenNet", "MatterSim")  # potentials trained on uncorrected Materials Project energies; CHGNet's were corrected

@@ -7,7 +7,7 @@ polar layers is missing, which moves the highest frequencies and not the verdict
 import numpy as np
 from ase import Atoms, units
 
-from models.layer import reduce_plane
+from models.crystals.layer import reduce_plane
 from models.potentials import _fully_periodic, relax_layer
 
 IMAGE_DISTANCE = 12.0  # Å between in-plane images; at 9 the ZA branch of graphene and MoS2 dips to −0.8 and −1.0 THz near Γ
@@ -34,7 +34,7 @@ def phonon_stability(
     lower, the supercell is made larger once: an artefact shrinks (FeSe, SevenNet: −0.63, −0.21, 0 THz at n = 4, 5, 6).
 
     Args:
-        layer: relaxed layer in the convention (models.layer); not changed.
+        layer: relaxed layer in the convention (models.crystals.layer); not changed.
         calculator: ASE calculator with forces.
         supercell: repeats along a and b, taken as given; by default as many along each as keep the images IMAGE_DISTANCE apart,
             fewer where that takes more than MAX_ATOMS atoms.

@@ -16,7 +16,7 @@ from ase import Atoms
 from ase.data import atomic_names, atomic_numbers, chemical_symbols, covalent_radii
 from ase.data.colors import jmol_colors
 
-from models.layer import BOND_SCALE
+from models.crystals.layer import BOND_SCALE
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 SPAN = 12.0  # Å of the layer that is drawn, at least, in both directions
@@ -233,7 +233,7 @@ def scene(layer: Atoms, pose: Atoms | None) -> dict:
     """A finite piece of a layer, a whole number of unit cells about the adsorbed H, with its bonds.
 
     Args:
-        layer: relaxed layer in the convention (models.layer).
+        layer: relaxed layer in the convention (models.crystals.layer).
         pose: supercell of it with H as last atom; None draws the bare layer.
 
     Returns:

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from models.layer import OVERLAP_SCALE
+from models.crystals.layer import OVERLAP_SCALE
 
 STABLE = 0.1  # eV/atom above the hull
 ABSURD = -1.0  # eV/atom: so far below it, competing phases are missing or the potential has a hole

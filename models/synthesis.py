@@ -18,11 +18,11 @@ from ase import Atoms
 from sklearn.tree import ExtraTreeClassifier
 from torch import nn
 
-from models.elements import COMPOSITION_FEATURES, composition_features
+from models.crystals.elements import COMPOSITION_FEATURES, composition_features
+from models.crystals.layer import BOND_SCALE, bond_ratios
+from models.crystals.matching import SYMPREC
+from models.crystals.split import split_of
 from models.infra.files import save_checkpoint
-from models.layer import BOND_SCALE, bond_ratios
-from models.matching import SYMPREC
-from models.split import split_of
 
 THRESHOLD = 0.5  # synthesizable: P >= THRESHOLD
 MIN_KNOWN = 5  # fewer held-out known layers than this calibrate nothing: the training ones do then, and P comes out too low

@@ -10,13 +10,13 @@ import torch
 from ase import Atoms
 
 from models.adsorption import hydrogen_energy
+from models.crystals.gates import gates
+from models.crystals.layer import OVERLAP_SCALE, NotALayer, extract_layer, min_distance_ratio, pack_atoms
+from models.crystals.matching import layer_group, rmsd
 from models.delta_g import oracle_delta_g
-from models.gates import gates
 from models.infra.files import digest
 from models.infra.jobs import run_jobs
 from models.infra.shards import Shard
-from models.layer import OVERLAP_SCALE, NotALayer, extract_layer, min_distance_ratio, pack_atoms
-from models.matching import layer_group, rmsd
 from models.phonons import elastic_positivity, phonon_stability
 from models.potentials import Potential, load_potential, relax_layer
 

@@ -10,7 +10,7 @@ from matscipy.neighbours import neighbour_list
 from scipy.spatial.transform import Rotation
 
 from data.prototypes import PROTOTYPES
-from models.layer import layer_atoms
+from models.crystals.layer import layer_atoms
 
 PROTOTYPE = {prototype.name: prototype for prototype in PROTOTYPES}
 FROM_PROTOTYPE = {

@@ -13,18 +13,15 @@ from ase.optimize import BFGS
 from layers import PROTOTYPE, Springs, disguised, known
 from scipy.spatial.transform import Rotation
 
-from models.adsorption import (
-    CORRECTION,
+from models.adsorption import CORRECTION, RECONSTRUCTED, adsorb, hydrogen_energy, relax_and_release
+from models.crystals.layer import extract_layer, flipped
+from models.crystals.sites import (
     DESORBED_SCALE,
     H_SPACING,
-    RECONSTRUCTED,
     Site,
-    adsorb,
     adsorption_flag,
     adsorption_sites,
     carries_off,
-    hydrogen_energy,
-    relax_and_release,
     roomy,
     shortest_bond,
     spaced_supercell,
@@ -32,7 +29,6 @@ from models.adsorption import (
     with_hydrogen,
 )
 from models.delta_g import oracle_delta_g
-from models.layer import extract_layer, flipped
 from models.potentials import single_point
 
 
@@ -400,7 +396,7 @@ def test_release_flags_hydrogen_that_never_bound():
 def test_the_builders_records_keep_hydrogen_on_its_site(monkeypatch):
     """Every pose of a row is stored against one slab: H must stand there where it stood in its own pose."""
     from data import build, pack
-    from models.layer import pack_atoms
+    from models.crystals.layer import pack_atoms
 
     slab = fcc111("Cu", (1, 1, 3), vacuum=7.5)
     slab.symbols[0] = "Al"
@@ -427,7 +423,7 @@ def test_the_builders_records_keep_hydrogen_on_its_site(monkeypatch):
 
 def test_the_builder_relaxes_as_the_evaluator_does():
     from data import build
-    from models.layer import pack_atoms
+    from models.crystals.layer import pack_atoms
 
     slab = square(2.5, 2)
     build._worker.update(calculator=Springs(), half_h2=HALF_H2)

@@ -11,10 +11,10 @@ from scipy.stats import linregress
 from data.items import PERTURBATIONS, layer_items, perturbations, surface_items
 from data.prototypes import PROTOTYPES
 from data.validate import corrected_on_halves, errors
+from models.crystals.layer import dimension, extract_layer, min_distance_ratio, unpack_atoms
+from models.crystals.split import split_of
 from models.diffusion import MAX_E_HULL
 from models.graphs import graph_atoms, off_equilibrium_graphs
-from models.layer import dimension, extract_layer, min_distance_ratio, unpack_atoms
-from models.split import split_of
 
 ROOT = Path(__file__).resolve().parents[1]
 

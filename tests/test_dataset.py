@@ -15,12 +15,12 @@ from layers import disguised, known
 
 import material_dataset
 from material_dataset import read_layers, synthesizable, write_splits
+from models.crystals.layer import VACUUM, extract_layer
+from models.crystals.matching import Fingerprint
+from models.crystals.split import split_of
 from models.dimenet import PeriodicDimeNetPlusPlus, load_dimenet, predict, save_dimenet
 from models.graphs import LayerGraphs, collate, graph_atoms
 from models.infra.files import write_json
-from models.layer import VACUUM, extract_layer
-from models.matching import Fingerprint
-from models.split import split_of
 
 ROOT = Path(__file__).resolve().parents[1]
 MOS2 = Path(os.environ.get("HER2D_REFERENCE_DATA", ROOT / "../shared/data")) / "c2db_asr" / "mos2.db"
@@ -205,7 +205,7 @@ def known_of(uid: str) -> Atoms:
 
 def test_delta_g_is_the_least_prediction_over_sites_plus_the_correction(written):
     """Every site of a layer predicted on its own, the minimum taken, 0.27 eV added."""
-    from models.adsorption import adsorption_sites, roomy, with_hydrogen
+    from models.crystals.sites import adsorption_sites, roomy, with_hydrogen
     from models.dimenet import adsorption_graph
 
     model = load_dimenet(written / "dimenet.pt")

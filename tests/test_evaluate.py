@@ -24,13 +24,13 @@ from data.pack import adsorption_records, evaluated_rows
 from geo_utils import COLUMNS, NULLS, Evaluation, Settings, blank_row, headline, phonons_into, read_cifs
 from models import workers
 from models.adsorption import hydrogen_energy
+from models.crystals.gates import gates
+from models.crystals.layer import dimension, extract_layer
+from models.crystals.matching import rmsd
 from models.dimenet import PeriodicDimeNetPlusPlus, save_dimenet
-from models.gates import gates
 from models.hull import relax_phase
 from models.infra.files import read_rows
 from models.infra.shards import Shard
-from models.layer import dimension, extract_layer
-from models.matching import rmsd
 from models.phonons import phonon_stability
 from models.potentials import relax_layer
 from models.statistics import aggregate

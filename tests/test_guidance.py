@@ -10,8 +10,8 @@ from layers import known
 from scipy.stats import norm
 
 from geo_utils import COLUMNS
+from models.crystals.layer import pack_atoms
 from models.infra.shards import Shard
-from models.layer import pack_atoms
 
 spec = importlib.util.spec_from_file_location("guidance", Path(__file__).parent / "benchmarks" / "guidance.py")
 guidance = importlib.util.module_from_spec(spec)

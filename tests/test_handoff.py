@@ -14,7 +14,8 @@ from ase.io import read
 from ase.optimize import BFGS
 
 from models import handoff
-from models.adsorption import CORRECTION, Site, adsorption_sites, roomy, with_hydrogen
+from models.adsorption import CORRECTION
+from models.crystals.sites import Site, adsorption_sites, roomy, with_hydrogen
 from models.handoff import kpoint_mesh, safe_name, write_handoff
 from tests.layers import known
 

@@ -13,8 +13,8 @@ from layers import disguised, known
 from test_evaluate import bilayer, overlapping, periodic, water
 
 from geo_utils import Settings, evaluate, read_cifs
+from models.crystals.gates import VERDICTS, confusion, confusion_table, labelled_structures
 from models.dimenet import PeriodicDimeNetPlusPlus, save_dimenet
-from models.gates import VERDICTS, confusion, confusion_table, labelled_structures
 from models.shortlist import oracle_error
 
 ROOT = Path(__file__).resolve().parents[1]

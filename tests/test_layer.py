@@ -8,7 +8,7 @@ from ase.data import covalent_radii
 from ase.neighborlist import neighbor_list
 from layers import PROTOTYPE, disguised, known
 
-from models.layer import (
+from models.crystals.layer import (
     VACUUM,
     NotALayer,
     bond_ratios,
@@ -21,7 +21,7 @@ from models.layer import (
     primitive_layer,
     reduce_plane,
 )
-from models.matching import MATCHER, Fingerprint, Register, layer_group, rmsd
+from models.crystals.matching import MATCHER, Fingerprint, Register, layer_group, rmsd
 
 LAYERS = ["graphene", "h-BN", "1H-MoS2", "1T-MoS2", "phosphorene"]
 

@@ -20,8 +20,8 @@ from matplotlib.image import imread
 
 from geo_utils import COLUMNS, blank_row
 from models import report
-from models.adsorption import adsorption_sites, with_hydrogen
-from models.layer import flipped
+from models.crystals.layer import flipped
+from models.crystals.sites import adsorption_sites, with_hydrogen
 from models.report import causes, is_stable, log_exchange_current, parity, scene, words, write_html
 from models.statistics import aggregate, metric_samples
 

@@ -21,10 +21,10 @@ from torch_geometric.data import InMemoryDataset
 import optimization
 import structure_generator
 from data.prototypes import PROTOTYPES
+from models.crystals.layer import VACUUM
+from models.crystals.templates import substitute
 from models.graphs import layer_graph
-from models.layer import VACUUM
 from models.sampler import Guide
-from models.templates import substitute
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = "pretrain_dimenet.py material_dataset.py optimization.py structure_generator.py test.py evaluate_external.py".split()

@@ -6,8 +6,8 @@ from ase.data import atomic_numbers, covalent_radii
 from layers import known
 from pymatgen.core import Composition, Element
 
-from models.split import split_of
-from models.templates import (
+from models.crystals.split import split_of
+from models.crystals.templates import (
     Templates,
     by_substitution,
     chemical_distance,

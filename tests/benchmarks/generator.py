@@ -20,6 +20,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import structure_generator  # noqa: E402
+from models.crystals.layer import NotALayer, extract_layer, reduced_formula  # noqa: E402
+from models.crystals.matching import MATCHER, Fingerprint  # noqa: E402
+from models.crystals.split import split_of  # noqa: E402
+from models.crystals.templates import Templates, spread  # noqa: E402
 from models.graphs import to_atoms  # noqa: E402
 from models.infra.files import (  # noqa: E402
     file_hash,  # noqa: E402
@@ -27,12 +31,8 @@ from models.infra.files import (  # noqa: E402
     write_rows,
 )
 from models.infra.shards import Shard  # noqa: E402
-from models.layer import NotALayer, extract_layer, reduced_formula  # noqa: E402
-from models.matching import MATCHER, Fingerprint  # noqa: E402
 from models.sampler import Guide, Sampler, load_generator  # noqa: E402
-from models.split import split_of  # noqa: E402
 from models.statistics import flat, interval, table, values  # noqa: E402
-from models.templates import Templates, spread  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 UNGUIDED = ["--gradient-scale", 0, "--cfg-scale", 0, "--proposals", 1, "--best-of", 1]

@@ -28,6 +28,10 @@ from scipy.stats import binomtest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import structure_generator  # noqa: E402
 from geo_utils import COLUMNS, Evaluation, Settings, evaluate, needed_files, read_cifs, second_into  # noqa: E402
+from models.crystals.layer import unpack_atoms  # noqa: E402
+from models.crystals.matching import Fingerprint, Register  # noqa: E402
+from models.crystals.split import split_of  # noqa: E402
+from models.crystals.templates import Templates, best_assignment  # noqa: E402
 from models.figures import COLOURS, generated_structures, save  # noqa: E402
 from models.infra.files import (  # noqa: E402
     file_hash,  # noqa: E402
@@ -36,14 +40,10 @@ from models.infra.files import (  # noqa: E402
     write_rows,
 )
 from models.infra.shards import Shard  # noqa: E402
-from models.layer import unpack_atoms  # noqa: E402
-from models.matching import Fingerprint, Register  # noqa: E402
 from models.potentials import load_potential  # noqa: E402
 from models.sampler import expected_distance  # noqa: E402
 from models.shortlist import DIMENET, DIMENET_STD  # noqa: E402
-from models.split import split_of  # noqa: E402
 from models.statistics import aggregate, effective_number, flat, interval, is_stable, metric_samples, rate_ratio, table, values  # noqa: E402
-from models.templates import Templates, best_assignment  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS, SWEEP_SEED = (11, 12, 13), 10

@@ -8,7 +8,7 @@ from ase import Atoms
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
-from models.layer import layer_atoms, reduced_formula
+from models.crystals.layer import layer_atoms, reduced_formula
 
 GAP = 3.0  # Å of vacuum left in the comparison: with more of it the matcher's tolerances merge 1T and 2H MoS2
 SYMPREC = 0.1  # Å, loose, so that a slightly bent duplicate keeps its layer group

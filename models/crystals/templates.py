@@ -13,8 +13,8 @@ from ase import Atoms
 from ase.data import covalent_radii
 from pymatgen.core import Composition, Element
 
-from models.layer import BOND_SCALE, VACUUM, NotALayer, bond_ratios, extract_layer, layer_atoms
-from models.split import split_of
+from models.crystals.layer import BOND_SCALE, VACUUM, NotALayer, bond_ratios, extract_layer, layer_atoms
+from models.crystals.split import split_of
 
 
 def size_ratio(atoms: Atoms, numbers) -> float:

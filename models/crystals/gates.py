@@ -2,7 +2,7 @@
 
 How well the first one tells monolayers from everything else, counted on structures whose truth is known by construction:
 
-    python -m models.gates --db data/her2d.db
+    python -m models.crystals.gates --db data/her2d.db
 """
 
 import argparse
@@ -18,7 +18,7 @@ from ase.data import atomic_numbers, covalent_radii
 from ase.data.vdw_alvarez import vdw_radii
 from smact.screening import smact_validity
 
-from models.layer import (
+from models.crystals.layer import (
     MAX_THICKNESS,
     MIN_VACUUM,
     OVERLAP_SCALE,
@@ -29,7 +29,7 @@ from models.layer import (
     min_distance_ratio,
     reduced_formula,
 )
-from models.matching import layer_group
+from models.crystals.matching import layer_group
 
 VERDICTS = ("2D", "layer too thick", "layers too close", "several layers", "chain", "molecule", "3D network")
 BOX = 12.0  # Å of empty space around molecules and chains
