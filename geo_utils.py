@@ -21,7 +21,6 @@ from ase.io import read
 from pymatgen.core import Composition
 
 from models import figures
-from models.adsorption import CORRECTION
 from models.crystals.layer import NotALayer, extract_layer, reduced_formula, unpack_atoms
 from models.crystals.matching import Fingerprint, Register
 from models.crystals.sites import carries_off
@@ -29,10 +28,11 @@ from models.csllm import CSLLM
 from models.delta_g import predict_delta_g
 from models.dimenet import load_dimenet
 from models.handoff import write_handoff
-from models.hull import hull_for
 from models.infra.files import file_hash, read_rows, write_json, write_rows
 from models.infra.shards import Shard
-from models.potentials import Potential, load_potential
+from models.physics.hull import hull_for
+from models.physics.hydrogen import CORRECTION
+from models.physics.potentials import Potential, load_potential
 from models.report import write_html
 from models.shortlist import agreement, oracle_error, rank, rank_into
 from models.statistics import ABSURD, aggregate, compare, flat, is_stable, sensitivity, table, value

@@ -14,17 +14,17 @@ import torch
 from torch_geometric.data import InMemoryDataset
 from tqdm import tqdm
 
-from models.adsorption import CORRECTION
 from models.crystals.layer import MAX_THICKNESS, OVERLAP_SCALE, NotALayer, extract_layer, min_distance_ratio, pack_atoms
 from models.crystals.matching import Fingerprint, Register
 from models.crystals.split import split_of
-from models.delta_g import oracle_labels, predict_delta_g
+from models.delta_g import predict_delta_g
 from models.dimenet import load_dimenet
 from models.figures import parity
 from models.graphs import layer_graph
 from models.infra.cli import add_system, resolve
 from models.infra.files import digest, file_hash, write_json
 from models.infra.shards import Shard
+from models.physics.hydrogen import CORRECTION, oracle_labels
 from models.synthesis import save_synthesis, train_synthesis
 
 EXPERIMENT = ("icsd_id", "cod_id", "doi")  # a row with one of these has been made

@@ -23,7 +23,7 @@ from models.graphs import layers_of, to_atoms
 from models.infra.cli import add_system, resolve
 from models.infra.files import digest, file_hash, plain, write_rows
 from models.infra.shards import Shard
-from models.potentials import load_potential
+from models.physics.potentials import load_potential
 from models.sampler import Guide, Sampler, load_generator
 from models.statistics import pareto_front
 from models.workers import RELAXATION, computed, relax_one

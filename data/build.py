@@ -26,14 +26,14 @@ from data.items import (  # noqa: E402
     reference_items,
     relaxed_items,
 )
-from models.adsorption import adsorb, hydrogen_energy, relax_and_release  # noqa: E402
 from models.crystals.layer import NotALayer, extract_layer, min_distance_ratio, pack_atoms, unpack_atoms  # noqa: E402
 from models.crystals.sites import adsorption_sites, roomy  # noqa: E402
-from models.hull import MAX_ENERGY, relax_phase  # noqa: E402
 from models.infra.files import digest  # noqa: E402
 from models.infra.jobs import run_jobs  # noqa: E402
 from models.infra.shards import Shard  # noqa: E402
-from models.potentials import load_potential, relax_layer, single_point  # noqa: E402
+from models.physics.hull import MAX_ENERGY, relax_phase  # noqa: E402
+from models.physics.hydrogen import adsorb, hydrogen_energy, relax_and_release  # noqa: E402
+from models.physics.potentials import load_potential, relax_layer, single_point  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 RELAXED_SITES = 2  # best rigid sites of a host that are relaxed with it

@@ -18,14 +18,14 @@ from pymatgen.core import Composition
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from models.adsorption import CORRECTION, hydrogen_energy  # noqa: E402
 from models.crystals.split import ADSORBATE, split_of  # noqa: E402
 from models.dimenet import adsorption_graph, load_dimenet, predict  # noqa: E402
 from models.figures import parity  # noqa: E402
-from models.hull import MAX_ENERGY, Hull  # noqa: E402
 from models.infra.files import write_json  # noqa: E402
 from models.infra.shards import Shard  # noqa: E402
-from models.potentials import load_potential, single_point  # noqa: E402
+from models.physics.hull import MAX_ENERGY, Hull  # noqa: E402
+from models.physics.hydrogen import CORRECTION, hydrogen_energy  # noqa: E402
+from models.physics.potentials import load_potential, single_point  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 REFERENCE = Path(os.environ.get("HER2D_REFERENCE_DATA", HERE.parent / "../shared/data"))

@@ -13,8 +13,8 @@ from ase import Atoms
 from ase.calculators.calculator import kptdensity2monkhorstpack
 from ase.io import write
 
-from models.adsorption import CORRECTION
 from models.crystals.sites import spaced_supercell
+from models.physics.hydrogen import CORRECTION
 
 VACUUM = 16.0  # Å beyond the outermost nuclei of slab and H
 KPOINT_DENSITY = 5.0  # points per Å^-1 of reciprocal vector (2π included): 15 along graphene's a, 5 along 6.4 Å

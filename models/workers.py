@@ -9,16 +9,15 @@ import time
 import torch
 from ase import Atoms
 
-from models.adsorption import hydrogen_energy
 from models.crystals.gates import gates
 from models.crystals.layer import OVERLAP_SCALE, NotALayer, extract_layer, min_distance_ratio, pack_atoms
 from models.crystals.matching import layer_group, rmsd
-from models.delta_g import oracle_delta_g
 from models.infra.files import digest
 from models.infra.jobs import run_jobs
 from models.infra.shards import Shard
-from models.phonons import elastic_positivity, phonon_stability
-from models.potentials import Potential, load_potential, relax_layer
+from models.physics.hydrogen import hydrogen_energy, oracle_delta_g
+from models.physics.phonons import elastic_positivity, phonon_stability
+from models.physics.potentials import Potential, load_potential, relax_layer
 
 RELAXATION, ADSORPTION = ("fmax", "relax_steps"), ("correction", "oracle", "oracle_sites")  # settings that results depend on
 
@@ -137,6 +136,6 @@ def second_opinion(item: tuple) -> dict:
 
 
 def dynamic_stability(item: tuple) -> dict:
-    """{"phonons": …, "elastic": …} of a relaxed layer: models.phonons."""
+    """{"phonons": …, "elastic": …} of a relaxed layer: models.physics.phonons."""
     _, layer = item
     return {"phonons": phonon_stability(layer, _worker["calculator"]), "elastic": elastic_positivity(layer, _worker["calculator"])}

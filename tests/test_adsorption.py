@@ -13,7 +13,6 @@ from ase.optimize import BFGS
 from layers import PROTOTYPE, Springs, disguised, known
 from scipy.spatial.transform import Rotation
 
-from models.adsorption import CORRECTION, RECONSTRUCTED, adsorb, hydrogen_energy, relax_and_release
 from models.crystals.layer import extract_layer, flipped
 from models.crystals.sites import (
     DESORBED_SCALE,
@@ -28,8 +27,8 @@ from models.crystals.sites import (
     surface_atoms,
     with_hydrogen,
 )
-from models.delta_g import oracle_delta_g
-from models.potentials import single_point
+from models.physics.hydrogen import CORRECTION, RECONSTRUCTED, adsorb, hydrogen_energy, oracle_delta_g, relax_and_release
+from models.physics.potentials import single_point
 
 
 def pt111(layers=4) -> Atoms:

@@ -23,16 +23,16 @@ import geo_utils
 from data.pack import adsorption_records, evaluated_rows
 from geo_utils import COLUMNS, NULLS, Evaluation, Settings, blank_row, headline, phonons_into, read_cifs
 from models import workers
-from models.adsorption import hydrogen_energy
 from models.crystals.gates import gates
 from models.crystals.layer import dimension, extract_layer
 from models.crystals.matching import rmsd
 from models.dimenet import PeriodicDimeNetPlusPlus, save_dimenet
-from models.hull import relax_phase
 from models.infra.files import read_rows
 from models.infra.shards import Shard
-from models.phonons import phonon_stability
-from models.potentials import relax_layer
+from models.physics.hull import relax_phase
+from models.physics.hydrogen import hydrogen_energy
+from models.physics.phonons import phonon_stability
+from models.physics.potentials import relax_layer
 from models.statistics import aggregate
 from models.synthesis import Forest, SynthesisModel, save_synthesis
 from models.workers import computed, item_key

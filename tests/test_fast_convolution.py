@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from layers import known
 
-from models.potentials import load_potential
+from models.physics.potentials import load_potential
 
 
 @pytest.mark.parametrize("name", ["1H-MoS2", "graphene"])

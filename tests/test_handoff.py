@@ -14,9 +14,9 @@ from ase.io import read
 from ase.optimize import BFGS
 
 from models import handoff
-from models.adsorption import CORRECTION
 from models.crystals.sites import Site, adsorption_sites, roomy, with_hydrogen
 from models.handoff import kpoint_mesh, safe_name, write_handoff
+from models.physics.hydrogen import CORRECTION
 from tests.layers import known
 
 ROW = {"formula": "MoS2", "delta_g_h_oracle_eV": 1.2345678, "e_hull_eV_per_atom": 0.0, "h_site": "ontop-top", "p_synth": ""}

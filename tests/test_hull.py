@@ -11,9 +11,9 @@ from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition
 
 from geo_utils import stability_score
-from models.hull import Hull, hull_for, relax_phase, to_pbe
 from models.infra.shards import Shard
-from models.potentials import load_potential
+from models.physics.hull import Hull, hull_for, relax_phase, to_pbe
+from models.physics.potentials import load_potential
 
 # eV per formula as written. Elements: Li -2 an atom (two polymorphs), Cl -3 an atom.
 TOY = [("Li", -2.0), ("Li2", -3.6), ("Cl4", -12.0), ("LiCl", -6.0), ("Li3Cl", -9.04)]

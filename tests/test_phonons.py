@@ -9,8 +9,8 @@ from ase.phonons import Phonons
 from matscipy.neighbours import neighbour_list
 
 from models import phonons
-from models.phonons import elastic_positivity, phonon_stability
-from models.potentials import load_potential, relax_layer, single_point
+from models.physics.phonons import elastic_positivity, phonon_stability
+from models.physics.potentials import load_potential, relax_layer, single_point
 from tests.layers import known
 
 THZ = np.sqrt(units._e / units._amu) * 1e10 / (2 * np.pi) * 1e-12  # of a root of eV/Å^2/amu, from the SI constants

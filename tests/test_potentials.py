@@ -11,7 +11,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 
 from models import potentials
-from models.potentials import PotentialError, load_potential, relax_layer, single_point
+from models.physics.potentials import PotentialError, load_potential, relax_layer, single_point
 
 
 def sheet(a: float = 2.5, c: float = 18.0) -> Atoms:
@@ -154,7 +154,7 @@ def test_errors_are_one_clear_line(arguments, message):
 
 def test_import_is_lazy():
     code = (
-        "import sys; from models.potentials import load_potential; load_potential('ase.calculators.emt:EMT');"
+        "import sys; from models.physics.potentials import load_potential; load_potential('ase.calculators.emt:EMT');"
         "print({'torch', 'mattersim', 'sevenn', 'chgnet'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

@@ -10,8 +10,8 @@ from ase.build import mx2
 from sevenn.calculator import SevenNetCalculator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from models.fast_convolution import speed_up  # noqa: E402
-from models.potentials import SEVENNET_MODELS  # noqa: E402
+from models.physics.fast_convolution import speed_up  # noqa: E402
+from models.physics.potentials import SEVENNET_MODELS  # noqa: E402
 
 ROUNDS = 8
 

@@ -8,7 +8,7 @@ import numpy as np
 from ase import Atoms, units
 
 from models.crystals.layer import reduce_plane
-from models.potentials import _fully_periodic, relax_layer
+from models.physics.potentials import _fully_periodic, relax_layer
 
 IMAGE_DISTANCE = 12.0  # Å between in-plane images; at 9 the ZA branch of graphene and MoS2 dips to −0.8 and −1.0 THz near Γ
 MAX_ATOMS = 150  # of the supercell; about 2 s a displacement with SevenNet l3i5 on one thread

@@ -328,7 +328,7 @@ def _load_sevennet(name: str, device: str) -> Potential:
         with _quiet():
             from sevenn.calculator import SevenNetCalculator
 
-            from models.fast_convolution import speed_up
+            from models.physics.fast_convolution import speed_up
 
             calculator = SevenNetCalculator(model, device=device)
         if device == "cpu":

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from models.crystals.layer import pack_atoms
 from models.infra.files import digest
 from models.infra.shards import Shard
-from models.potentials import relax_layer
+from models.physics.potentials import relax_layer
 
 PLUS_U = ("SevenNet", "MatterSim")  # potentials trained on uncorrected Materials Project energies; CHGNet's were corrected
 MAX_ENERGY = 50.0  # eV/atom; a relaxation that ends lower has fallen into a hole of the potential
