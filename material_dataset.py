@@ -17,10 +17,10 @@ from tqdm import tqdm
 from models.crystals.layer import MAX_THICKNESS, OVERLAP_SCALE, NotALayer, extract_layer, min_distance_ratio, pack_atoms
 from models.crystals.matching import Fingerprint, Register
 from models.crystals.split import split_of
+from models.datasets.graphs import layer_graph
 from models.delta_g import predict_delta_g
 from models.dimenet import load_dimenet
 from models.figures import parity
-from models.graphs import layer_graph
 from models.infra.cli import add_system, resolve
 from models.infra.files import digest, file_hash, write_json
 from models.infra.shards import Shard

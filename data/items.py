@@ -24,7 +24,7 @@ from data.prototypes import (
 from models.crystals.layer import layer_atoms, pack_atoms, unpack_atoms
 from models.crystals.split import split_of
 from models.crystals.templates import substitute
-from models.graphs import LayerGraphs, graph_atoms
+from models.datasets.graphs import LayerGraphs, graph_atoms
 from models.infra.files import digest
 
 METALS = ALKALI + ALKALINE_EARTH + TRANSITION + TRIELS + ["Si", "Ge", "Sn", "Pb", "Sb", "Bi"]

@@ -17,9 +17,9 @@ from models.crystals.layer import pack_atoms, unpack_atoms
 from models.crystals.matching import Fingerprint, Register, layer_group
 from models.crystals.sites import adsorption_flag, adsorption_sites, roomy, with_hydrogen
 from models.crystals.split import split_of
+from models.datasets.lmdb_data import write_lmdb
 from models.infra.files import save_checkpoint, write_json
 from models.infra.shards import Shard
-from models.lmdb_data import write_lmdb
 from models.physics.hull import MAX_ENERGY, Hull
 from models.physics.potentials import load_potential
 

@@ -18,9 +18,9 @@ from torch_geometric.data import InMemoryDataset
 from data.items import HOST_SITES, RELAXED_HOSTS, balanced, reference_items, relaxed_items
 from models.crystals.layer import min_distance_ratio, pack_atoms, unpack_atoms
 from models.crystals.split import split_of
-from models.graphs import layer_graph
+from models.datasets.graphs import layer_graph
+from models.datasets.lmdb_data import LmdbDataset
 from models.infra.shards import Shard
-from models.lmdb_data import LmdbDataset
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = ("references", "layers", "adsorption", "perturbed", "relaxed")

@@ -13,8 +13,8 @@ from data.prototypes import PROTOTYPES
 from data.validate import corrected_on_halves, errors
 from models.crystals.layer import dimension, extract_layer, min_distance_ratio, unpack_atoms
 from models.crystals.split import split_of
+from models.datasets.graphs import graph_atoms, off_equilibrium_graphs
 from models.diffusion import MAX_E_HULL
-from models.graphs import graph_atoms, off_equilibrium_graphs
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -18,9 +18,10 @@ from material_dataset import read_layers, synthesizable, write_splits
 from models.crystals.layer import VACUUM, extract_layer
 from models.crystals.matching import Fingerprint
 from models.crystals.split import split_of
+from models.datasets.graphs import LayerGraphs, graph_atoms
 from models.dimenet import PeriodicDimeNetPlusPlus, load_dimenet, predict, save_dimenet
-from models.graphs import LayerGraphs, collate, graph_atoms
 from models.infra.files import write_json
+from models.networks.layers import collate
 
 ROOT = Path(__file__).resolve().parents[1]
 MOS2 = Path(os.environ.get("HER2D_REFERENCE_DATA", ROOT / "../shared/data")) / "c2db_asr" / "mos2.db"

@@ -297,7 +297,7 @@ def test_mask_slots_hides_whole_slots_only():
     layers.atomic_numbers[:, 3:] = 8
     layers.mask[: count // 2, 4] = False
     layers.atomic_numbers[: count // 2, 4] = 0
-    layers.slots[: count // 2, 4] = 0  # padding points to slot 0, as models.graphs.pad leaves it
+    layers.slots[: count // 2, 4] = 0  # padding points to slot 0, as models.networks.layers.pad leaves it
     masked = mask_slots(layers, torch.Generator().manual_seed(0))
     hidden = masked.atomic_numbers == MASK
     assert not (hidden & ~layers.mask).any()

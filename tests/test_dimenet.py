@@ -20,6 +20,7 @@ from torch_geometric.nn.models.dimenet import SphericalBasisLayer
 import models.dimenet
 import pretrain_dimenet
 from models.baselines import site_features, surrogate_report
+from models.datasets.lmdb_data import write_lmdb
 from models.dimenet import (
     ElementEmbedding,
     Ensemble,
@@ -36,7 +37,6 @@ from models.dimenet import (
     shortest_distance,
     triplets,
 )
-from models.lmdb_data import write_lmdb
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = Path(os.environ.get("HER2D_REFERENCE_DATA", ROOT / "../shared/data")) / "is2re_lmdb" / "sample.lmdb"

@@ -23,7 +23,7 @@ import structure_generator
 from data.prototypes import PROTOTYPES
 from models.crystals.layer import VACUUM
 from models.crystals.templates import substitute
-from models.graphs import layer_graph
+from models.datasets.graphs import layer_graph
 from models.sampler import Guide
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,0 +1,56 @@
+"""Padded batches of layers, which the diffusion model takes, and their way from and to ASE."""
+
+import torch
+from ase import Atoms
+from torch_geometric.data import Data
+
+from models.crystals.layer import layer_atoms
+from models.egnn import Layers
+
+
+def collate(graphs: list[Data]) -> tuple[Layers, torch.Tensor]:
+    """Padded batch and its labels [B, 4]: ΔG_H, E_hull, synthesizable, standard deviation of ΔG_H."""
+    layers = pad([graph.atomic_numbers for graph in graphs], [graph.pos for graph in graphs], [graph.cell[0] for graph in graphs])
+    labels = torch.cat([torch.stack([g.delta_g_h, g.e_hull, g.synthesizable, g.delta_g_h_std], -1) for g in graphs])
+    return layers, labels
+
+
+def layers_of(structures: list[Atoms]) -> Layers:
+    """Padded batch of ASE layers in the convention."""
+    tensor = lambda x: torch.tensor(x, dtype=torch.float32)  # noqa: E731
+    return pad(
+        [torch.tensor(a.numbers) for a in structures],
+        [tensor(a.positions) for a in structures],
+        [tensor(a.cell.array) for a in structures],
+    )
+
+
+def pad(numbers, positions, cells) -> Layers:
+    """Layers from lists of numbers [N], positions [N, 3] Å and cells [3, 3] Å; atoms of one element are one slot."""
+    b, n = len(numbers), max(len(x) for x in numbers)
+    cell = torch.stack(cells)[:, :2, :2]
+    out = Layers(
+        torch.zeros(b, n, dtype=torch.long), torch.zeros(b, n, dtype=torch.long),
+        torch.zeros(b, n, 2), torch.zeros(b, n), cell, torch.zeros(b, n, dtype=torch.bool),
+    )  # fmt: skip
+    inverse = torch.linalg.inv(cell)
+    for k, (number, position) in enumerate(zip(numbers, positions)):
+        m = len(number)
+        out.atomic_numbers[k, :m] = number
+        out.slots[k, :m] = torch.unique(number, return_inverse=True)[1]
+        out.frac_coords[k, :m] = (position[:, :2] @ inverse[k]) % 1.0
+        out.z[k, :m] = position[:, 2] - position[:, 2].mean()
+        out.mask[k, :m] = True
+    return out
+
+
+def to_atoms(layers: Layers) -> list[Atoms]:
+    """ASE layers, in the convention, of a padded batch."""
+    structures = []
+    for k in range(len(layers)):
+        keep = layers.mask[k]
+        cell = layers.cell[k].double()
+        plane = layers.frac_coords[k, keep].double() @ cell
+        positions = torch.cat([plane, layers.z[k, keep, None].double()], -1)
+        structures.append(layer_atoms(layers.atomic_numbers[k, keep].numpy(), positions.numpy(), cell.numpy()))
+    return structures
