@@ -24,19 +24,19 @@ from models import figures
 from models.crystals.layer import NotALayer, extract_layer, reduced_formula, unpack_atoms
 from models.crystals.matching import Fingerprint, Register
 from models.crystals.sites import carries_off
-from models.csllm import CSLLM
-from models.delta_g import predict_delta_g
-from models.dimenet import load_dimenet
 from models.handoff import write_handoff
 from models.infra.files import file_hash, read_rows, write_json, write_rows
 from models.infra.shards import Shard
+from models.networks.csllm import CSLLM
+from models.networks.delta_g import predict_delta_g
+from models.networks.dimenet import load_dimenet
+from models.networks.synthesis import load_synthesis
 from models.physics.hull import hull_for
 from models.physics.hydrogen import CORRECTION
 from models.physics.potentials import Potential, load_potential
 from models.report import write_html
 from models.shortlist import agreement, oracle_error, rank, rank_into
 from models.statistics import ABSURD, aggregate, compare, flat, is_stable, sensitivity, table, value
-from models.synthesis import load_synthesis
 from models.workers import ADSORPTION, RELAXATION, add_error, adsorb_one, computed, dynamic_stability, relax_one, second_opinion
 
 COLUMNS = [

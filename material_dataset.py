@@ -18,14 +18,14 @@ from models.crystals.layer import MAX_THICKNESS, OVERLAP_SCALE, NotALayer, extra
 from models.crystals.matching import Fingerprint, Register
 from models.crystals.split import split_of
 from models.datasets.graphs import layer_graph
-from models.delta_g import predict_delta_g
-from models.dimenet import load_dimenet
 from models.figures import parity
 from models.infra.cli import add_system, resolve
 from models.infra.files import digest, file_hash, write_json
 from models.infra.shards import Shard
+from models.networks.delta_g import predict_delta_g
+from models.networks.dimenet import load_dimenet
+from models.networks.synthesis import save_synthesis, train_synthesis
 from models.physics.hydrogen import CORRECTION, oracle_labels
-from models.synthesis import save_synthesis, train_synthesis
 
 EXPERIMENT = ("icsd_id", "cod_id", "doi")  # a row with one of these has been made
 METADATA = ("dynamic_stability_phonons", "dynamic_stability_stiffness", "gap", "crystal_type", "thermodynamic_stability_level")

@@ -22,10 +22,12 @@ import torch
 from torch_geometric.data import Data
 from tqdm import tqdm
 
-from models.baselines import surrogate_report
 from models.crystals.split import ADSORBATE, hash_fraction, host_formula, split_of
 from models.datasets.lmdb_data import LmdbDataset, RecordError, UnsafeRecordError
-from models.dimenet import (
+from models.figures import parity, plot_mae_curve
+from models.infra.files import plain, write_json
+from models.networks.baselines import surrogate_report
+from models.networks.dimenet import (
     MAX_ATOMIC_NUMBER,
     Ensemble,
     PeriodicDimeNetPlusPlus,
@@ -39,8 +41,6 @@ from models.dimenet import (
     save_ensemble,
     shortest_distance,
 )
-from models.figures import parity, plot_mae_curve
-from models.infra.files import plain, write_json
 
 # DimeNet++ on the 10k split of IS2RE as configured by the Open Catalyst Project (there with a step-wise
 # learning rate and a sum over all atoms; here a cosine and the local readout).

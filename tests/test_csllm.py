@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from geo_utils import Settings, synthesis_into
-from models.csllm import CSLLM, LABELS, CSLLMError, material_string, prompt
+from models.networks.csllm import CSLLM, LABELS, CSLLMError, material_string, prompt
 
 BE_IN_RU = (
     "225 |6.118,6.118,6.118,90.00,90.00,90.00| "

@@ -14,7 +14,7 @@ from data.validate import corrected_on_halves, errors
 from models.crystals.layer import dimension, extract_layer, min_distance_ratio, unpack_atoms
 from models.crystals.split import split_of
 from models.datasets.graphs import graph_atoms, off_equilibrium_graphs
-from models.diffusion import MAX_E_HULL
+from models.networks.diffusion import MAX_E_HULL
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -19,8 +19,8 @@ from models.crystals.layer import VACUUM, extract_layer
 from models.crystals.matching import Fingerprint
 from models.crystals.split import split_of
 from models.datasets.graphs import LayerGraphs, graph_atoms
-from models.dimenet import PeriodicDimeNetPlusPlus, load_dimenet, predict, save_dimenet
 from models.infra.files import write_json
+from models.networks.dimenet import PeriodicDimeNetPlusPlus, load_dimenet, predict, save_dimenet
 from models.networks.layers import collate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -207,7 +207,7 @@ def known_of(uid: str) -> Atoms:
 def test_delta_g_is_the_least_prediction_over_sites_plus_the_correction(written):
     """Every site of a layer predicted on its own, the minimum taken, 0.27 eV added."""
     from models.crystals.sites import adsorption_sites, roomy, with_hydrogen
-    from models.dimenet import adsorption_graph
+    from models.networks.dimenet import adsorption_graph
 
     model = load_dimenet(written / "dimenet.pt")
     graphs = all_graphs(written)

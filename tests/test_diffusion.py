@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.diffusion import (
+from models.networks.diffusion import (
     EMPHASIS,
     LOSS_WEIGHTS,
     MAX_E_HULL,
@@ -21,7 +21,8 @@ from models.diffusion import (
     property_losses,
     wrapped_normal_score,
 )
-from models.egnn import MASK, Denoised, DenoisingEGNN, Layers
+from models.networks.egnn import Denoised, DenoisingEGNN
+from models.networks.layers import MASK, Layers
 
 
 @pytest.fixture(autouse=True, scope="module")

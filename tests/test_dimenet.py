@@ -17,11 +17,11 @@ from ase.neighborlist import neighbor_list
 from torch_geometric.data import Data
 from torch_geometric.nn.models.dimenet import SphericalBasisLayer
 
-import models.dimenet
+import models.networks.dimenet
 import pretrain_dimenet
-from models.baselines import site_features, surrogate_report
 from models.datasets.lmdb_data import write_lmdb
-from models.dimenet import (
+from models.networks.baselines import site_features, surrogate_report
+from models.networks.dimenet import (
     ElementEmbedding,
     Ensemble,
     PeriodicDimeNetPlusPlus,
@@ -234,7 +234,7 @@ def test_leaving_out_what_cannot_reach_the_readout_changes_nothing(monkeypatch, 
     graph = adsorption_graph(atoms.repeat((2, 2, 1)), [1] * 51 + [2], cutoff=3.0)
     pruned = predict(model, [graph])
     monkeypatch.setattr(
-        models.dimenet, "readout_level", lambda readout, edges, depth: torch.zeros_like(readout.long())
+        models.networks.dimenet, "readout_level", lambda readout, edges, depth: torch.zeros_like(readout.long())
     )
     np.testing.assert_allclose(predict(model, [graph]), pruned, atol=1e-5)
 

@@ -7,8 +7,8 @@ from ase import Atoms
 from ase.neighborlist import neighbor_list
 
 from data.prototypes import PROTOTYPES
-from models.egnn import CONDITIONS, MASK, DenoisingEGNN, Layers, neighbours
-from models.networks.layers import layers_of
+from models.networks.egnn import CONDITIONS, DenoisingEGNN, neighbours
+from models.networks.layers import MASK, Layers, layers_of
 
 TOLERANCE = 1e-7  # in float64; the contract asks for 1e-5
 ATOMS = {p.name: p.atoms() for p in PROTOTYPES}

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.diffusion import Diffusion, wrapped_normal_score
-from models.egnn import CONDITIONS, MASK, Denoised, DenoisingEGNN, Layers
-from models.sampler import LANGEVIN_STEP, Guide, Sampler, kept_times
+from models.networks.diffusion import Diffusion, wrapped_normal_score
+from models.networks.egnn import CONDITIONS, Denoised, DenoisingEGNN
+from models.networks.layers import MASK, Layers
+from models.networks.sampler import LANGEVIN_STEP, Guide, Sampler, kept_times
 
 ELEMENTS = (8, 16, 42)  # that the fake model draws
 CELL = torch.tensor([[3.2, 0.0], [-2.0, 3.6]])

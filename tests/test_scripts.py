@@ -24,7 +24,7 @@ from data.prototypes import PROTOTYPES
 from models.crystals.layer import VACUUM
 from models.crystals.templates import substitute
 from models.datasets.graphs import layer_graph
-from models.sampler import Guide
+from models.networks.sampler import Guide
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = "pretrain_dimenet.py material_dataset.py optimization.py structure_generator.py test.py evaluate_external.py".split()

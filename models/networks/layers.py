@@ -1,11 +1,48 @@
 """Padded batches of layers, which the diffusion model takes, and their way from and to ASE."""
 
+from dataclasses import dataclass, fields
+
 import torch
 from ase import Atoms
+from torch import Tensor
 from torch_geometric.data import Data
 
 from models.crystals.layer import layer_atoms
-from models.egnn import Layers
+
+MASK = 119  # token of a slot whose element is not decided
+TOKENS = 120
+
+@dataclass
+class Layers:
+    """A padded batch of layers, B graphs of at most N atoms.
+
+    Attributes:
+        atomic_numbers: [B, N] int; MASK where undecided, 0 on padding.
+        slots: [B, N] int; atoms of one slot share their element; 0 on padding.
+        frac_coords: [B, N, 2] in-plane fractional coordinates.
+        z: [B, N] Å.
+        cell: [B, 2, 2] Å, in-plane lattice rows.
+        mask: [B, N] bool, False on padding.
+    """
+
+    atomic_numbers: Tensor
+    slots: Tensor
+    frac_coords: Tensor
+    z: Tensor
+    cell: Tensor
+    mask: Tensor
+
+    def replace(self, **changes) -> "Layers":
+        return Layers(**{f.name: changes.get(f.name, getattr(self, f.name)) for f in fields(self)})
+
+    def to(self, device) -> "Layers":
+        return Layers(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    def __getitem__(self, index) -> "Layers":
+        return Layers(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    def __len__(self):
+        return len(self.mask)
 
 
 def collate(graphs: list[Data]) -> tuple[Layers, torch.Tensor]:

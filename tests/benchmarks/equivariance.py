@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from models.datasets.graphs import LayerGraphs  # noqa: E402
-from models.diffusion import LOSS_WEIGHTS, Diffusion, joint_loss  # noqa: E402
-from models.egnn import Denoised, DenoisingEGNN  # noqa: E402
 from models.figures import plt, save  # noqa: E402
 from models.infra.files import write_rows  # noqa: E402
 from models.infra.shards import Shard  # noqa: E402
+from models.networks.diffusion import LOSS_WEIGHTS, Diffusion, joint_loss  # noqa: E402
+from models.networks.egnn import Denoised, DenoisingEGNN  # noqa: E402
 from optimization import batches, collate, lattice_statistics, validate  # noqa: E402
 
 CHANNELS = ("coordinates", "z", "lattice")  # of the diffusion term

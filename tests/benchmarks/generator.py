@@ -31,7 +31,7 @@ from models.infra.files import (  # noqa: E402
 )
 from models.infra.shards import Shard  # noqa: E402
 from models.networks.layers import to_atoms  # noqa: E402
-from models.sampler import Guide, Sampler, load_generator  # noqa: E402
+from models.networks.sampler import Guide, Sampler, load_generator  # noqa: E402
 from models.statistics import flat, interval, table, values  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -40,8 +40,8 @@ from models.infra.files import (  # noqa: E402
     write_rows,
 )
 from models.infra.shards import Shard  # noqa: E402
+from models.networks.sampler import expected_distance  # noqa: E402
 from models.physics.potentials import load_potential  # noqa: E402
-from models.sampler import expected_distance  # noqa: E402
 from models.shortlist import DIMENET, DIMENET_STD  # noqa: E402
 from models.statistics import aggregate, effective_number, flat, interval, is_stable, metric_samples, rate_ratio, table, values  # noqa: E402
 

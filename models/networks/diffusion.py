@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.egnn import CONDITIONS, MASK, Denoised, DenoisingEGNN, Layers
+from models.networks.egnn import CONDITIONS, Denoised, DenoisingEGNN
+from models.networks.layers import MASK, Layers
 
 MAX_E_HULL = 1.0  # eV/atom; how bad beyond that a structure is, no guide needs to know
 EMPHASIS = 0.6  # of the middle times in training, 0 for none

@@ -6,50 +6,16 @@ any choice of basis. Scalars travel with vector channels (Satorras et al. 2021, 
 arXiv:2102.03150 for the vector channels).
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-MASK = 119  # token of a slot whose element is not decided
-TOKENS = 120
+from models.networks.layers import MASK, TOKENS, Layers
+
 IMAGES = 3  # in-plane images searched for neighbours: −3 … 3 along a and b
 SHORTEST_BOND, FINE_WIDTH = 1.0, 0.1  # Å
 CONDITIONS = ("delta_g_h", "e_hull", "synthesizable")
-
-
-@dataclass
-class Layers:
-    """A padded batch of layers, B graphs of at most N atoms.
-
-    Attributes:
-        atomic_numbers: [B, N] int; MASK where undecided, 0 on padding.
-        slots: [B, N] int; atoms of one slot share their element; 0 on padding.
-        frac_coords: [B, N, 2] in-plane fractional coordinates.
-        z: [B, N] Å.
-        cell: [B, 2, 2] Å, in-plane lattice rows.
-        mask: [B, N] bool, False on padding.
-    """
-
-    atomic_numbers: Tensor
-    slots: Tensor
-    frac_coords: Tensor
-    z: Tensor
-    cell: Tensor
-    mask: Tensor
-
-    def replace(self, **changes) -> "Layers":
-        return Layers(**{f.name: changes.get(f.name, getattr(self, f.name)) for f in fields(self)})
-
-    def to(self, device) -> "Layers":
-        return Layers(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
-
-    def __getitem__(self, index) -> "Layers":
-        return Layers(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
-
-    def __len__(self):
-        return len(self.mask)
-
 
 @dataclass
 class Denoised:

@@ -12,8 +12,9 @@ import torch
 from ase.data import atomic_numbers as ase_numbers
 from tqdm import tqdm
 
-from models.diffusion import Diffusion, mean_free
-from models.egnn import CONDITIONS, MASK, DenoisingEGNN, Layers
+from models.networks.diffusion import Diffusion, mean_free
+from models.networks.egnn import CONDITIONS, DenoisingEGNN
+from models.networks.layers import MASK, Layers
 
 LANGEVIN_STEP = 0.1  # of the corrector, in units of the noise's variance; the variance it settles at is too large by half of this
 

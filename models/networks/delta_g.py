@@ -8,7 +8,7 @@ from ase import Atoms
 from tqdm import tqdm
 
 from models.crystals.sites import adsorption_sites, roomy, with_hydrogen
-from models.dimenet import Ensemble, adsorption_graph, predict_spread
+from models.networks.dimenet import Ensemble, adsorption_graph, predict_spread
 from models.physics.hydrogen import CORRECTION
 
 CHUNK = 32  # layers whose sites are predicted together

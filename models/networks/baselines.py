@@ -8,7 +8,7 @@ from sklearn.ensemble import ExtraTreesRegressor
 from torch_geometric.data import Data
 
 from models.crystals.elements import composition_features, element_features
-from models.dimenet import edge_vectors, readout_atoms
+from models.networks.dimenet import edge_vectors, readout_atoms
 
 WIDTHS = (0.1, 0.3, 0.8)  # of the shells around the adsorbate, in sums of covalent radii beyond the shortest bond
 
@@ -17,7 +17,7 @@ def site_features(graph: Data) -> np.ndarray:
     """What the trees see of an adsorption graph; invariant under rotation, translation, mirror and permutation.
 
     Args:
-        graph: fields of `models.dimenet.GRAPH_FIELDS`, adsorbate tagged.
+        graph: fields of `models.networks.dimenet.GRAPH_FIELDS`, adsorbate tagged.
 
     Returns:
         [F]: composition of the host; of each shell around the adsorbate the weighted mean of its elements' properties and its
