@@ -24,7 +24,11 @@ from models import figures
 from models.crystals.layer import NotALayer, extract_layer, reduced_formula, unpack_atoms
 from models.crystals.matching import Fingerprint, Register
 from models.crystals.sites import carries_off
-from models.handoff import write_handoff
+from models.evaluation.dft_inputs import write_handoff
+from models.evaluation.metrics import ABSURD, aggregate, compare, flat, is_stable, sensitivity, table, value
+from models.evaluation.report import write_html
+from models.evaluation.shortlist import agreement, oracle_error, rank, rank_into
+from models.evaluation.tasks import ADSORPTION, RELAXATION, add_error, adsorb_one, computed, dynamic_stability, relax_one, second_opinion
 from models.infra.files import file_hash, read_rows, write_json, write_rows
 from models.infra.shards import Shard
 from models.networks.csllm import CSLLM
@@ -34,10 +38,6 @@ from models.networks.synthesis import load_synthesis
 from models.physics.hull import hull_for
 from models.physics.hydrogen import CORRECTION
 from models.physics.potentials import Potential, load_potential
-from models.report import write_html
-from models.shortlist import agreement, oracle_error, rank, rank_into
-from models.statistics import ABSURD, aggregate, compare, flat, is_stable, sensitivity, table, value
-from models.workers import ADSORPTION, RELAXATION, add_error, adsorb_one, computed, dynamic_stability, relax_one, second_opinion
 
 COLUMNS = [
     "material_id", "formula", "n_atoms", "layer_group", "components", "periodic_directions", "verdict", "vacuum_A", "thickness_A",
@@ -94,7 +94,7 @@ class Evaluation:
     provenance: dict = field(default_factory=dict)
 
     def shortlist(self, count: int) -> list[dict]:
-        """The `count` best rows (models.shortlist.rank), or fewer."""
+        """The `count` best rows (models.evaluation.shortlist.rank), or fewer."""
         return rank(self.rows)[:count]
 
 

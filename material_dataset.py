@@ -18,7 +18,7 @@ from models.crystals.layer import MAX_THICKNESS, OVERLAP_SCALE, NotALayer, extra
 from models.crystals.matching import Fingerprint, Register
 from models.crystals.split import split_of
 from models.datasets.graphs import layer_graph
-from models.figures import parity
+from models.evaluation.figures import parity
 from models.infra.cli import add_system, resolve
 from models.infra.files import digest, file_hash, write_json
 from models.infra.shards import Shard

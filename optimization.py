@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from models.datasets.graphs import LayerGraphs, off_equilibrium_graphs
-from models.figures import plot_loss_curve
+from models.evaluation.figures import plot_loss_curve
 from models.infra.cli import add_system, resolve
 from models.infra.files import plain, read_rows, save_checkpoint, write_json, write_rows
 from models.networks.diffusion import LOSS_WEIGHTS, MAX_E_HULL, Diffusion, joint_loss, off_equilibrium_loss, raw_lattice

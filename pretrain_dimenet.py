@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from models.crystals.split import ADSORBATE, hash_fraction, host_formula, split_of
 from models.datasets.lmdb_data import LmdbDataset, RecordError, UnsafeRecordError
-from models.figures import parity, plot_mae_curve
+from models.evaluation.figures import parity, plot_mae_curve
 from models.infra.files import plain, write_json
 from models.networks.baselines import surrogate_report
 from models.networks.dimenet import (

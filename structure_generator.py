@@ -18,14 +18,14 @@ from geo_utils import Settings
 from models.crystals.layer import extract_layer, pack_atoms, reduced_formula, unpack_atoms
 from models.crystals.matching import layer_group
 from models.crystals.templates import Templates, by_substitution, spread, substitute
+from models.evaluation.metrics import pareto_front
+from models.evaluation.tasks import RELAXATION, computed, relax_one
 from models.infra.cli import add_system, resolve
 from models.infra.files import digest, file_hash, plain, write_rows
 from models.infra.shards import Shard
 from models.networks.layers import MASK, layers_of, to_atoms
 from models.networks.sampler import Guide, Sampler, load_generator
 from models.physics.potentials import load_potential
-from models.statistics import pareto_front
-from models.workers import RELAXATION, computed, relax_one
 
 HEADS = ["head_delta_g_h_eV", "head_e_hull_eV_per_atom", "head_p_synth", "head_delta_g_h_std_eV"]
 COLUMNS = ["material_id", "formula", "template", "layer_group", *HEADS, "pareto", "kept", "nfe", "seconds"]

@@ -10,7 +10,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models.datasets.lmdb_data import LmdbDataset  # noqa: E402
-from models.figures import draw_layer, plt, save, subscripts  # noqa: E402
+from models.evaluation.figures import draw_layer, plt, save, subscripts  # noqa: E402
 from models.physics.hydrogen import CORRECTION  # noqa: E402
 
 HERE = Path(__file__).resolve().parent

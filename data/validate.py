@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models.crystals.split import ADSORBATE, split_of  # noqa: E402
-from models.figures import parity  # noqa: E402
+from models.evaluation.figures import parity  # noqa: E402
 from models.infra.files import write_json  # noqa: E402
 from models.infra.shards import Shard  # noqa: E402
 from models.networks.dimenet import adsorption_graph, load_dimenet, predict  # noqa: E402

@@ -26,6 +26,8 @@ from models import workers
 from models.crystals.gates import gates
 from models.crystals.layer import dimension, extract_layer
 from models.crystals.matching import rmsd
+from models.evaluation.metrics import aggregate
+from models.evaluation.tasks import computed, item_key
 from models.infra.files import read_rows
 from models.infra.shards import Shard
 from models.networks.dimenet import PeriodicDimeNetPlusPlus, save_dimenet
@@ -34,8 +36,6 @@ from models.physics.hull import relax_phase
 from models.physics.hydrogen import hydrogen_energy
 from models.physics.phonons import phonon_stability
 from models.physics.potentials import relax_layer
-from models.statistics import aggregate
-from models.workers import computed, item_key
 
 ROOT = Path(__file__).resolve().parents[1]
 BASELINE = Path(os.environ.get("HER2D_REFERENCE_DATA", ROOT / "../shared/data")) / "baseline_cifs"

@@ -15,7 +15,7 @@ from ase.optimize import BFGS
 
 from models import handoff
 from models.crystals.sites import Site, adsorption_sites, roomy, with_hydrogen
-from models.handoff import kpoint_mesh, safe_name, write_handoff
+from models.evaluation.dft_inputs import kpoint_mesh, safe_name, write_handoff
 from models.physics.hydrogen import CORRECTION
 from tests.layers import known
 

@@ -14,8 +14,8 @@ from test_evaluate import bilayer, overlapping, periodic, water
 
 from geo_utils import Settings, evaluate, read_cifs
 from models.crystals.gates import VERDICTS, confusion, confusion_table, labelled_structures
+from models.evaluation.shortlist import oracle_error
 from models.networks.dimenet import PeriodicDimeNetPlusPlus, save_dimenet
-from models.shortlist import oracle_error
 
 ROOT = Path(__file__).resolve().parents[1]
 KNOWN = ("graphene", "h-BN", "1H-MoS2", "1T-TiS2", "Ti2CO2", "phosphorene")

@@ -22,8 +22,8 @@ from geo_utils import COLUMNS, blank_row
 from models import report
 from models.crystals.layer import flipped
 from models.crystals.sites import adsorption_sites, with_hydrogen
-from models.report import causes, is_stable, log_exchange_current, parity, scene, words, write_html
-from models.statistics import aggregate, metric_samples
+from models.evaluation.metrics import aggregate, metric_samples
+from models.evaluation.report import causes, is_stable, log_exchange_current, parity, scene, words, write_html
 
 NASTY = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>'\"&"
 LAYERS = ["graphene", "1H-MoS2", "1T-TiS2", "Ti2CO2", "phosphorene", "PdSe2", "h-BN", "FeSe"]

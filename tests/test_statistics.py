@@ -9,9 +9,7 @@ import pytest
 from scipy.stats import norm, permutation_test
 
 from geo_utils import COLUMNS
-from models.infra.files import read_rows
-from models.shortlist import agreement, candidate_class, oracle_error, p_active, rank, rank_into, within
-from models.statistics import (
+from models.evaluation.metrics import (
     aggregate,
     compare,
     difference,
@@ -24,6 +22,8 @@ from models.statistics import (
     sensitivity,
     table,
 )
+from models.evaluation.shortlist import agreement, candidate_class, oracle_error, p_active, rank, rank_into, within
+from models.infra.files import read_rows
 
 
 def row(**values):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from models.datasets.graphs import LayerGraphs  # noqa: E402
-from models.figures import plt, save  # noqa: E402
+from models.evaluation.figures import plt, save  # noqa: E402
 from models.infra.files import write_rows  # noqa: E402
 from models.infra.shards import Shard  # noqa: E402
 from models.networks.diffusion import LOSS_WEIGHTS, Diffusion, joint_loss  # noqa: E402

@@ -24,6 +24,7 @@ from models.crystals.layer import NotALayer, extract_layer, reduced_formula  # n
 from models.crystals.matching import MATCHER, Fingerprint  # noqa: E402
 from models.crystals.split import split_of  # noqa: E402
 from models.crystals.templates import Templates, spread  # noqa: E402
+from models.evaluation.metrics import flat, interval, table, values  # noqa: E402
 from models.infra.files import (  # noqa: E402
     file_hash,  # noqa: E402
     read_rows,
@@ -32,7 +33,6 @@ from models.infra.files import (  # noqa: E402
 from models.infra.shards import Shard  # noqa: E402
 from models.networks.layers import to_atoms  # noqa: E402
 from models.networks.sampler import Guide, Sampler, load_generator  # noqa: E402
-from models.statistics import flat, interval, table, values  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 UNGUIDED = ["--gradient-scale", 0, "--cfg-scale", 0, "--proposals", 1, "--best-of", 1]

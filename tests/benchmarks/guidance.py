@@ -32,7 +32,19 @@ from models.crystals.layer import unpack_atoms  # noqa: E402
 from models.crystals.matching import Fingerprint, Register  # noqa: E402
 from models.crystals.split import split_of  # noqa: E402
 from models.crystals.templates import Templates, best_assignment  # noqa: E402
-from models.figures import COLOURS, generated_structures, save  # noqa: E402
+from models.evaluation.figures import COLOURS, generated_structures, save  # noqa: E402
+from models.evaluation.metrics import (  # noqa: E402
+    aggregate,
+    effective_number,
+    flat,
+    interval,
+    is_stable,
+    metric_samples,
+    rate_ratio,
+    table,
+    values,
+)
+from models.evaluation.shortlist import DIMENET, DIMENET_STD  # noqa: E402
 from models.infra.files import (  # noqa: E402
     file_hash,  # noqa: E402
     plain,
@@ -42,8 +54,6 @@ from models.infra.files import (  # noqa: E402
 from models.infra.shards import Shard  # noqa: E402
 from models.networks.sampler import expected_distance  # noqa: E402
 from models.physics.potentials import load_potential  # noqa: E402
-from models.shortlist import DIMENET, DIMENET_STD  # noqa: E402
-from models.statistics import aggregate, effective_number, flat, interval, is_stable, metric_samples, rate_ratio, table, values  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS, SWEEP_SEED = (11, 12, 13), 10

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import pretrain_dimenet  # noqa: E402
-from models.figures import plt, save  # noqa: E402
+from models.evaluation.figures import plt, save  # noqa: E402
 
 CURVES = {"mae": "DimeNet++", "mae_trees": "extra-trees", "mae_median": "always the median"}
 

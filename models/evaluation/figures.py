@@ -10,7 +10,7 @@ from ase.data import covalent_radii
 from ase.data.colors import jmol_colors
 
 from models.crystals.layer import flipped
-from models.statistics import is_true
+from models.evaluation.metrics import is_true
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.statistics import ABSURD, ORACLE, interval, is_stable, is_sun, is_true, pairs, pareto_front, value
+from models.evaluation.metrics import ABSURD, ORACLE, interval, is_stable, is_sun, is_true, pairs, pareto_front, value
 
 ACTIVE = 0.1  # eV
 AGREE = 0.2  # eV within which two potentials say the same
