@@ -1,5 +1,5 @@
 # make run: install and run the five stages; make test: install and test; make retrain: stages 1-3 from the embedded data;
-# make dimenet: the ensemble of stage 1, with HOSTS=DIR of further hosts (data/build.py --hosts); make nulls: unguided, reseeded, filtered
+# make dimenet: the ensemble of stage 1, with HOSTS=DIR of further hosts (python -m data.build --hosts); make nulls: unguided, reseeded, filtered
 # and real held-out sets beside the run's; make gates: the confusion table of the 2D gate;
 # make benchmark-generator: what the generator draws beside its null and its ceiling, DB=c2db.db for real layers;
 # make study: guidance against its nulls.
@@ -61,7 +61,7 @@ dimenet: install
 	$(BIN)/python pretrain_dimenet.py --lmdb $(RIGID) $(RELAXED) --combine $(SEEDS:%=$(MEMBERS)/relaxed_%.pt) --out $(DIMENET)/dimenet.pt
 
 data: install
-	$(BIN)/python data/build.py
+	$(BIN)/python -m data.build
 
 no-guide := --gradient-scale 0 --cfg-scale 0 --proposals 1 --best-of 1
 unguided := $(no-guide) --seed 0

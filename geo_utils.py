@@ -20,10 +20,10 @@ from ase import Atoms
 from ase.io import read
 from pymatgen.core import Composition
 
-from models import figures
 from models.crystals.layer import NotALayer, extract_layer, reduced_formula, unpack_atoms
 from models.crystals.matching import Fingerprint, Register
 from models.crystals.sites import carries_off
+from models.evaluation import figures
 from models.evaluation.dft_inputs import write_handoff
 from models.evaluation.metrics import ABSURD, aggregate, compare, flat, is_stable, sensitivity, table, value
 from models.evaluation.report import write_html
@@ -391,7 +391,7 @@ def add_evaluation_flags(parser, cifs: Path, compare: list[Path]):
     data.add_argument("--compare", type=Path, nargs="*", default=compare, help="metrics.csv of other sets to put beside it")
     data.add_argument("--references", type=Path, default=default.references, help="competing phases of the hull")
     data.add_argument("--novelty-db", type=Path, default=default.novelty_db, help="database that decides what is novel")
-    data.add_argument("--validation", type=Path, default=default.validation, help="the oracle's error against DFT (data/validate.py)")
+    data.add_argument("--validation", type=Path, default=default.validation, help="the oracle's error against DFT (python -m data.build.validate)")
     model = parser.add_argument_group("model")
     model.add_argument("--potential", default=default.potential,
                        help="auto (MatterSim, else SevenNet), mattersim[-1m], sevennet[-0], chgnet or module:factory")  # fmt: skip

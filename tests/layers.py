@@ -9,7 +9,7 @@ from ase.calculators.mixing import LinearCombinationCalculator
 from matscipy.neighbours import neighbour_list
 from scipy.spatial.transform import Rotation
 
-from data.prototypes import PROTOTYPES
+from data.build.prototypes import PROTOTYPES
 from models.crystals.layer import layer_atoms
 
 PROTOTYPE = {prototype.name: prototype for prototype in PROTOTYPES}

@@ -15,7 +15,7 @@ from ase.calculators.lj import LennardJones
 from layers import known
 from torch_geometric.data import InMemoryDataset
 
-from data.items import HOST_SITES, RELAXED_HOSTS, balanced, reference_items, relaxed_items
+from data.build.items import HOST_SITES, RELAXED_HOSTS, balanced, reference_items, relaxed_items
 from models.crystals.layer import min_distance_ratio, pack_atoms, unpack_atoms
 from models.crystals.split import split_of
 from models.datasets.graphs import layer_graph
@@ -32,7 +32,7 @@ def calculator():
 
 
 def start(out: Path, *more) -> subprocess.Popen:
-    command = [sys.executable, "data/build.py", *more, "--out", out, "--limit", "3", "--jobs", "2", "--potential", "test_build:calculator"]
+    command = [sys.executable, "-m", "data.build", *more, "--out", out, "--limit", "3", "--jobs", "2", "--potential", "test_build:calculator"]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(map(str, command), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             text=True, start_new_session=True)  # fmt: skip
@@ -138,7 +138,7 @@ def test_layers_of_stage_2_take_hydrogen_in_the_place_of_the_own_ones(tmp_path):
 
 
 def test_shards_of_another_potential_are_not_touched(whole):
-    command = [sys.executable, "data/build.py", "references", "--out", str(whole), "--potential", "sevennet-0"]
+    command = [sys.executable, "-m", "data.build", "references", "--out", str(whole), "--potential", "sevennet-0"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert found.returncode != 0 and "was made with test_build:calculator" in found.stderr
 

@@ -8,9 +8,9 @@ import torch
 from layers import known
 from scipy.stats import linregress
 
-from data.items import PERTURBATIONS, layer_items, perturbations, surface_items
-from data.prototypes import PROTOTYPES
-from data.validate import corrected_on_halves, errors
+from data.build.items import PERTURBATIONS, layer_items, perturbations, surface_items
+from data.build.prototypes import PROTOTYPES
+from data.build.validate import corrected_on_halves, errors
 from models.crystals.layer import dimension, extract_layer, min_distance_ratio, unpack_atoms
 from models.crystals.split import split_of
 from models.datasets.graphs import graph_atoms, off_equilibrium_graphs

@@ -6,7 +6,7 @@ import torch
 from ase import Atoms
 from ase.neighborlist import neighbor_list
 
-from data.prototypes import PROTOTYPES
+from data.build.prototypes import PROTOTYPES
 from models.networks.egnn import CONDITIONS, DenoisingEGNN, neighbours
 from models.networks.layers import MASK, Layers, layers_of
 

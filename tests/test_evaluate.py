@@ -20,7 +20,7 @@ from ase.io import read, write
 from layers import disguised, known
 
 import geo_utils
-from data.pack import adsorption_records, evaluated_rows
+from data.build.pack import adsorption_records, evaluated_rows
 from geo_utils import COLUMNS, NULLS, Evaluation, Settings, blank_row, headline, phonons_into, read_cifs
 from models import workers
 from models.crystals.gates import gates

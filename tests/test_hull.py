@@ -106,7 +106,7 @@ def test_hull_of_another_potential_is_relaxed_anew(tmp_path):
 
 
 def test_reading_without_a_file_says_what_to_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match="data/build.py"):
+    with pytest.raises(FileNotFoundError, match="python -m data.build"):
         Hull.read(tmp_path / "none.db")
 
 

@@ -20,7 +20,7 @@ from torch_geometric.data import InMemoryDataset
 
 import optimization
 import structure_generator
-from data.prototypes import PROTOTYPES
+from data.build.prototypes import PROTOTYPES
 from models.crystals.layer import VACUUM
 from models.crystals.templates import substitute
 from models.datasets.graphs import layer_graph

@@ -39,13 +39,13 @@ def layer_graph(atoms: Atoms, uid: str, **labels) -> Data:
 
 
 def off_equilibrium_graphs(path: Path, split: str) -> list[Data]:
-    """Strained, rattled and badly substituted layers of one split, with E_hull at a single point (data/build.py perturbed).
+    """Strained, rattled and badly substituted layers of one split, with E_hull at a single point (python -m data.build perturbed).
 
     Raises:
         FileNotFoundError: there is no such file.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is missing: python data/build.py perturbed pack, or --off-equilibrium '' to do without")
+        raise FileNotFoundError(f"{path} is missing: python -m data.build perturbed pack, or --off-equilibrium '' to do without")
     saved = torch.load(path, weights_only=True)
     sizes = saved["natoms"].tolist()
     numbers, positions = saved["atomic_numbers"].long().split(sizes), saved["pos"].split(sizes)

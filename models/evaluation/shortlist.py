@@ -29,7 +29,7 @@ def oracle_error(path: Path) -> tuple[float, str]:
     content = json.loads(Path(path).read_text())
     found = {name: content[name][kind] for name, kind in VALIDATION.items() if name in content}
     if not found:
-        raise ValueError(f"{path} holds none of {', '.join(VALIDATION)}: run data/validate.py")
+        raise ValueError(f"{path} holds none of {', '.join(VALIDATION)}: run python -m data.build.validate")
     n = sum(part["n"] for part in found.values())
     rmse = math.sqrt(sum(part["n"] * part["rmse"] ** 2 for part in found.values()) / n)
     parts = ", ".join(f"{name} {part['rmse']:.2f} (n = {part['n']})" for name, part in found.items())

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+ROOT = Path(__file__).resolve().parents[2]  # of the repository: weights and embedded data are found from any folder
+
 
 def plain(values: dict) -> dict:
     """The arguments as plain types, for checkpoints and JSON."""

@@ -23,13 +23,13 @@ from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
 from tqdm import tqdm
 
 from models.crystals.layer import pack_atoms
-from models.infra.files import digest
+from models.infra.files import ROOT, digest
 from models.infra.shards import Shard
 from models.physics.potentials import relax_layer
 
 PLUS_U = ("SevenNet", "MatterSim")  # potentials trained on uncorrected Materials Project energies; CHGNet's were corrected
 MAX_ENERGY = 50.0  # eV/atom; a relaxation that ends lower has fallen into a hole of the potential
-DEFAULT = Path(__file__).resolve().parent.parent / "data" / "reference_phases.db"
+DEFAULT = ROOT / "data" / "reference_phases.db"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Hull:
     def read(cls, path: Path = DEFAULT) -> "Hull":
         """Phases and stored energies of a reference database (row key `energy_eV`)."""
         if not Path(path).is_file():
-            raise FileNotFoundError(f"{path} is missing: run data/build.py")
+            raise FileNotFoundError(f"{path} is missing: run python -m data.build")
         database = ase.db.connect(path)
         return cls([(row.formula, row.energy_eV) for row in database.select()], database.metadata["potential"])
 
@@ -146,7 +146,7 @@ def hull_for(potential, formulas, path: Path, cache: Shard) -> Hull:
     """
     database = ase.db.connect(path)
     if "potential" not in database.metadata:
-        raise ValueError(f"{path} does not name its potential in its metadata: build it with data/build.py")
+        raise ValueError(f"{path} does not name its potential in its metadata: build it with python -m data.build")
     if database.metadata["potential"] == potential.name:
         return Hull.read(path)
     systems = [{el.symbol for el in Composition(formula).elements} for formula in formulas]

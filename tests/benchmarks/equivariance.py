@@ -7,21 +7,19 @@ OUT/equivariance.csv and .png; what is trained is not trained again.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from models.datasets.graphs import LayerGraphs  # noqa: E402
-from models.evaluation.figures import plt, save  # noqa: E402
-from models.infra.files import write_rows  # noqa: E402
-from models.infra.shards import Shard  # noqa: E402
-from models.networks.diffusion import LOSS_WEIGHTS, Diffusion, joint_loss  # noqa: E402
-from models.networks.egnn import Denoised, DenoisingEGNN  # noqa: E402
-from optimization import batches, collate, lattice_statistics, validate  # noqa: E402
+from models.datasets.graphs import LayerGraphs
+from models.evaluation.figures import plt, save
+from models.infra.files import write_rows
+from models.infra.shards import Shard
+from models.networks.diffusion import LOSS_WEIGHTS, Diffusion, joint_loss
+from models.networks.egnn import Denoised, DenoisingEGNN
+from optimization import batches, collate, lattice_statistics, validate
 
 CHANNELS = ("coordinates", "z", "lattice")  # of the diffusion term
 

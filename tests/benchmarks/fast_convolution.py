@@ -1,17 +1,14 @@
 """Time of a SevenNet force call with its own convolution and with ours, side by side: python tests/benchmarks/fast_convolution.py"""
 
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import torch
 from ase.build import mx2
 from sevenn.calculator import SevenNetCalculator
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from models.physics.fast_convolution import speed_up  # noqa: E402
-from models.physics.potentials import SEVENNET_MODELS  # noqa: E402
+from models.physics.fast_convolution import speed_up
+from models.physics.potentials import SEVENNET_MODELS
 
 ROUNDS = 8
 

@@ -18,21 +18,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import structure_generator  # noqa: E402
-from models.crystals.layer import NotALayer, extract_layer, reduced_formula  # noqa: E402
-from models.crystals.matching import MATCHER, Fingerprint  # noqa: E402
-from models.crystals.split import split_of  # noqa: E402
-from models.crystals.templates import Templates, spread  # noqa: E402
-from models.evaluation.metrics import flat, interval, table, values  # noqa: E402
-from models.infra.files import (  # noqa: E402
-    file_hash,  # noqa: E402
+import structure_generator
+from models.crystals.layer import NotALayer, extract_layer, reduced_formula
+from models.crystals.matching import MATCHER, Fingerprint
+from models.crystals.split import split_of
+from models.crystals.templates import Templates, spread
+from models.evaluation.metrics import flat, interval, table, values
+from models.infra.files import (
+    file_hash,
     read_rows,
     write_rows,
 )
-from models.infra.shards import Shard  # noqa: E402
-from models.networks.layers import to_atoms  # noqa: E402
-from models.networks.sampler import Guide, Sampler, load_generator  # noqa: E402
+from models.infra.shards import Shard
+from models.networks.layers import to_atoms
+from models.networks.sampler import Guide, Sampler, load_generator
 
 ROOT = Path(__file__).resolve().parents[2]
 UNGUIDED = ["--gradient-scale", 0, "--cfg-scale", 0, "--proposals", 1, "--best-of", 1]

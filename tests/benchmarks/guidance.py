@@ -25,15 +25,14 @@ from ase.io import write
 from pymatgen.core import Composition
 from scipy.stats import binomtest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import structure_generator  # noqa: E402
-from geo_utils import COLUMNS, Evaluation, Settings, evaluate, needed_files, read_cifs, second_into  # noqa: E402
-from models.crystals.layer import unpack_atoms  # noqa: E402
-from models.crystals.matching import Fingerprint, Register  # noqa: E402
-from models.crystals.split import split_of  # noqa: E402
-from models.crystals.templates import Templates, best_assignment  # noqa: E402
-from models.evaluation.figures import COLOURS, generated_structures, save  # noqa: E402
-from models.evaluation.metrics import (  # noqa: E402
+import structure_generator
+from geo_utils import COLUMNS, Evaluation, Settings, evaluate, needed_files, read_cifs, second_into
+from models.crystals.layer import unpack_atoms
+from models.crystals.matching import Fingerprint, Register
+from models.crystals.split import split_of
+from models.crystals.templates import Templates, best_assignment
+from models.evaluation.figures import COLOURS, generated_structures, save
+from models.evaluation.metrics import (
     aggregate,
     effective_number,
     flat,
@@ -44,16 +43,16 @@ from models.evaluation.metrics import (  # noqa: E402
     table,
     values,
 )
-from models.evaluation.shortlist import DIMENET, DIMENET_STD  # noqa: E402
-from models.infra.files import (  # noqa: E402
-    file_hash,  # noqa: E402
+from models.evaluation.shortlist import DIMENET, DIMENET_STD
+from models.infra.files import (
+    file_hash,
     plain,
     read_rows,
     write_rows,
 )
-from models.infra.shards import Shard  # noqa: E402
-from models.networks.sampler import expected_distance  # noqa: E402
-from models.physics.potentials import load_potential  # noqa: E402
+from models.infra.shards import Shard
+from models.networks.sampler import expected_distance
+from models.physics.potentials import load_potential
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS, SWEEP_SEED = (11, 12, 13), 10

@@ -8,12 +8,10 @@ What follows `--` goes to pretrain_dimenet.py. Writes OUT/learning_curve.csv and
 import argparse
 import csv
 import json
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import pretrain_dimenet  # noqa: E402
-from models.evaluation.figures import plt, save  # noqa: E402
+import pretrain_dimenet
+from models.evaluation.figures import plt, save
 
 CURVES = {"mae": "DimeNet++", "mae_trees": "extra-trees", "mae_median": "always the median"}
 

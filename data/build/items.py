@@ -10,7 +10,7 @@ from ase.build import bcc100, bcc110, fcc100, fcc111, fcc211, hcp0001, molecule
 from ase.data import atomic_numbers, covalent_radii
 from pymatgen.core import Element
 
-from data.prototypes import (
+from data.build.prototypes import (
     ALKALI,
     ALKALINE_EARTH,
     CHALCOGENS,

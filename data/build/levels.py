@@ -1,41 +1,30 @@
-"""Builds the embedded data with an interatomic potential: python data/build.py --jobs 2
-
-Levels, each a list of work items (data/items.py) and an append-only shard of JSON lines (data/shards/*.jsonl): reference
-phases, layers, their off-equilibrium variants, hydrogen on rigid layers and metal surfaces, hydrogen with everything
-relaxed. What is in a shard is never computed again, so the builder may be killed and started at any moment; databases
-and LMDBs are packed from the shards, sorted, and so do not depend on the order of work.
+"""The levels of the embedded data: reference phases, layers, their off-equilibrium variants, hydrogen on rigid layers and metal
+surfaces, hydrogen with everything relaxed. Each is a list of work items (items.py) and an append-only shard of JSON lines.
 """
 
-import argparse
-import os
-import sys
 import time
 from pathlib import Path
 
 from ase import Atoms
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from data.items import (  # noqa: E402
+from data.build.items import (
     METALS,
     NONMETALS,
     adsorption_items,
-    host_items,
     layer_items,
     perturbations,
     perturbed_items,
     reference_items,
     relaxed_items,
 )
-from models.crystals.layer import NotALayer, extract_layer, min_distance_ratio, pack_atoms, unpack_atoms  # noqa: E402
-from models.crystals.sites import adsorption_sites, roomy  # noqa: E402
-from models.infra.files import digest  # noqa: E402
-from models.infra.jobs import run_jobs  # noqa: E402
-from models.infra.shards import Shard  # noqa: E402
-from models.physics.hull import MAX_ENERGY, relax_phase  # noqa: E402
-from models.physics.hydrogen import adsorb, hydrogen_energy, relax_and_release  # noqa: E402
-from models.physics.potentials import load_potential, relax_layer, single_point  # noqa: E402
+from models.crystals.layer import NotALayer, extract_layer, min_distance_ratio, pack_atoms, unpack_atoms
+from models.crystals.sites import adsorption_sites, roomy
+from models.infra.files import ROOT, digest
+from models.physics.hull import MAX_ENERGY, relax_phase
+from models.physics.hydrogen import adsorb, hydrogen_energy, relax_and_release
+from models.physics.potentials import load_potential, relax_layer, single_point
 
-HERE = Path(__file__).resolve().parent
+HERE = ROOT / "data"
 RELAXED_SITES = 2  # best rigid sites of a host that are relaxed with it
 
 
@@ -173,43 +162,3 @@ def claim(path: Path, potential: str) -> None:
     if path.exists() and path.read_text().strip() != potential:
         raise SystemExit(f"{path.parent} was made with {path.read_text().strip()}: give another --out for {potential}")
     path.write_text(potential + "\n")
-
-
-def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("levels", nargs="*", default=[*LEVELS, "pack"], help=f"which of {', '.join(LEVELS)}, pack to do, in this order")
-    parser.add_argument("--potential", default="sevennet", help="potential that makes the data (models/potentials.py)")
-    parser.add_argument("--out", type=Path, default=HERE, help="where the shards and the packed files go")
-    parser.add_argument("--hosts", type=Path, help="folder of stage 2 whose layers take hydrogen in the place of the own ones")
-    parser.add_argument("--evaluated", type=Path, nargs="*", metavar="ADSORBED.jsonl",
-                        help="only pack what the oracle said of scored sets (test.py) into her2d_h_generated_*.lmdb")  # fmt: skip
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, one thread each")
-    parser.add_argument("--limit", type=int, default=0, help="only the first so many items of each level, 0 for all")
-    parser.add_argument("--hours", type=float, default=1e6, help="start no new item of a level after this time")
-    return parser
-
-
-def main():
-    args = build_parser().parse_args()
-    if args.evaluated:
-        from data.pack import pack_evaluated
-
-        return pack_evaluated(args.evaluated, args.out)
-    claim(args.out / "shards" / "potential.txt", args.potential)
-    shards = {name: Shard(args.out / "shards" / f"{name}.jsonl") for name in LEVELS}
-    for name, (task, items_of) in LEVELS.items():
-        if name in args.levels:
-            items = items_of({level: shard.sorted_rows() for level, shard in shards.items()})
-            items = (host_items(args.hosts) if args.hosts and name == "adsorption" else items)[: args.limit or None]
-            work = {item["key"]: (task, item) for item in items}
-            lost = run_jobs(guarded, work, shards[name], args.jobs, start_worker, (args.potential,), name, args.hours)
-            if lost:
-                print(f"{name}: {len(lost)} items lost ({next(iter(lost.values()))}); start the builder again")
-    if "pack" in args.levels:
-        from data.pack import pack
-
-        pack(shards, args.out, args.potential)
-
-
-if __name__ == "__main__":
-    main()

@@ -18,12 +18,12 @@ from models.crystals.matching import Fingerprint, Register, layer_group
 from models.crystals.sites import adsorption_flag, adsorption_sites, roomy, with_hydrogen
 from models.crystals.split import split_of
 from models.datasets.lmdb_data import write_lmdb
-from models.infra.files import save_checkpoint, write_json
+from models.infra.files import ROOT, save_checkpoint, write_json
 from models.infra.shards import Shard
 from models.physics.hull import MAX_ENERGY, Hull
 from models.physics.potentials import load_potential
 
-HERE = Path(__file__).resolve().parent
+HERE = ROOT / "data"
 TABLE_NAMES = {  # names of known_layers.csv -> of prototypes.py, where they differ
     "BN": {"graphene"}, "silicene": {"silicene", "honeycomb-A"}, "graphene": {"graphene", "honeycomb-A"},
     "MgOH2": {"brucite"}, "perovskite": {"K2NiF4"}, "RuCl3": {"CrI3"}, "MPX3": {"CrGeTe3"},

@@ -1,4 +1,4 @@
-"""Measures the potential and the hull against DFT: python data/validate.py
+"""Measures the potential and the hull against DFT: python -m data.build.validate
 
 C2DB's formation energies and hull distances, hydrogen on single-atom catalysts (geometries given), and the literature's
 ΔG_H. Writes data/validation.json and data/validation.png; what of the reference data is missing is left out, and said.
@@ -8,7 +8,6 @@ import argparse
 import csv
 import json
 import os
-import sys
 from pathlib import Path
 
 import ase.db
@@ -17,17 +16,16 @@ from ase.io import read
 from pymatgen.core import Composition
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from models.crystals.split import ADSORBATE, split_of  # noqa: E402
-from models.evaluation.figures import parity  # noqa: E402
-from models.infra.files import write_json  # noqa: E402
-from models.infra.shards import Shard  # noqa: E402
-from models.networks.dimenet import adsorption_graph, load_dimenet, predict  # noqa: E402
-from models.physics.hull import MAX_ENERGY, Hull  # noqa: E402
-from models.physics.hydrogen import CORRECTION, hydrogen_energy  # noqa: E402
-from models.physics.potentials import load_potential, single_point  # noqa: E402
+from models.crystals.split import ADSORBATE, split_of
+from models.evaluation.figures import parity
+from models.infra.files import ROOT, write_json
+from models.infra.shards import Shard
+from models.networks.dimenet import adsorption_graph, load_dimenet, predict
+from models.physics.hull import MAX_ENERGY, Hull
+from models.physics.hydrogen import CORRECTION, hydrogen_energy
+from models.physics.potentials import load_potential, single_point
 
-HERE = Path(__file__).resolve().parent
+HERE = ROOT / "data"
 REFERENCE = Path(os.environ.get("HER2D_REFERENCE_DATA", HERE.parent / "../shared/data"))
 SURFACES = {"(111)": "fcc111", "(0001)": "hcp0001", "(110)": "bcc110", "(001)": "fcc100"}  # of the literature -> of data/items.py
 LAYERS = {"MoS2 basal plane": "MoS2-2H:Mo-S", "graphene": "honeycomb-A:C", "Mo2CO2 (Mo2CTx)": "MXene-M2XT2:Mo-C-O",

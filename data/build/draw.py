@@ -1,19 +1,18 @@
-"""Draws what the embedded data hold: python data/draw.py -> data/distributions.png, data/sample.png"""
+"""Draws what the embedded data hold: python -m data.build.draw -> data/distributions.png, data/sample.png"""
 
 import argparse
-import sys
 from collections import Counter
 from pathlib import Path
 
 import ase.db
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from models.datasets.lmdb_data import LmdbDataset  # noqa: E402
-from models.evaluation.figures import draw_layer, plt, save, subscripts  # noqa: E402
-from models.physics.hydrogen import CORRECTION  # noqa: E402
+from models.datasets.lmdb_data import LmdbDataset
+from models.evaluation.figures import draw_layer, plt, save, subscripts
+from models.infra.files import ROOT
+from models.physics.hydrogen import CORRECTION
 
-HERE = Path(__file__).resolve().parent
+HERE = ROOT / "data"
 SPLITS = ("train", "val", "test")
 
 
