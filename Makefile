@@ -37,7 +37,7 @@ run: install
 	else $(BIN)/python material_dataset.py --db data/her2d.db --dimenet $(WEIGHTS)/dimenet.pt --out $(LAYERS) --resume; fi
 	@echo "[3/5] optimization.py"
 	@if [ -f $(WEIGHTS)/best_diffusion_model.pth ]; then echo "taking the shipped weights $(WEIGHTS)/best_diffusion_model.pth and their loss curve"; \
-	  $(BIN)/python optimization.py --plot $(WEIGHTS)/best_diffusion_model.csv; \
+	  $(BIN)/python optimization.py --plot results/published/best_diffusion_model.csv; \
 	else $(BIN)/python optimization.py --data $(LAYERS) --out $(WEIGHTS)/best_diffusion_model.pth; fi
 	@echo "[4/5] structure_generator.py"
 	$(BIN)/python structure_generator.py --checkpoint $(WEIGHTS)/best_diffusion_model.pth --num $(NUM) --seed 0 --out results/generated_cifs
@@ -76,13 +76,13 @@ results_external/%_scores/metrics.csv:
 
 DB ?= data/her2d.db
 benchmark-generator: install
-	$(BIN)/python tests/benchmarks/generator.py --db $(DB) --out results/benchmark_generator
+	$(BIN)/python -m benchmarks.generator --db $(DB) --out results/benchmark_generator
 
 study: install
-	$(BIN)/python tests/benchmarks/guidance.py --out results/study
+	$(BIN)/python -m benchmarks.guidance --out results/study
 
 gates: install
-	$(BIN)/python -m models.gates
+	$(BIN)/python -m benchmarks.gates
 
 test: install
 	$(BIN)/python -m ruff check .

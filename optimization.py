@@ -70,7 +70,7 @@ def head_errors(model, train, test, args) -> dict:
         labels.append(label)
     predicted, labels = torch.cat(predicted), torch.cat(labels)
     labels[:, 1].clamp_(max=MAX_E_HULL)
-    mean = lambda values: float(values.abs().nanmean())  # noqa: E731
+    mean = lambda values: float(values.abs().nanmean())
     errors = {}
     for k, name in {0: "delta_g_h_eV", 1: "e_hull_eV_per_atom", 3: "delta_g_h_std_eV"}.items():
         label, count = labels[:, k], int((~labels[:, k].isnan()).sum())
@@ -146,7 +146,7 @@ def main():
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.99))
     steps_per_epoch = len(batches(train, args.batch_atoms, torch.Generator().manual_seed(args.seed)))
     total_steps = args.epochs * steps_per_epoch
-    schedule = lambda k: min((k + 1) / args.warmup, 0.505 + 0.495 * math.cos(math.pi * min(k / total_steps, 1)))  # noqa: E731
+    schedule = lambda k: min((k + 1) / args.warmup, 0.505 + 0.495 * math.cos(math.pi * min(k / total_steps, 1)))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
     history, best, first, skipped = [], math.inf, 0, 0
     last = args.out.with_suffix(".last.pth")

@@ -19,11 +19,10 @@ from models.crystals.layer import VACUUM, extract_layer
 from models.crystals.matching import Fingerprint
 from models.crystals.split import split_of
 from models.datasets.graphs import LayerGraphs, graph_atoms
-from models.infra.files import write_json
+from models.infra.files import ROOT, write_json
 from models.networks.dimenet import PeriodicDimeNetPlusPlus, load_dimenet, predict, save_dimenet
 from models.networks.layers import collate
 
-ROOT = Path(__file__).resolve().parents[1]
 MOS2 = Path(os.environ.get("HER2D_REFERENCE_DATA", ROOT / "../shared/data")) / "c2db_asr" / "mos2.db"
 
 

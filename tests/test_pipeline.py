@@ -5,14 +5,14 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from ase.io import read
 from PIL import Image
 from pymatgen.core import Structure
 
-ROOT = Path(__file__).resolve().parents[1]
+from models.infra.files import ROOT
+
 FIGURES = ("her_performance", "stability_curve", "generated_structures", "baseline_comparison")
 METRICS = (
     "two_d_rate valid_rate mae_delta_g_h_dimenet_eV mae_delta_g_h_oracle_eV stability_score synthesis_rate stable_rate "

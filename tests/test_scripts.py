@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import ase.data
 import ase.db
@@ -24,9 +23,9 @@ from data.build.prototypes import PROTOTYPES
 from models.crystals.layer import VACUUM
 from models.crystals.templates import substitute
 from models.datasets.graphs import layer_graph
+from models.infra.files import ROOT
 from models.networks.sampler import Guide
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = "pretrain_dimenet.py material_dataset.py optimization.py structure_generator.py test.py evaluate_external.py".split()
 ATOMS = {p.name: p.atoms() for p in PROTOTYPES}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -261,7 +260,7 @@ def test_an_interrupted_guided_run_continues_to_the_same_structures(data, traine
 
 def test_no_template_gets_the_same_elements_twice_while_others_are_left():
     args = argparse.Namespace(proposals=3, temperature=1.0, tau=0.1, device="cpu")
-    choose = lambda count, taken: [  # noqa: E731
+    choose = lambda count, taken: [
         atoms.symbols[0]
         for _, atoms in structure_generator.propose(
             [[("honeycomb", ATOMS["honeycomb-A"])]] * count, OneAtATime(["Al", "B", "Ga"]), 0, args, taken
@@ -292,7 +291,7 @@ def test_the_best_by_the_heads_is_written_and_all_are_listed(data, trained, tmp_
     guide = "--gradient-scale 0 --cfg-scale 0 --proposals 1 --target-delta-g 0.3 --uncertainty-weight 0 --weight-e-hull 1 --max-e-hull 0"
     generate_here(data, tmp_path, "--checkpoint", trained[0] / "m.pth", *guide.split(), *"--elements any --num 1 --best-of 4".split())
     rows = list(csv.DictReader((tmp_path / "generated.csv").open()))
-    loss = lambda row: abs(float(row["head_delta_g_h_eV"]) - 0.3) + max(0, float(row["head_e_hull_eV_per_atom"]))  # noqa: E731
+    loss = lambda row: abs(float(row["head_delta_g_h_eV"]) - 0.3) + max(0, float(row["head_e_hull_eV_per_atom"]))
     assert len(rows) == 4 and [row["kept"] for row in rows].count("True") == 1
     (written,) = tmp_path.glob("*.cif")
     assert written.stem == min(rows, key=loss)["material_id"] == next(row["material_id"] for row in rows if row["kept"] == "True")

@@ -232,7 +232,7 @@ def adsorption_items(layers: list[dict]) -> list[dict]:
     """Pure metal surfaces, which literature knows; then alloys and the layers that were kept, mixed, so that a set cut short is a
     sample of the whole."""
     kept = [{"key": row["key"], "atoms": row["atoms"], "energy": row["energy"]} for row in layers if row["reason"] == ""]
-    is_alloy = lambda item: "/" in item["key"] or "relax" not in item  # noqa: E731
+    is_alloy = lambda item: "/" in item["key"] or "relax" not in item
     return sorted([*surface_items(), *kept], key=lambda item: (is_alloy(item), digest(item["key"])))
 
 
@@ -251,7 +251,7 @@ def perturbed_items(layers: list[dict]) -> list[dict]:
 
 def relaxed_items(hosts: list[dict]) -> list[dict]:
     """Rigid hosts that adsorb hydrogen somewhere: of each split, by a hash, the first RELAXED_HOSTS."""
-    adsorbs = lambda row: any(site["converged"] and not site["flag"] for site in row.get("sites", []))  # noqa: E731
+    adsorbs = lambda row: any(site["converged"] and not site["flag"] for site in row.get("sites", []))
     found = sorted((row for row in hosts if adsorbs(row)), key=lambda row: digest("relaxed" + row["key"]))
     taken, items = Counter(), []
     for row in found:

@@ -35,7 +35,7 @@ def known_layers() -> dict:
     """(reduced formula, prototype) -> source, of the layers made in experiment."""
     with (HERE / "known_layers.csv").open() as file:
         rows = list(csv.DictReader(file))
-    names = lambda row: TABLE_NAMES.get(row["prototype"], {row["prototype"]})  # noqa: E731
+    names = lambda row: TABLE_NAMES.get(row["prototype"], {row["prototype"]})
     return {(row["formula"], name): row["doi"] or row["source"] for row in rows for name in names(row)}
 
 
@@ -160,7 +160,7 @@ def evaluated_rows(path: Path) -> list[dict]:
             continue
         layer, pose = unpack_atoms(result["layer"]), unpack_atoms(result["pose"])
         starts = [(site, roomy(with_hydrogen(layer, site))) for site in adsorption_sites(layer) if site.label == result["row"]["h_site"]]
-        apart = lambda start: find_mic(start[1].positions[-1] - pose.positions[-1], pose.cell, pose.pbc)[1]  # noqa: E731
+        apart = lambda start: find_mic(start[1].positions[-1] - pose.positions[-1], pose.cell, pose.pbc)[1]
         if not starts:  # one bad structure costs one row
             print(f"not packed: {result['key']} has no site {result['row']['h_site']}")
             continue

@@ -155,7 +155,7 @@ def main():
             print(f"{name}: left out, {error.filename} is missing (HER2D_REFERENCE_DATA names its folder)")
     write_json(args.out, summary)
     parity(panels, "DFT", "predicted", args.out.with_suffix(".png"))
-    brief = lambda value: {k: brief(v) for k, v in value.items() if k != "pairs"} if isinstance(value, dict) else value  # noqa: E731
+    brief = lambda value: {k: brief(v) for k, v in value.items() if k != "pairs"} if isinstance(value, dict) else value
     print(json.dumps(brief(json.loads(args.out.read_text())), indent=1))
 
 

@@ -233,7 +233,7 @@ def draw_layer(axis, atoms, across: int, up: int):
 
 def generated_structures(rows, relaxed: dict, poses: dict, path: Path, count: int = 8):
     """Top and side views of the best ranked relaxed structures, then of the most stable, H at the oracle's best site."""
-    number = lambda row, name: float(row[name]) if row[name] not in ("", None) else float("inf")  # noqa: E731
+    number = lambda row, name: float(row[name]) if row[name] not in ("", None) else float("inf")
     known = [row for row in rows if row["material_id"] in relaxed]
     best = sorted(known, key=lambda row: (number(row, "rank"), number(row, "e_hull_eV_per_atom")))[:count]
     lines, across = max(1, math.ceil(len(best) / ACROSS)), min(max(len(best), 1), ACROSS)

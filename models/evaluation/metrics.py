@@ -62,8 +62,8 @@ def pareto_front(costs: np.ndarray) -> np.ndarray:
 
 def metric_samples(rows: list[dict]) -> dict[str, np.ndarray]:
     """What each metric is the mean of, [n]."""
-    rate = lambda test: np.array([float(test(row)) for row in rows])  # noqa: E731
-    at_least = lambda row, column, bound: value(row, column) is not None and value(row, column) >= bound  # noqa: E731
+    rate = lambda test: np.array([float(test(row)) for row in rows])
+    at_least = lambda row, column, bound: value(row, column) is not None and value(row, column) >= bound
     both = abs(pairs(rows, ORACLE, "delta_g_h_dimenet_eV"))
     return {
         "two_d_rate": rate(lambda r: is_true(r, "two_d")),

@@ -38,7 +38,7 @@ def oracle_error(path: Path) -> tuple[float, str]:
 
 def within(centre: float, sigma: float, bound: float = ACTIVE) -> float:
     """P(|x| <= bound) of a normal x."""
-    below = lambda x: 0.5 * (1 + math.erf((x - centre) / (sigma * math.sqrt(2))))  # noqa: E731
+    below = lambda x: 0.5 * (1 + math.erf((x - centre) / (sigma * math.sqrt(2))))
     return below(bound) - below(-bound)
 
 
@@ -66,7 +66,7 @@ def candidate_class(row: dict) -> int:
 
 def rank(rows: list[dict]) -> list[dict]:
     """The rows that have a P(|ΔG_H| <= ACTIVE), best first: by class, then by that probability, then by E_hull."""
-    e_hull = lambda row: math.inf if value(row, "e_hull_eV_per_atom") is None else value(row, "e_hull_eV_per_atom")  # noqa: E731
+    e_hull = lambda row: math.inf if value(row, "e_hull_eV_per_atom") is None else value(row, "e_hull_eV_per_atom")
     known = [row for row in rows if value(row, "p_active") is not None]
     return sorted(known, key=lambda row: (candidate_class(row), -value(row, "p_active"), e_hull(row)))
 
@@ -79,7 +79,7 @@ def rank_into(rows: list[dict], sigma: float):
         row["candidate_class"] = "" if probability is None else candidate_class(row)
     for place, row in enumerate(rank(rows), 1):
         row["rank"] = place
-    number = lambda row, column: math.nan if value(row, column) is None else value(row, column)  # noqa: E731
+    number = lambda row, column: math.nan if value(row, column) is None else value(row, column)
     costs = [[abs(number(row, ORACLE)), number(row, "e_hull_eV_per_atom"), -number(row, "p_synth")] for row in rows]
     costs = np.array(costs).reshape(-1, 3)
     costs[(costs[:, 1] <= ABSURD) | np.array([not is_true(row, "converged") for row in rows], bool)] = math.nan

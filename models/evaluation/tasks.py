@@ -117,7 +117,7 @@ def _adsorb_into(row: dict, atoms: Atoms) -> Atoms | None:
 
 def flags_text(found: dict) -> str:
     """What became of H at the rigid sites and, behind "then", with the layer free, e.g. "adsorbed:2 sunk:1 then reconstructed:1"."""
-    text = lambda flags: " ".join(f"{flag}:{count}" for flag, count in sorted(flags.items()))  # noqa: E731
+    text = lambda flags: " ".join(f"{flag}:{count}" for flag, count in sorted(flags.items()))
     return " then ".join(filter(None, [text(found["flags"]), text(found["relaxed_flags"])]))
 
 

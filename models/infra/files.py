@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]  # of the repository: weights and emb
 
 def plain(values: dict) -> dict:
     """The arguments as plain types, for checkpoints and JSON."""
-    convert = lambda v: str(v) if isinstance(v, Path) else [convert(x) for x in v] if isinstance(v, (list, tuple)) else v  # noqa: E731
+    convert = lambda v: str(v) if isinstance(v, Path) else [convert(x) for x in v] if isinstance(v, (list, tuple)) else v
     return {key: convert(value) for key, value in values.items()}
 
 

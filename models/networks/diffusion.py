@@ -85,7 +85,7 @@ class Diffusion(nn.Module):
         keep = layers.mask.to(layers.z.dtype)
         count = keep.sum(1)
         sigma, abar = self.sigmas[t], self.alphas_cumprod[t]
-        normal = lambda like: torch.randn(like.shape, generator=generator).to(like)  # noqa: E731
+        normal = lambda like: torch.randn(like.shape, generator=generator).to(like)
         a, b = abar.sqrt()[:, None], (1 - abar).sqrt()[:, None]
 
         lattice = self.encode_lattice(layers.cell, count)

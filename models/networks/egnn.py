@@ -148,10 +148,10 @@ class DenoisingEGNN(nn.Module):
         self.element = nn.Embedding(TOKENS, channels)
         self.time = nn.Sequential(nn.Linear(32, channels), nn.SiLU(), nn.Linear(channels, channels))
         self.conditions = nn.ModuleList(Condition(channels) for _ in CONDITIONS)
-        make = lambda count: nn.ModuleList(EquivariantLayer(channels, vectors, radial + fine) for _ in range(count))  # noqa: E731
+        make = lambda count: nn.ModuleList(EquivariantLayer(channels, vectors, radial + fine) for _ in range(count))
         self.trunk, self.conditional = make(trunk), make(conditional)
         self.attention = nn.Linear(channels, 8)
-        head = lambda count: nn.Sequential(nn.Linear(9 * channels, channels), nn.SiLU(), nn.Linear(channels, count))  # noqa: E731
+        head = lambda count: nn.Sequential(nn.Linear(9 * channels, channels), nn.SiLU(), nn.Linear(channels, count))
         self.heads, self.uncertainty = head(3), head(1)
         self.vector_gates = nn.Linear(channels, 3 * vectors)
         self.lattice = nn.Sequential(nn.Linear(2 * channels + 4, channels), nn.SiLU(), nn.Linear(channels, 3))

@@ -54,7 +54,7 @@ def collate(graphs: list[Data]) -> tuple[Layers, torch.Tensor]:
 
 def layers_of(structures: list[Atoms]) -> Layers:
     """Padded batch of ASE layers in the convention."""
-    tensor = lambda x: torch.tensor(x, dtype=torch.float32)  # noqa: E731
+    tensor = lambda x: torch.tensor(x, dtype=torch.float32)
     return pad(
         [torch.tensor(a.numbers) for a in structures],
         [tensor(a.positions) for a in structures],

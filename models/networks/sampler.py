@@ -176,7 +176,7 @@ class Sampler:
         abar_t, abar_s = d.alphas_cumprod[t], d.alphas_cumprod[s]
         alpha = abar_t / abar_s
         variance = (1 - abar_s) / (1 - abar_t) * (1 - alpha)
-        ancestral = lambda x, v: (x - (1 - alpha) / (1 - abar_t).sqrt() * d.epsilon(v, x, index)) / alpha.sqrt()  # noqa: E731
+        ancestral = lambda x, v: (x - (1 - alpha) / (1 - abar_t).sqrt() * d.epsilon(v, x, index)) / alpha.sqrt()
         width, zeta = self.noise_scale * variance.sqrt(), mean_free(self.normal(layers.z), keep)
         z = mean_free(ancestral(layers.z, out.z) - push_z * variance + width * zeta, keep)
         new_lattice = ancestral(lattice, out.lattice) - push_lattice * variance + width * self.normal(lattice)

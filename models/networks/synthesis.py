@@ -151,7 +151,7 @@ def fit_forest(x: np.ndarray, known: np.ndarray, held_out: np.ndarray, seed: int
 def _store(forest: Forest, k: int, tree) -> None:
     """Copies scikit-learn's tree into row k."""
     nodes, leaf = np.arange(tree.node_count), tree.children_left < 0
-    fill = lambda name, values: getattr(forest, name)[k, : len(nodes)].copy_(torch.tensor(values))  # noqa: E731
+    fill = lambda name, values: getattr(forest, name)[k, : len(nodes)].copy_(torch.tensor(values))
     fill("feature", np.where(leaf, 0, tree.feature))
     fill("threshold", np.where(leaf, np.inf, tree.threshold))
     fill("left", np.where(leaf, nodes, tree.children_left))

@@ -1,7 +1,7 @@
 """SevenNet's convolution in fewer, larger tensor operations: the same numbers, more than twice the speed on a CPU.
 
 e3nn's generated code cuts its weights into one slice a path, and the gradient of every slice is a zeroed tensor of the full
-size: half the time of a force call. Here all paths of one input degree are one batched product (tests/benchmarks).
+size: half the time of a force call. Here all paths of one input degree are one batched product (benchmarks/fast_convolution.py).
 """
 
 import itertools

@@ -13,8 +13,8 @@ from ase.calculators.emt import EMT
 from ase.io import read
 from ase.optimize import BFGS
 
-from models import handoff
 from models.crystals.sites import Site, adsorption_sites, roomy, with_hydrogen
+from models.evaluation import dft_inputs
 from models.evaluation.dft_inputs import kpoint_mesh, safe_name, write_handoff
 from models.physics.hydrogen import CORRECTION
 from tests.layers import known
@@ -99,7 +99,7 @@ def test_incar_follows_the_physics(tmp_path):
         assert slab["ISPIN"] == ("2" if name == "CrI3" else "1")
     assert polar == {"1H-MoS2": False, "Janus-MoSSe": True, "CrI3": False}
     chromium = read(tmp_path / "CrI3" / "slab" / "structure.extxyz")
-    assert set(chromium.get_initial_magnetic_moments()[chromium.symbols == "Cr"]) == {handoff.HIGH_SPIN}
+    assert set(chromium.get_initial_magnetic_moments()[chromium.symbols == "Cr"]) == {dft_inputs.HIGH_SPIN}
     assert "LDIPOL" not in incar(tmp_path / "h2" / "INCAR") and incar(tmp_path / "h2" / "INCAR")["ISPIN"] == "1"
     assert (tmp_path / "h2" / "KPOINTS").read_text().splitlines()[3] == "1 1 1"
     assert read(tmp_path / "h2" / "POSCAR").get_distance(0, 1) == pytest.approx(0.75)
@@ -110,7 +110,7 @@ def test_kpoint_density():
     assert kpoint_mesh(known("graphene")) == (15, 15, 1)  # 2π / (2.46 Å sin 60°) × 5 = 14.7
     mesh = np.array(kpoint_mesh(known("phosphorene"))[:2])
     spacing = np.linalg.norm(2 * np.pi * known("phosphorene").cell.reciprocal().array[:2], axis=1) / mesh
-    assert (spacing <= 1 / handoff.KPOINT_DENSITY).all() and (spacing * mesh / np.maximum(mesh - 1, 1) > 1 / handoff.KPOINT_DENSITY).all()
+    assert (spacing <= 1 / dft_inputs.KPOINT_DENSITY).all() and (spacing * mesh / np.maximum(mesh - 1, 1) > 1 / dft_inputs.KPOINT_DENSITY).all()
 
 
 def test_writing_again_changes_nothing_and_keeps_results(tmp_path):
@@ -137,7 +137,7 @@ def test_odd_names_stay_inside_the_folder(name, tmp_path):
     assert target.parent == folder and target.resolve().parent == folder.resolve() and target.name not in ("h2", "H2")
     assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", target.name) and len(target.name) < 100
     assert {path.name for path in tmp_path.iterdir()} == {"inner"}
-    compile((target / handoff.SCRIPT).read_text(encoding="utf-8"), handoff.SCRIPT, "exec")
+    compile((target / dft_inputs.SCRIPT).read_text(encoding="utf-8"), dft_inputs.SCRIPT, "exec")
 
 
 def test_names_that_are_safe_stay_and_others_never_collide():
@@ -164,7 +164,7 @@ def test_the_gpaw_script_runs_with_another_calculator(tmp_path):
         "def GPAW(*, kpts, txt, poissonsolver=None, **rest):\n"
         "    print(txt, kpts, poissonsolver, rest['mode'], rest['xc'])\n    return EMT()\n"
     )
-    script = target / handoff.SCRIPT
+    script = target / dft_inputs.SCRIPT
     plain = target / "plain.py"
     plain.write_text(script.read_text(encoding="utf-8").replace("D3 = True", "D3 = False"), encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": str(stand_in.parent), "PYTHONIOENCODING": "utf-8"}

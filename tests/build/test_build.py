@@ -20,9 +20,9 @@ from models.crystals.layer import min_distance_ratio, pack_atoms, unpack_atoms
 from models.crystals.split import split_of
 from models.datasets.graphs import layer_graph
 from models.datasets.lmdb_data import LmdbDataset
+from models.infra.files import ROOT
 from models.infra.shards import Shard
 
-ROOT = Path(__file__).resolve().parents[1]
 LEVELS = ("references", "layers", "adsorption", "perturbed", "relaxed")
 
 
@@ -33,7 +33,7 @@ def calculator():
 
 def start(out: Path, *more) -> subprocess.Popen:
     command = [sys.executable, "-m", "data.build", *more, "--out", out, "--limit", "3", "--jobs", "2", "--potential", "test_build:calculator"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests" / "build"), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(map(str, command), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             text=True, start_new_session=True)  # fmt: skip
 

@@ -16,8 +16,8 @@ from torch_geometric.data import Data
 
 from models.crystals.split import host_formula, split_of
 from models.datasets.lmdb_data import LmdbDataset, RecordError, UnsafeRecordError, compact_pickle, normalise, safe_loads, write_lmdb
+from models.infra.files import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = Path(os.environ.get("HER2D_REFERENCE_DATA", ROOT / "../shared/data"))
 SAMPLE = REFERENCE / "is2re_lmdb" / "sample.lmdb"
 

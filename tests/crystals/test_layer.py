@@ -88,7 +88,7 @@ def test_disguise_really_disguises(name):
 def test_extract_layer_is_idempotent_and_keeps_handedness():
     layer = known("PdSe2")
     layer.rattle(0.1, seed=1)  # no mirror left
-    volume = lambda a: np.linalg.det(a.get_distances(0, [1, 2, 3], mic=True, vector=True))  # noqa: E731
+    volume = lambda a: np.linalg.det(a.get_distances(0, [1, 2, 3], mic=True, vector=True))
     once = extract_layer(layer).atoms
     twice = extract_layer(once).atoms
     np.testing.assert_allclose(once.cell.array, twice.cell.array, atol=1e-9)

@@ -19,9 +19,9 @@ from layers import known
 from matplotlib.image import imread
 
 from geo_utils import COLUMNS, blank_row
-from models import report
 from models.crystals.layer import flipped
 from models.crystals.sites import adsorption_sites, with_hydrogen
+from models.evaluation import report
 from models.evaluation.metrics import aggregate, metric_samples
 from models.evaluation.report import causes, is_stable, log_exchange_current, parity, scene, words, write_html
 

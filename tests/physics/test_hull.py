@@ -112,7 +112,7 @@ def test_reading_without_a_file_says_what_to_do(tmp_path):
 
 def test_oxides_and_fluorides_of_u_metals_are_brought_to_the_pbe_scale():
     """The published constants: V −1.700, Fe −2.256, Mo −3.202, W −4.438 eV per metal atom in oxides and fluorides."""
-    shift = lambda formula: to_pbe(Composition(formula), 0.0)  # noqa: E731
+    shift = lambda formula: to_pbe(Composition(formula), 0.0)
     assert shift("MoO3") == pytest.approx(-3.202)
     assert shift("Fe4O6") == pytest.approx(-4 * 2.256)
     assert shift("LiFeF4") == pytest.approx(-2.256)

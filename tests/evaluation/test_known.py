@@ -1,7 +1,6 @@
 """Known materials and a set broken on purpose, through the evaluator with the real potential, hull and novelty database."""
 
 import json
-from pathlib import Path
 
 import ase.db
 import numpy as np
@@ -12,12 +11,13 @@ from ase.io import write
 from layers import disguised, known
 from test_evaluate import bilayer, overlapping, periodic, water
 
+from benchmarks.gates import confusion, confusion_table, labelled_structures
 from geo_utils import Settings, evaluate, read_cifs
-from models.crystals.gates import VERDICTS, confusion, confusion_table, labelled_structures
+from models.crystals.gates import VERDICTS
 from models.evaluation.shortlist import oracle_error
+from models.infra.files import ROOT
 from models.networks.dimenet import PeriodicDimeNetPlusPlus, save_dimenet
 
-ROOT = Path(__file__).resolve().parents[1]
 KNOWN = ("graphene", "h-BN", "1H-MoS2", "1T-TiS2", "Ti2CO2", "phosphorene")
 LITERATURE = {"graphene": 1.67, "1H-MoS2": 2.0, "Ti2CO2": 0.358}  # eV, ΔG_H, data/literature_delta_g_h.csv
 BROKEN = {"overlapping": "2D", "molecule": "molecule", "crystal": "3D network", "bilayer": "several layers"}

@@ -3,11 +3,12 @@
 import csv
 import re
 from collections import Counter
-from pathlib import Path
 
 from pymatgen.core import Composition
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+from models.infra.files import ROOT
+
+DATA = ROOT / "data"
 DOI = re.compile(r"10\.\d{4,9}/\S+")
 FORMS = {"monolayer", "layered_parent", "mxene"}
 KINDS = {"metal_surface", "basal_plane", "edge", "mxene", "other"}

@@ -36,7 +36,7 @@ def test_rates_are_over_all_rows_and_means_over_those_that_exist():
     unstable = good | {"e_hull_eV_per_atom": 0.1, "delta_g_h_oracle_eV": 0.5, "novel": False, "p_synth": 0.49}
     failed = row(two_d=False, valid=False, error="unreadable CIF")
     metrics = aggregate([good, unstable, failed, failed])
-    value = lambda name: metrics[name]["value"]  # noqa: E731
+    value = lambda name: metrics[name]["value"]
     assert value("two_d_rate") == 0.5 and metrics["two_d_rate"]["n"] == 4
     assert value("stable_rate") == 0.25  # 0.1 is not below 0.1
     assert value("sun_rate") == value("novel_rate") == value("synthesis_rate") == 0.25
@@ -145,7 +145,7 @@ def test_sensitivity_moves_the_energies():
 def test_rate_ratio_covers_the_true_ratio():
     """Nineteen times in twenty; of none and to none there is a bound, no ratio."""
     rng = np.random.default_rng(0)
-    hits = lambda rate: rng.random(300) < rate  # noqa: E731
+    hits = lambda rate: rng.random(300) < rate
     found = [rate_ratio(hits(0.24), hits(0.06))["ci95"] for _ in range(1500)]
     assert np.mean([low <= 4 <= high for low, high in found]) == pytest.approx(0.95, abs=0.02)
     none = rate_ratio(np.arange(10) < 5, np.zeros(20))
@@ -161,7 +161,7 @@ def test_effective_number_counts_kinds_by_their_share():
 def test_pareto_front_by_comparing_every_pair():
     costs = np.random.default_rng(1).integers(0, 6, (60, 3)).astype(float)
     costs[7, 1] = math.nan
-    beaten = lambda i: any(all(costs[j] <= costs[i]) and any(costs[j] < costs[i]) for j in range(60))  # noqa: E731
+    beaten = lambda i: any(all(costs[j] <= costs[i]) and any(costs[j] < costs[i]) for j in range(60))
     expected = [not np.isnan(costs[i]).any() and not beaten(i) for i in range(60)]
     assert pareto_front(costs).tolist() == expected and 1 <= sum(expected) < 60
     assert pareto_front(np.array([[1.0, 2], [1, 2], [2, 1], [2, 2]])).tolist() == [True, True, True, False]

@@ -14,9 +14,8 @@ from data.build.validate import corrected_on_halves, errors
 from models.crystals.layer import dimension, extract_layer, min_distance_ratio, unpack_atoms
 from models.crystals.split import split_of
 from models.datasets.graphs import graph_atoms, off_equilibrium_graphs
+from models.infra.files import ROOT
 from models.networks.diffusion import MAX_E_HULL
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_work_lists_have_unique_keys_and_do_not_depend_on_the_run():

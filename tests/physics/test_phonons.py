@@ -8,7 +8,7 @@ from ase.calculators.emt import EMT
 from ase.phonons import Phonons
 from matscipy.neighbours import neighbour_list
 
-from models import phonons
+from models.physics import phonons
 from models.physics.phonons import elastic_positivity, phonon_stability
 from models.physics.potentials import load_potential, relax_layer, single_point
 from tests.layers import known
@@ -169,7 +169,7 @@ def test_elastic_constants_are_second_derivatives_of_the_energy():
         return single_point(relax_layer(strained, EMT(), fmax=1e-4, steps=500, cell=False).atoms, EMT()) / area
 
     h = 0.005
-    second = lambda v: (energy(*h * v) + energy(*-h * v) - 2 * energy(0, 0, 0)) / h**2 * units._e * 1e20  # noqa: E731
+    second = lambda v: (energy(*h * v) + energy(*-h * v) - 2 * energy(0, 0, 0)) / h**2 * units._e * 1e20
     xx, yy, xy = np.eye(3)
     expected = {"C11": second(xx), "C22": second(yy), "C66": second(xy), "C12": (second(xx + yy) - second(xx) - second(yy)) / 2}
     for name, value in expected.items():

@@ -10,7 +10,7 @@ from ase.build import graphene
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 
-from models import potentials
+from models.physics import potentials
 from models.physics.potentials import PotentialError, load_potential, relax_layer, single_point
 
 

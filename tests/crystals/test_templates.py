@@ -39,13 +39,13 @@ def test_nearest_prototype_is_the_chemical_neighbour_and_keeps_the_slots(templat
         assert layer.get_chemical_formula(empirical=True) == "CrSe2"
     layer, start = found[0][1], known("1H-MoS2")
     ratio = sum(covalent_radii[atomic_numbers[s]] for s in ("Cr", "Se")) / sum(covalent_radii[atomic_numbers[s]] for s in ("Mo", "S"))
-    bond = lambda atoms: np.sort(atoms.get_all_distances(mic=True)[0])[1]  # noqa: E731
+    bond = lambda atoms: np.sort(atoms.get_all_distances(mic=True)[0])[1]
     assert bond(layer) / bond(start) == pytest.approx(layer.cell[0, 0] / start.cell[0, 0])
     assert layer.cell[0, 0] / start.cell[0, 0] == pytest.approx(ratio, abs=0.05)
 
 
 def test_prototype_names_tell_polymorphs_apart_and_decorations_not():
-    name = lambda label: prototype_name(known(label))  # noqa: E731
+    name = lambda label: prototype_name(known(label))
     assert name("1H-MoS2") != name("1T-TiS2") != name("Janus-MoSSe")
     assert name("1H-MoS2") == prototype_name(substitute(known("1H-MoS2"), {"Mo": "Nb", "S": "Te"}))
     assert name("1H-MoS2") == "AB2 p-6m2 1|2" and name("graphene") == "A p6/mmm 2"
@@ -83,7 +83,7 @@ def test_related_formulas_are_new_and_group_by_group(templates):
 
 
 def test_substitution_repeats_by_seed_and_takes_a_formula(templates):
-    formulas = lambda seed: [a.get_chemical_formula() for _, a in by_substitution(templates, 6, np.random.default_rng(seed))]  # noqa: E731
+    formulas = lambda seed: [a.get_chemical_formula() for _, a in by_substitution(templates, 6, np.random.default_rng(seed))]
     assert formulas(1) == formulas(1) != formulas(2)
     found = by_substitution(templates, 5, np.random.default_rng(0), "CrSe2")
     assert len(found) == 5 and {a.get_chemical_formula(empirical=True) for _, a in found} == {"CrSe2"}

@@ -1,6 +1,6 @@
 """Does guidance find active, stable layers more often than its nulls? Arms drawn by structure_generator.py, judged by the evaluator.
 
-    python tests/benchmarks/guidance.py --out results/study
+    python -m benchmarks.guidance --out results/study
 
 A hit is stable (E_hull < 0.1 eV/atom) and active by the oracle: H and layer relaxed with the potential. Settings of the guide are swept
 first, with a seed that no arm has; every arm has three seeds. Writes OUT/table.csv, OUT/table.md, OUT/study.png, and TOP, the best of the
@@ -45,6 +45,7 @@ from models.evaluation.metrics import (
 )
 from models.evaluation.shortlist import DIMENET, DIMENET_STD
 from models.infra.files import (
+    ROOT,
     file_hash,
     plain,
     read_rows,
@@ -54,7 +55,6 @@ from models.infra.shards import Shard
 from models.networks.sampler import expected_distance
 from models.physics.potentials import load_potential
 
-ROOT = Path(__file__).resolve().parents[2]
 SEEDS, SWEEP_SEED = (11, 12, 13), 10
 BASE, AGAIN, FILTER, RANDOM = "unguided", "unguided, other seeds", "unguided, filtered", "random elements"
 
@@ -131,7 +131,7 @@ def draw(name: str, arm: Arm, seed: int, args) -> Path:
     command += ["--checkpoint", str(args.checkpoint), "--out", str(folder / "cifs")]
     resolved = plain(vars(structure_generator.build_parser().parse_args(command)))  # the defaults of today among them
     key = f"{json.dumps(resolved)} {file_hash(args.checkpoint)} {file_hash(args.db)}"
-    run = lambda: subprocess.run(  # noqa: E731
+    run = lambda: subprocess.run(
         [sys.executable, str(ROOT / "structure_generator.py"), *command, "--resume"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL
     )
     unless_done(folder / "drawn.txt", key, run)
@@ -210,7 +210,7 @@ def cost(folder: str) -> dict[str, float]:
 
 def paired_p(own: list[dict], other: list[dict], metric: str) -> dict:
     """McNemar's exact test on structures that started from the same template with the same seed, and how many there are."""
-    start = lambda row: (Path(row["folder"]).name, row["material_id"].split("_")[1], row["template"])  # noqa: E731
+    start = lambda row: (Path(row["folder"]).name, row["material_id"].split("_")[1], row["template"])
     hits = [{start(row): hit for row, hit in zip(rows, metric_samples(rows)[metric])} for rows in (own, other)]
     both = hits[0].keys() & hits[1].keys()
     gained = sum(hits[0][key] > hits[1][key] for key in both)
@@ -229,10 +229,10 @@ def ranked(rows: list[dict]) -> dict[str, list[dict]]:
     """The unique rows, best first: by L_target of the heads; and those that the potential calls stable by DimeNet++ and its spread."""
     unique = [row for row in rows if row["unique"] == "True"]
     stable = [row for row in unique if is_stable(row) and row[DIMENET]]
-    numbers = lambda row, columns: [float(row[column] or 0) for column in columns]  # noqa: E731
-    tensor = lambda found, columns: torch.tensor([numbers(row, columns) for row in found]).reshape(-1, len(columns))  # noqa: E731
+    numbers = lambda row, columns: [float(row[column] or 0) for column in columns]
+    tensor = lambda found, columns: torch.tensor([numbers(row, columns) for row in found]).reshape(-1, len(columns))
     guide = structure_generator.guide_of(structure_generator.build_parser().parse_args([]))
-    sort = lambda found, losses: [found[k] for k in losses.argsort().tolist()]  # noqa: E731
+    sort = lambda found, losses: [found[k] for k in losses.argsort().tolist()]
     orders = {"DimeNet++": sort(stable, expected_distance(*tensor(stable, (DIMENET, DIMENET_STD)).T))}
     if all(row[column] for row in unique for column in structure_generator.HEADS):
         orders["heads"] = sort(unique, guide.loss(tensor(unique, structure_generator.HEADS)))
@@ -260,7 +260,7 @@ def summary(name: str, rows: list[dict], arm: Arm, others: dict[str, list[dict]]
 def judged_by_oracle(name: str, rows: list[dict], arm: Arm, others: dict[str, list[dict]]) -> dict:
     """What of the summary needs the oracle."""
     samples, found, unseen = metric_samples(rows), {}, [row for row in rows if row["formula"] and split_of(row["formula"]) != "train"]
-    distinct = lambda rows, metric: metric_samples(rows)[metric] * np.array([row["unique"] == "True" for row in rows])  # noqa: E731
+    distinct = lambda rows, metric: metric_samples(rows)[metric] * np.array([row["unique"] == "True" for row in rows])
     for metric in HITS:
         found[f"distinct {metric}"] = interval(distinct(rows, metric), rate=True)
     found[f"{HIT}, formulas that no stage learned from"] = interval(metric_samples(unseen)[HIT], rate=True)
@@ -360,7 +360,7 @@ def main():
     parser.add_argument("--dimenet", type=Path, default=Path("models/weights/dimenet.pt"), help="from stage 1")
     parser.add_argument("--num", type=int, default=96, help="structures a seed of a whole arm")
     parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
-    parser.add_argument("--top", type=Path, default=Path("results/top20"), help="folder of the best")
+    parser.add_argument("--top", type=Path, default=Path("results/published/top20"), help="folder of the best")
     parser.add_argument("--only", nargs="*", choices=[*ARMS, "sweep"], help="draw and judge these, and write no table")
     parser.add_argument("--out", type=Path, default=Path("results/study"), help="folder")
     args = parser.parse_args()
@@ -375,7 +375,7 @@ def main():
     swept = {name: summary(name, rows, SWEEP[name], {}) for name, rows in sweep.items()}
     if tables[FILTER]["NFE a structure"]["value"] < tables["default"]["NFE a structure"]["value"]:
         raise SystemExit(f"the arm {FILTER!r} has fewer function evaluations than the default: raise its best_of")
-    hits = lambda rows: [round(metric_samples([r for r in rows if r["folder"].endswith(f"/{seed}")])[HIT].sum()) for seed in SEEDS]  # noqa: E731
+    hits = lambda rows: [round(metric_samples([r for r in rows if r["folder"].endswith(f"/{seed}")])[HIT].sum()) for seed in SEEDS]
     lines = [f"{name}: hits seed by seed {hits(rows)}" for name, rows in arms.items()]
     n, unguided = len(arms["default"]), arms[BASE] + arms[AGAIN]
     base = metric_samples(unguided)[HIT].mean()

@@ -1,6 +1,6 @@
 """What equivariance buys: the denoiser with its own heads, and the same network with heads that are not equivariant, on ever less data.
 
-    python tests/benchmarks/equivariance.py --data data/processed_layers --out results/equivariance
+    python -m benchmarks.equivariance --data data/processed_layers --out results/equivariance
 
 Both see the same vectors and train for the same number of steps; the other one's heads may mix the Cartesian components. Writes
 OUT/equivariance.csv and .png; what is trained is not trained again.
@@ -29,7 +29,7 @@ class FreeHeads(DenoisingEGNN):
 
     def __init__(self, channels, vectors, **rest):
         super().__init__(channels, vectors, **rest)
-        make = lambda inputs: nn.Sequential(nn.Linear(inputs, channels), nn.SiLU(), nn.Linear(channels, 3))  # noqa: E731
+        make = lambda inputs: nn.Sequential(nn.Linear(inputs, channels), nn.SiLU(), nn.Linear(channels, 3))
         self.free, self.free_lattice = make(channels + 3 * vectors), make(channels + 3 * vectors + 4)
         del self.vector_gates, self.lattice
 

@@ -1,6 +1,6 @@
 """Error of DimeNet++ on held-out hosts against the number of training hosts, beside the nulls trained on the same hosts.
 
-    python tests/benchmarks/learning_curve.py --out learning_curve -- --lmdb data/her2d_h_*.lmdb --epochs 15
+    python -m benchmarks.learning_curve --out learning_curve -- --lmdb data/her2d_h_*.lmdb --epochs 15
 
 What follows `--` goes to pretrain_dimenet.py. Writes OUT/learning_curve.csv and .png; a share that is done is not trained again.
 """

@@ -6,9 +6,9 @@ import torch
 from ase import Atoms
 from ase.build import graphene, mx2
 
-from models import synthesis
 from models.crystals.layer import extract_layer, layer_atoms
 from models.crystals.split import split_of
+from models.networks import synthesis
 from models.networks.synthesis import FEATURES, Forest, auc, features, fit_forest, load_synthesis, save_synthesis, train_synthesis
 
 METALS = "Ti V Cr Zr Nb Mo Hf Ta W Re Fe Co Ni Pd Pt Sn Ge Mn Sc Y Cd Zn Mg Ca".split()

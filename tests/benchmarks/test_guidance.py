@@ -1,22 +1,15 @@
 """What the study of guidance counts: pairs, power, rankings, distinct hits, and what makes it draw or judge anew."""
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import pytest
 from layers import known
 from scipy.stats import norm
 
+from benchmarks import guidance
 from geo_utils import COLUMNS
 from models.crystals.layer import pack_atoms
 from models.infra.shards import Shard
-
-spec = importlib.util.spec_from_file_location("guidance", Path(__file__).parent / "benchmarks" / "guidance.py")
-guidance = importlib.util.module_from_spec(spec)
-sys.modules["guidance"] = guidance
-spec.loader.exec_module(guidance)
 
 
 def row(number: int, seed: int = 11, hit: bool = True, template: str = "a", **changes) -> dict:

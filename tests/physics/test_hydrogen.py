@@ -109,7 +109,7 @@ def test_surface_atoms_are_the_outermost(name):
 def test_counts_do_not_depend_on_the_description(name):
     layer = layer_of(name)
     wanted = sorted(site_counts(adsorption_sites(layer)).values())
-    kinds = lambda atoms: sorted(site_counts(adsorption_sites(atoms)).values())  # noqa: E731  (which face is the top is free)
+    kinds = lambda atoms: sorted(site_counts(adsorption_sites(atoms)).values())  # (which face is the top is free)
     assert kinds(extract_layer(disguised(layer, 1)).atoms) == wanted
     assert kinds(layer.repeat((2, 1, 1))) == wanted
     assert kinds(extract_layer(disguised(layer.repeat((2, 1, 1)), 2)).atoms) == wanted
@@ -219,7 +219,7 @@ def test_flags_of_hydrogen_far_away_on_top_and_inside(face):
     ring = 3 - (s + metal)  # the three axes of the cell add up to a lattice vector: the empty one
     middle = layer.cell[2, 2] / 2
     bond = covalent_radii[16] + covalent_radii[1]
-    top = lambda height: with_h_at(layer, s[:2] + 1, s[2] * layer.cell[2, 2] + face * height)  # noqa: E731
+    top = lambda height: with_h_at(layer, s[:2] + 1, s[2] * layer.cell[2, 2] + face * height)
     assert adsorption_flag(top(bond), face) == ""
     assert adsorption_flag(top(DESORBED_SCALE * bond - 0.01), face) == ""
     assert adsorption_flag(top(DESORBED_SCALE * bond + 0.01), face) == "desorbed"

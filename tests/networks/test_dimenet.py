@@ -20,6 +20,7 @@ from torch_geometric.nn.models.dimenet import SphericalBasisLayer
 import models.networks.dimenet
 import pretrain_dimenet
 from models.datasets.lmdb_data import write_lmdb
+from models.infra.files import ROOT
 from models.networks.baselines import site_features, surrogate_report
 from models.networks.dimenet import (
     ElementEmbedding,
@@ -38,7 +39,6 @@ from models.networks.dimenet import (
     triplets,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = Path(os.environ.get("HER2D_REFERENCE_DATA", ROOT / "../shared/data")) / "is2re_lmdb" / "sample.lmdb"
 
 
@@ -319,7 +319,7 @@ def test_ensemble_is_the_mean_and_the_scaled_spread_of_its_members(tmp_path):
 def test_elements_of_one_group_look_alike_before_training():
     torch.manual_seed(0)
     table = ElementEmbedding(8).table
-    distance = lambda a, b: float((table[atomic_numbers[a]] - table[atomic_numbers[b]]).norm())  # noqa: E731
+    distance = lambda a, b: float((table[atomic_numbers[a]] - table[atomic_numbers[b]]).norm())
     for a, b, other in [("S", "Se", "Mo"), ("Mo", "W", "O"), ("Ti", "Zr", "F"), ("Na", "K", "Pt")]:
         assert distance(a, b) < 0.5 * distance(a, other)
     assert torch.isfinite(table).all()

@@ -72,7 +72,7 @@ def batch(cell, count=1, atoms=3, seed=0) -> Layers:
 
 def test_random_times_are_stratified_and_denser_in_the_middle():
     d = Diffusion()
-    drawn = lambda count, seed: d.random_times(count, torch.Generator().manual_seed(seed))  # noqa: E731
+    drawn = lambda count, seed: d.random_times(count, torch.Generator().manual_seed(seed))
     assert drawn(500, 0).tolist() != sorted(drawn(500, 0).tolist())
     apart = (drawn(500, 0).sort().values - drawn(500, 1).sort().values).abs()
     assert apart.max() <= 2 * (1 + EMPHASIS) + 1  # the k-th lies in the k-th part, whatever the seed

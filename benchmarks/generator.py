@@ -1,6 +1,6 @@
 """What the generator draws before any filter, beside plain substitution (the null) and real held-out layers (the ceiling).
 
-    python tests/benchmarks/generator.py --db c2db.db --num 256 --out results/benchmark_generator
+    python -m benchmarks.generator --db c2db.db --num 256 --out results/benchmark_generator
 
 Every set is drawn unguided by structure_generator.py and judged by evaluate_external.py, without hydrogen. Then formulas of the test
 split are asked for, and it is counted how often the stablest layer of the formula comes out. Writes OUT/table.md and OUT/table.csv; what
@@ -25,6 +25,7 @@ from models.crystals.split import split_of
 from models.crystals.templates import Templates, spread
 from models.evaluation.metrics import flat, interval, table, values
 from models.infra.files import (
+    ROOT,
     file_hash,
     read_rows,
     write_rows,
@@ -33,7 +34,6 @@ from models.infra.shards import Shard
 from models.networks.layers import to_atoms
 from models.networks.sampler import Guide, Sampler, load_generator
 
-ROOT = Path(__file__).resolve().parents[2]
 UNGUIDED = ["--gradient-scale", 0, "--cfg-scale", 0, "--proposals", 1, "--best-of", 1]
 DE_NOVO = ["--noise-level", "1", "--noise-scale", "1"]
 SETS = {
@@ -51,7 +51,7 @@ TRIES = 20
 def judged(name: str, flags: list[str], args) -> dict:
     """Metrics of one set, drawn and judged by the project's own scripts."""
     folder = args.out / name.replace(" ", "_")
-    run = lambda script, *flags: subprocess.run([sys.executable, ROOT / script, *map(str, flags)], check=True, cwd=ROOT)  # noqa: E731
+    run = lambda script, *flags: subprocess.run([sys.executable, ROOT / script, *map(str, flags)], check=True, cwd=ROOT)
     generate = ["--db", args.db, "--checkpoint", args.checkpoint, "--num", args.num, "--seed", args.seed, "--resume"]
     run("structure_generator.py", *generate, "--out", folder / "cifs", *UNGUIDED, *flags)
     judge = ["--cifs", folder / "cifs", "--out", folder, "--novelty-db", args.db, "--jobs", args.jobs, "--resume", "--compare"]
@@ -120,7 +120,7 @@ def matches(args) -> dict:
             hits[method] = {"found": found, "first": int(np.argmin(e_hull))}
         shard.append(f"{identity} {formula}", hits)
     rows = [shard.rows[f"{identity} {formula}"] for formula in wanted]
-    rate = lambda test: interval(np.array([float(test(row)) for row in rows]), args.seed, rate=True)  # noqa: E731
+    rate = lambda test: interval(np.array([float(test(row)) for row in rows]), args.seed, rate=True)
     return {
         method: {
             "match@1": rate(lambda row: row[method]["found"][0]),
