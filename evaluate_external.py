@@ -1,6 +1,7 @@
-"""Stage 5, for anybody's structures: scores a folder of CIFs with the same evaluator and compares it with ours.
+"""Stage 5, for anybody's structures: scores a folder of CIFs with the same evaluator and compares it with
+ours.
 
-    python evaluate_external.py --cifs DIR --out results_external
+python evaluate_external.py --cifs DIR --out results_external
 """
 
 import argparse
@@ -11,9 +12,13 @@ from models.infra.cli import add_system, resolve
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     add_evaluation_flags(parser, Path("results_external/random_baseline"), [Path("results/metrics.csv")])
-    add_system(parser, out=Path("results_external"), resume="keep what OUT/*.jsonl already hold of these structures")
+    add_system(
+        parser, out=Path("results_external"), resume="keep what OUT/*.jsonl already hold of these structures"
+    )
     return parser
 
 

@@ -1,8 +1,9 @@
 """The evaluator: one path from a CIF to a row of metrics, for our structures and for anybody's.
 
-Gates (2D, valid), relaxation and E_form / E_hull by the potential, ΔG_H by DimeNet++ and by the potential with H and layer
-relaxed, synthesizability, uniqueness and novelty; a shortlist with a second potential's opinion, phonons and DFT inputs; then
-aggregates with intervals beside nulls and baselines, tables, figures and a report.
+Gates (2D, valid), relaxation and E_form / E_hull by the potential, ΔG_H by DimeNet++ and by the potential
+with H and layer relaxed, synthesizability, uniqueness and novelty; a shortlist with a second potential's
+opinion, phonons and DFT inputs; then aggregates with intervals beside nulls and baselines, tables, figures
+and a report.
 """
 
 import contextlib
@@ -28,7 +29,16 @@ from models.evaluation.dft_inputs import write_handoff
 from models.evaluation.metrics import ABSURD, aggregate, compare, flat, is_stable, sensitivity, table, value
 from models.evaluation.report import write_html
 from models.evaluation.shortlist import agreement, oracle_error, rank, rank_into
-from models.evaluation.tasks import ADSORPTION, RELAXATION, add_error, adsorb_one, computed, dynamic_stability, relax_one, second_opinion
+from models.evaluation.tasks import (
+    ADSORPTION,
+    RELAXATION,
+    add_error,
+    adsorb_one,
+    computed,
+    dynamic_stability,
+    relax_one,
+    second_opinion,
+)
 from models.infra.files import file_hash, read_rows, write_json, write_rows
 from models.infra.shards import Shard
 from models.networks.csllm import CSLLM
@@ -40,19 +50,74 @@ from models.physics.hydrogen import CORRECTION
 from models.physics.potentials import Potential, load_potential
 
 COLUMNS = [
-    "material_id", "formula", "n_atoms", "layer_group", "components", "periodic_directions", "verdict", "vacuum_A", "thickness_A",
-    "two_d", "valid", "smact_valid", "min_dist_ratio", "converged", "relax_steps", "e_form_eV_per_atom", "e_hull_eV_per_atom",
-    "hull_compounds", "rmsd_relaxed_A", "delta_g_h_dimenet_eV", "delta_g_h_dimenet_std_eV", "delta_g_h_oracle_eV",
-    "delta_g_h_rigid_eV", "slab_change_eV", "h_site", "h_flags", "h_carries_off", "stability_score", "p_synth", "unique", "novel",
-    "known_as", "p_active", "candidate_class", "rank", "pareto", "delta_g_h_second_eV", "second_h_flags", "phonons",
-    "lowest_frequency_THz", "elastic", "error",
-]  # fmt: skip
-SHORTLIST_COLUMNS = [
-    "rank", "material_id", "formula", "layer_group", "candidate_class", "p_active", "pareto", "delta_g_h_oracle_eV", "delta_g_h_dimenet_eV",
-    "delta_g_h_dimenet_std_eV", "delta_g_h_second_eV", "h_site", "e_hull_eV_per_atom", "p_synth", "phonons", "lowest_frequency_THz",
+    "material_id",
+    "formula",
+    "n_atoms",
+    "layer_group",
+    "components",
+    "periodic_directions",
+    "verdict",
+    "vacuum_A",
+    "thickness_A",
+    "two_d",
+    "valid",
+    "smact_valid",
+    "min_dist_ratio",
+    "converged",
+    "relax_steps",
+    "e_form_eV_per_atom",
+    "e_hull_eV_per_atom",
+    "hull_compounds",
+    "rmsd_relaxed_A",
+    "delta_g_h_dimenet_eV",
+    "delta_g_h_dimenet_std_eV",
+    "delta_g_h_oracle_eV",
+    "delta_g_h_rigid_eV",
+    "slab_change_eV",
+    "h_site",
+    "h_flags",
+    "h_carries_off",
+    "stability_score",
+    "p_synth",
+    "unique",
+    "novel",
+    "known_as",
+    "p_active",
+    "candidate_class",
+    "rank",
+    "pareto",
+    "delta_g_h_second_eV",
+    "second_h_flags",
+    "phonons",
+    "lowest_frequency_THz",
     "elastic",
-]  # fmt: skip
-SAME = ("potential", "delta_g_h_correction_eV", "checkpoints", "oracle")  # of the provenance of two sets that may be compared
+    "error",
+]
+SHORTLIST_COLUMNS = [
+    "rank",
+    "material_id",
+    "formula",
+    "layer_group",
+    "candidate_class",
+    "p_active",
+    "pareto",
+    "delta_g_h_oracle_eV",
+    "delta_g_h_dimenet_eV",
+    "delta_g_h_dimenet_std_eV",
+    "delta_g_h_second_eV",
+    "h_site",
+    "e_hull_eV_per_atom",
+    "p_synth",
+    "phonons",
+    "lowest_frequency_THz",
+    "elastic",
+]
+SAME = (
+    "potential",
+    "delta_g_h_correction_eV",
+    "checkpoints",
+    "oracle",
+)  # of the provenance of two sets that may be compared
 NULLS = ("random_baseline", "substitution")  # sets that no model had a hand in
 
 
@@ -111,7 +176,9 @@ def read_cifs(folder: Path) -> list[tuple[str, Atoms | str]]:
     for path in paths:
         try:
             atoms = read(path)
-            found.append((path.stem, "partial occupancy: not one ordered structure" if is_disordered(atoms) else atoms))
+            found.append(
+                (path.stem, "partial occupancy: not one ordered structure" if is_disordered(atoms) else atoms)
+            )
         except Exception as error:
             found.append((path.stem, f"unreadable CIF: {type(error).__name__}: {error}"))
     return found
@@ -140,14 +207,21 @@ def dimenet_into(rows: list[dict], relaxed: dict, settings: Settings):
     for row in rows:
         found = predicted.get(row["material_id"], {})
         spread = found.get("delta_g_h_std")
-        row |= {"delta_g_h_dimenet_eV": found.get("delta_g_h", ""), "delta_g_h_dimenet_std_eV": "" if spread is None else spread}
+        row |= {
+            "delta_g_h_dimenet_eV": found.get("delta_g_h", ""),
+            "delta_g_h_dimenet_std_eV": "" if spread is None else spread,
+        }
         add_error(row, found.get("error", ""))
 
 
 def stability_into(rows: list[dict], potential: Potential, settings: Settings, cache: Shard):
     """E_form, E_hull and the stability score from the hull of the same potential."""
     energies = [row for row in rows if row.get("energy") is not None]
-    hull = hull_for(potential, [row["formula"] for row in energies], settings.references, cache) if energies else None
+    hull = (
+        hull_for(potential, [row["formula"] for row in energies], settings.references, cache)
+        if energies
+        else None
+    )
     for row in energies:
         try:
             units = row["n_atoms"] / Composition(row["formula"]).num_atoms
@@ -158,21 +232,33 @@ def stability_into(rows: list[dict], potential: Potential, settings: Settings, c
         if stability.e_hull < ABSURD:
             add_error(row, f"E_hull {stability.e_hull:.2f} eV/atom is absurd: not called stable")
         row |= {
-            "e_form_eV_per_atom": stability.e_form, "e_hull_eV_per_atom": stability.e_hull,
-            "hull_compounds": stability.phases, "stability_score": stability_score(stability.e_hull),
-        }  # fmt: skip
+            "e_form_eV_per_atom": stability.e_form,
+            "e_hull_eV_per_atom": stability.e_hull,
+            "hull_compounds": stability.phases,
+            "stability_score": stability_score(stability.e_hull),
+        }
 
 
 def synthesis_into(rows: list[dict], relaxed: dict, settings: Settings) -> str:
-    """P_synth by CSLLM where it is given, else by the positive-unlabelled classifier; returns the model's name."""
+    """P_synth by CSLLM where it is given, else by the positive-unlabelled classifier; returns the model's
+    name.
+    """
     rows = [row for row in rows if row["material_id"] in relaxed]
     structures = [relaxed[row["material_id"]] for row in rows]
     if settings.csllm:
-        model = CSLLM.from_pretrained(settings.csllm, settings.csllm_base, settings.device, settings.csllm_dtype)
-        scores, name = model.score(structures), f"CSLLM {settings.csllm} (trained on 3D crystals: monolayers are out of distribution)"
+        model = CSLLM.from_pretrained(
+            settings.csllm, settings.csllm_base, settings.device, settings.csllm_dtype
+        )
+        scores, name = (
+            model.score(structures),
+            f"CSLLM {settings.csllm} (trained on 3D crystals: monolayers are out of distribution)",
+        )
     else:
         model = load_synthesis(settings.synthesis)
-        e_hull = [math.nan if value(row, "e_hull_eV_per_atom") is None else row["e_hull_eV_per_atom"] for row in rows]
+        e_hull = [
+            math.nan if value(row, "e_hull_eV_per_atom") is None else row["e_hull_eV_per_atom"]
+            for row in rows
+        ]
         scores = model.predict(structures, np.array(e_hull, float)) if rows else []
         name = "positive-unlabelled classifier on experiment flags (no CSLLM given)"
     for row, score in zip(rows, scores):
@@ -181,13 +267,17 @@ def synthesis_into(rows: list[dict], relaxed: dict, settings: Settings) -> str:
 
 
 def novelty_into(rows: list[dict], relaxed: dict, settings: Settings):
-    """unique: matches no earlier structure of the set; novel: matches nothing in the reference database; known_as: what it matches."""
+    """unique: matches no earlier structure of the set; novel: matches nothing in the reference database;
+    known_as: what it matches.
+    """
     formulas = {Fingerprint(atoms).formula for atoms in relaxed.values()}
     reference, seen = Register(), Register()
     for entry in ase.db.connect(settings.novelty_db).select():
         if reduced_formula(entry.toatoms()) in formulas:
             with contextlib.suppress(NotALayer):  # a row that is no layer cannot match one
-                reference.add(entry.get("uid", str(entry.id)), Fingerprint(extract_layer(entry.toatoms()).atoms))
+                reference.add(
+                    entry.get("uid", str(entry.id)), Fingerprint(extract_layer(entry.toatoms()).atoms)
+                )
     for row in rows:
         atoms = relaxed.get(row["material_id"])
         if atoms is None:
@@ -198,22 +288,43 @@ def novelty_into(rows: list[dict], relaxed: dict, settings: Settings):
         seen.add(row["material_id"], fingerprint)
 
 
-def oracle_into(rows: list[dict], relaxed: dict, potential: Potential, settings: Settings, shard: Shard) -> dict[str, Atoms]:
+def oracle_into(
+    rows: list[dict], relaxed: dict, potential: Potential, settings: Settings, shard: Shard
+) -> dict[str, Atoms]:
     """ΔG_H by the potential, H and layer relaxed; the poses of H by material_id."""
-    wanted = [row for row in rows if row["material_id"] in relaxed and (settings.oracle_for == "all" or is_stable(row))]
+    wanted = [
+        row
+        for row in rows
+        if row["material_id"] in relaxed and (settings.oracle_for == "all" or is_stable(row))
+    ]
     if settings.oracle == "none" or not wanted:
         return {}
     items = [(row["material_id"], relaxed[row["material_id"]]) for row in wanted]
-    found = computed(adsorb_one, items, settings, potential, settings.potential_checkpoint, shard, "adsorbing H", ADSORPTION)
+    found = computed(
+        adsorb_one,
+        items,
+        settings,
+        potential,
+        settings.potential_checkpoint,
+        shard,
+        "adsorbing H",
+        ADSORPTION,
+    )
     for row, result in zip(wanted, found):
         columns = dict(result.get("row", {}))
         add_error(row, result.get("lost", "") or columns.pop("error", ""))
         row |= columns
-    poses = {row["material_id"]: unpack_atoms(result["pose"]) for row, result in zip(wanted, found) if result.get("pose")}
+    poses = {
+        row["material_id"]: unpack_atoms(result["pose"])
+        for row, result in zip(wanted, found)
+        if result.get("pose")
+    }
     for row in wanted:
         if row["material_id"] in poses:
             row["h_carries_off"] = carries_off(poses[row["material_id"]])
-            add_error(row, "H takes an atom of the layer along: not called active" if row["h_carries_off"] else "")
+            add_error(
+                row, "H takes an atom of the layer along: not called active" if row["h_carries_off"] else ""
+            )
     return poses
 
 
@@ -233,14 +344,23 @@ def phonons_into(evaluation: Evaluation, potential: Potential, settings: Setting
     """Phonons and elastic constants of the best of the shortlist, by the evaluation's own potential."""
     chosen = evaluation.shortlist(settings.phonons)
     items = [(row["material_id"], evaluation.relaxed[row["material_id"]]) for row in chosen]
-    found = computed(dynamic_stability, items, settings, potential, settings.potential_checkpoint, shard, "phonons") if items else []
+    found = (
+        computed(
+            dynamic_stability, items, settings, potential, settings.potential_checkpoint, shard, "phonons"
+        )
+        if items
+        else []
+    )
     for row, result in zip(chosen, found):
         if "lost" in result:
             row["phonons"] = row["elastic"] = "failed"
             continue
         lowest = result["phonons"]["lowest_frequency_THz"]
-        row |= {"phonons": result["phonons"]["verdict"], "elastic": result["elastic"]["verdict"],
-                "lowest_frequency_THz": "" if lowest is None else lowest}  # fmt: skip
+        row |= {
+            "phonons": result["phonons"]["verdict"],
+            "elastic": result["elastic"]["verdict"],
+            "lowest_frequency_THz": "" if lowest is None else lowest,
+        }
 
 
 def needed_files(settings: Settings) -> list[Path]:
@@ -257,8 +377,12 @@ def second_of(settings: Settings, first: Potential) -> Potential | None:
     return None if second.name == first.name else second
 
 
-def evaluate(structures: list[tuple[str, Atoms | str]], settings: Settings, out: Path, resume: bool = False) -> Evaluation:
-    """Rows of a set of structures, one each, whatever happens to it; `out` keeps what is computed as it comes."""
+def evaluate(
+    structures: list[tuple[str, Atoms | str]], settings: Settings, out: Path, resume: bool = False
+) -> Evaluation:
+    """Rows of a set of structures, one each, whatever happens to it; `out` keeps what is computed as it
+    comes.
+    """
     for path in needed_files(settings):
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: see --help for the flag that names it")
@@ -267,9 +391,23 @@ def evaluate(structures: list[tuple[str, Atoms | str]], settings: Settings, out:
     sigma, sigma_note = oracle_error(settings.validation)
     shard = lambda name: Shard(out / f"{name}.jsonl", resume)  # noqa: E731
 
-    results = computed(relax_one, structures, settings, potential, settings.potential_checkpoint, shard("relaxed"), "relaxing", RELAXATION)
-    rows = [blank_row(name, result.get("lost", "")) | result.get("row", {}) for (name, _), result in zip(structures, results)]
-    relaxed = {row["material_id"]: unpack_atoms(r["relaxed"]) for row, r in zip(rows, results) if r.get("relaxed")}
+    results = computed(
+        relax_one,
+        structures,
+        settings,
+        potential,
+        settings.potential_checkpoint,
+        shard("relaxed"),
+        "relaxing",
+        RELAXATION,
+    )
+    rows = [
+        blank_row(name, result.get("lost", "")) | result.get("row", {})
+        for (name, _), result in zip(structures, results)
+    ]
+    relaxed = {
+        row["material_id"]: unpack_atoms(r["relaxed"]) for row, r in zip(rows, results) if r.get("relaxed")
+    }
     stability_into(rows, potential, settings, Shard(out / "phases.jsonl"))
     poses = oracle_into(rows, relaxed, potential, settings, shard("adsorbed"))
     dimenet_into(rows, relaxed, settings)
@@ -285,9 +423,24 @@ def evaluate(structures: list[tuple[str, Atoms | str]], settings: Settings, out:
 
 def provenance(settings: Settings, potential: Potential, second: Potential | None, synthesis: str) -> dict:
     """Versions, checkpoints with their hash, and which model said what."""
-    packages = ("torch", "torch-geometric", "ase", "pymatgen", "sevenn", "mattersim", "chgnet", "phonopy", "spglib", "smact")
+    packages = (
+        "torch",
+        "torch-geometric",
+        "ase",
+        "pymatgen",
+        "sevenn",
+        "mattersim",
+        "chgnet",
+        "phonopy",
+        "spglib",
+        "smact",
+    )
     rigid = f"H alone relaxed at the best {settings.oracle_sites or 'of all'} sites of a height scan"
-    oracle = {"none": "none", "rigid": rigid, "relaxed": f"{rigid}, then H and layer at the best of these, then the layer without H"}
+    oracle = {
+        "none": "none",
+        "rigid": rigid,
+        "relaxed": f"{rigid}, then H and layer at the best of these, then the layer without H",
+    }
     which = " (stable layers only)" if settings.oracle_for == "stable" else ""
     shared = "trained in part on the same Materials Project calculations, so not independent"
     return {
@@ -306,14 +459,23 @@ def provenance(settings: Settings, potential: Potential, second: Potential | Non
     }
 
 
-def write_report(name: str, evaluation: Evaluation, others: dict[str, list[dict]], out: Path, settings: Settings) -> dict:
-    """Everything that a set is judged by, beside others (nulls, baselines): tables, figures, DFT inputs, report.html."""
+def write_report(
+    name: str, evaluation: Evaluation, others: dict[str, list[dict]], out: Path, settings: Settings
+) -> dict:
+    """Everything that a set is judged by, beside others (nulls, baselines): tables, figures, DFT inputs,
+    report.html.
+    """
     out.mkdir(parents=True, exist_ok=True)
     rows, seed = evaluation.rows, settings.seed
     shortlist = evaluation.shortlist(settings.shortlist)
-    metrics = {name: aggregate(rows, seed), **{label: compare(rows, other, seed) for label, other in others.items()}}
+    metrics = {
+        name: aggregate(rows, seed),
+        **{label: compare(rows, other, seed) for label, other in others.items()},
+    }
     content = {
-        "set": name, "n": len(rows), "metrics": metrics[name],
+        "set": name,
+        "n": len(rows),
+        "metrics": metrics[name],
         "nulls": {label: metrics[label] for label in others if label in NULLS},
         "compared": {label: metrics[label] for label in others if label not in NULLS},
         "sensitivity_to_correction": sensitivity(rows, seed),
@@ -321,7 +483,7 @@ def write_report(name: str, evaluation: Evaluation, others: dict[str, list[dict]
         "dynamic_stability": dict(Counter(row["phonons"] for row in rows if row["phonons"])),
         "shortlist": [{column: row[column] for column in SHORTLIST_COLUMNS} for row in shortlist],
         "provenance": evaluation.provenance,
-    }  # fmt: skip
+    }
     write_rows(out / "metrics.csv", rows, COLUMNS)
     write_rows(out / "shortlist.csv", shortlist, SHORTLIST_COLUMNS)
     write_rows(out / "pareto.csv", [row for row in rank(rows) if row["pareto"]], SHORTLIST_COLUMNS)
@@ -331,7 +493,14 @@ def write_report(name: str, evaluation: Evaluation, others: dict[str, list[dict]
     write_rows(out / "comparison.csv", long, list(long[0]))
     for row in shortlist:
         identity = row["material_id"]
-        write_handoff(out / "dft", identity, evaluation.relaxed[identity], evaluation.poses.get(identity), row, evaluation.provenance)
+        write_handoff(
+            out / "dft",
+            identity,
+            evaluation.relaxed[identity],
+            evaluation.poses.get(identity),
+            row,
+            evaluation.provenance,
+        )
     drawn = draw(name, evaluation, others, metrics, out)
     write_html(out / "report.html", name, evaluation, others, metrics, content["shortlist"], drawn)
     print("\n".join([table(metrics), "", *headline(content, rows), f"files in {out}"]))
@@ -341,7 +510,10 @@ def write_report(name: str, evaluation: Evaluation, others: dict[str, list[dict]
 def draw(name: str, evaluation: Evaluation, others: dict, metrics: dict, out: Path) -> list[Path]:
     """The four figures; their paths."""
     sets, potential = {name: evaluation.rows, **others}, evaluation.provenance["potential"]
-    paths = [out / f"{figure}.png" for figure in ("her_performance", "stability_curve", "baseline_comparison", "generated_structures")]
+    paths = [
+        out / f"{figure}.png"
+        for figure in ("her_performance", "stability_curve", "baseline_comparison", "generated_structures")
+    ]
     figures.her_performance(sets, potential, paths[0])
     figures.stability_curve(sets, potential, paths[1])
     figures.baseline_comparison(metrics, paths[2])
@@ -354,11 +526,16 @@ def headline(content: dict, rows: list[dict]) -> list[str]:
     n, metrics, source = content["n"], content["metrics"], content["provenance"]
     count = lambda metric: f"{metrics[metric]['value'] * n:.0f}/{n}"  # noqa: E731
     refused = Counter(row["verdict"] or "unreadable" for row in rows if not row["two_d"])
-    lines = [f"2D: {count('one_2d_component_rate')} are one layer periodic in two directions, {count('two_d_rate')} a free-standing one"]
+    lines = [
+        f"2D: {count('one_2d_component_rate')} are one layer periodic in two directions, {count('two_d_rate')} a free-standing one"
+    ]
     if refused:
         kinds = ", ".join(f"{number} {kind}" for kind, number in refused.most_common())
         lines.append(f"refused as 2D catalysts: {refused.total()} ({kinds})")
-    hits = {shift: found["hit_rate_0.2eV"]["value"] * n for shift, found in content["sensitivity_to_correction"].items()}
+    hits = {
+        shift: found["hit_rate_0.2eV"]["value"] * n
+        for shift, found in content["sensitivity_to_correction"].items()
+    }
     shifts = ", ".join(f"{shift}: {number:.0f}" for shift, number in hits.items())
     lines += [
         f"stable: {count('stable_rate')}; stable, unique and novel: {count('sun_rate')}",
@@ -368,9 +545,14 @@ def headline(content: dict, rows: list[dict]) -> list[str]:
     lines += [shortlist_line(row) for row in content["shortlist"]]
     agree = content["second_opinion"]["both_within_0.2eV"]
     if agree["n"]:
-        lines.append(f"both potentials within 0.2 eV on the shortlist: {agree['value'] * agree['n']:.0f}/{agree['n']} that have both")
-    return [*lines, f"potential: {source['potential']}; second: {source['second_potential'].split(' (')[0]}; "
-            f"synthesizability: {source['synthesizability']}"]  # fmt: skip
+        lines.append(
+            f"both potentials within 0.2 eV on the shortlist: {agree['value'] * agree['n']:.0f}/{agree['n']} that have both"
+        )
+    return [
+        *lines,
+        f"potential: {source['potential']}; second: {source['second_potential'].split(' (')[0]}; "
+        f"synthesizability: {source['synthesizability']}",
+    ]
 
 
 def shortlist_line(row: dict) -> str:
@@ -379,7 +561,8 @@ def shortlist_line(row: dict) -> str:
     return (
         f"{row['rank']}. {row['material_id']} (class {row['candidate_class']}): P(|ΔG_H| <= 0.1 eV) {row['p_active']:.2f}, ΔG_H "
         f"{energy('delta_g_h_oracle_eV')} oracle, {energy('delta_g_h_dimenet_eV')} DimeNet++, {energy('delta_g_h_second_eV')} second; "
-        f"E_hull {energy('e_hull_eV_per_atom')} eV/atom" + (f"; phonons {row['phonons']}" if row["phonons"] else "")
+        f"E_hull {energy('e_hull_eV_per_atom')} eV/atom"
+        + (f"; phonons {row['phonons']}" if row["phonons"] else "")
     )
 
 
@@ -388,30 +571,83 @@ def add_evaluation_flags(parser, cifs: Path, compare: list[Path]):
     default = Settings()
     data = parser.add_argument_group("data")
     data.add_argument("--cifs", type=Path, default=cifs, help="folder of CIFs to score")
-    data.add_argument("--compare", type=Path, nargs="*", default=compare, help="metrics.csv of other sets to put beside it")
-    data.add_argument("--references", type=Path, default=default.references, help="competing phases of the hull")
-    data.add_argument("--novelty-db", type=Path, default=default.novelty_db, help="database that decides what is novel")
-    data.add_argument("--validation", type=Path, default=default.validation, help="the oracle's error against DFT (python -m data.build.validate)")
+    data.add_argument(
+        "--compare", type=Path, nargs="*", default=compare, help="metrics.csv of other sets to put beside it"
+    )
+    data.add_argument(
+        "--references", type=Path, default=default.references, help="competing phases of the hull"
+    )
+    data.add_argument(
+        "--novelty-db", type=Path, default=default.novelty_db, help="database that decides what is novel"
+    )
+    data.add_argument(
+        "--validation",
+        type=Path,
+        default=default.validation,
+        help="the oracle's error against DFT (python -m data.build.validate)",
+    )
     model = parser.add_argument_group("model")
-    model.add_argument("--potential", default=default.potential,
-                       help="auto (MatterSim, else SevenNet), mattersim[-1m], sevennet[-0], chgnet or module:factory")  # fmt: skip
+    model.add_argument(
+        "--potential",
+        default=default.potential,
+        help="auto (MatterSim, else SevenNet), mattersim[-1m], sevennet[-0], chgnet or module:factory",
+    )
     model.add_argument("--potential-checkpoint", type=Path, help="MatterSim checkpoint file")
-    model.add_argument("--second-potential", default=default.second_potential, help="repeats ΔG_H on the shortlist, or none")
+    model.add_argument(
+        "--second-potential", default=default.second_potential, help="repeats ΔG_H on the shortlist, or none"
+    )
     model.add_argument("--dimenet", type=Path, default=default.dimenet, help="checkpoint of stage 1")
-    model.add_argument("--synthesis", type=Path, default=default.synthesis, help="positive-unlabelled classifier")
+    model.add_argument(
+        "--synthesis", type=Path, default=default.synthesis, help="positive-unlabelled classifier"
+    )
     model.add_argument("--csllm", help="CSLLM: folder or hub name; takes the classifier's place")
-    model.add_argument("--csllm-base", help="base model of the CSLLM adapters, if it is not where their config says")
-    model.add_argument("--csllm-dtype", default=default.csllm_dtype, help="torch dtype of CSLLM, e.g. bfloat16; auto is the checkpoint's")
-    model.add_argument("--correction", type=float, default=default.correction, help="ΔE_ZPE − TΔS in ΔG_H, eV")
-    model.add_argument("--oracle", choices=("relaxed", "rigid", "none"), default=default.oracle,
-                       help="whether the layer relaxes with its H; none: no hydrogen but DimeNet++'s")  # fmt: skip
-    model.add_argument("--oracle-for", choices=("all", "stable"), default=default.oracle_for,
-                       help="stable: the oracle only for layers below 0.1 eV/atom, half the time; hits are the same")  # fmt: skip
-    model.add_argument("--oracle-sites", type=int, default=default.oracle_sites, help="sites where H alone is relaxed, 0 for all")
-    model.add_argument("--shortlist", type=int, default=default.shortlist, help="candidates for the second potential and for DFT")
-    model.add_argument("--phonons", type=int, default=default.phonons, help="phonons and elastic constants of so many of the best")
-    model.add_argument("--fmax", type=float, default=default.fmax, help="force at which a relaxation has converged, eV/Å")
-    model.add_argument("--relax-steps", type=int, default=default.relax_steps, help="most steps of a relaxation")
+    model.add_argument(
+        "--csllm-base", help="base model of the CSLLM adapters, if it is not where their config says"
+    )
+    model.add_argument(
+        "--csllm-dtype",
+        default=default.csllm_dtype,
+        help="torch dtype of CSLLM, e.g. bfloat16; auto is the checkpoint's",
+    )
+    model.add_argument(
+        "--correction", type=float, default=default.correction, help="ΔE_ZPE − TΔS in ΔG_H, eV"
+    )
+    model.add_argument(
+        "--oracle",
+        choices=("relaxed", "rigid", "none"),
+        default=default.oracle,
+        help="whether the layer relaxes with its H; none: no hydrogen but DimeNet++'s",
+    )
+    model.add_argument(
+        "--oracle-for",
+        choices=("all", "stable"),
+        default=default.oracle_for,
+        help="stable: the oracle only for layers below 0.1 eV/atom, half the time; hits are the same",
+    )
+    model.add_argument(
+        "--oracle-sites",
+        type=int,
+        default=default.oracle_sites,
+        help="sites where H alone is relaxed, 0 for all",
+    )
+    model.add_argument(
+        "--shortlist",
+        type=int,
+        default=default.shortlist,
+        help="candidates for the second potential and for DFT",
+    )
+    model.add_argument(
+        "--phonons",
+        type=int,
+        default=default.phonons,
+        help="phonons and elastic constants of so many of the best",
+    )
+    model.add_argument(
+        "--fmax", type=float, default=default.fmax, help="force at which a relaxation has converged, eV/Å"
+    )
+    model.add_argument(
+        "--relax-steps", type=int, default=default.relax_steps, help="most steps of a relaxation"
+    )
     parser.add_argument("--jobs", type=int, default=default.jobs, help="processes, one thread each")
 
 
@@ -430,7 +666,9 @@ def compared_sets(paths: list[Path], own: str, provenance: dict) -> dict[str, li
             continue
         content = json.loads(summary.read_text())
         if any(content["provenance"].get(key) != provenance[key] for key in SAME):
-            print(f"not compared: {path} was scored with another potential, oracle, correction or checkpoint: score it again")
+            print(
+                f"not compared: {path} was scored with another potential, oracle, correction or checkpoint: score it again"
+            )
             continue
         name = content["set"]
         sets[name if name != own and name not in sets else f"{name} ({path.parent})"] = read_rows(path)
@@ -441,4 +679,6 @@ def run_evaluation(args, name: str) -> dict:
     """What both evaluation scripts do: read, evaluate, compare, report."""
     settings = settings_from(args)
     evaluation = evaluate(read_cifs(args.cifs), settings, args.out, args.resume)
-    return write_report(name, evaluation, compared_sets(args.compare, name, evaluation.provenance), args.out, settings)
+    return write_report(
+        name, evaluation, compared_sets(args.compare, name, evaluation.provenance), args.out, settings
+    )

@@ -1,6 +1,6 @@
 """Stage 2: a C2DB database (ASE db) becomes cleaned 2D graphs labelled with ΔG_H.
 
-    python material_dataset.py --db c2db.db --dimenet models/weights/dimenet.pt --out data/c2db
+python material_dataset.py --db c2db.db --dimenet models/weights/dimenet.pt --out data/c2db
 """
 
 import argparse
@@ -14,7 +14,14 @@ import torch
 from torch_geometric.data import InMemoryDataset
 from tqdm import tqdm
 
-from models.crystals.layer import MAX_THICKNESS, OVERLAP_SCALE, NotALayer, extract_layer, min_distance_ratio, pack_atoms
+from models.crystals.layer import (
+    MAX_THICKNESS,
+    OVERLAP_SCALE,
+    NotALayer,
+    extract_layer,
+    min_distance_ratio,
+    pack_atoms,
+)
 from models.crystals.matching import Fingerprint, Register
 from models.crystals.split import split_of
 from models.datasets.graphs import layer_graph
@@ -28,11 +35,19 @@ from models.networks.synthesis import save_synthesis, train_synthesis
 from models.physics.hydrogen import CORRECTION, oracle_labels
 
 EXPERIMENT = ("icsd_id", "cod_id", "doi")  # a row with one of these has been made
-METADATA = ("dynamic_stability_phonons", "dynamic_stability_stiffness", "gap", "crystal_type", "thermodynamic_stability_level")
+METADATA = (
+    "dynamic_stability_phonons",
+    "dynamic_stability_stiffness",
+    "gap",
+    "crystal_type",
+    "thermodynamic_stability_level",
+)
 
 
 def synthesizable(row) -> float:
-    """1 for a layer known from experiment, 0 for an unlabelled one, NaN where the row carries no metadata at all."""
+    """1 for a layer known from experiment, 0 for an unlabelled one, NaN where the row carries no metadata at
+    all.
+    """
     if any(row.get(key) for key in EXPERIMENT):
         return 1.0
     return 0.0 if any(row.get(key) is not None for key in METADATA) else float("nan")
@@ -108,20 +123,31 @@ def fit_synthesis(rows, args):
     """Trains the substitute for CSLLM on which of these layers are known from experiment."""
     structures = [atoms for _, atoms, _ in rows]
     columns = [[labels[name] for _, _, labels in rows] for name in ("e_hull", "synthesizable")]
-    model, report = train_synthesis(structures, *columns, [atoms.get_chemical_formula() for atoms in structures], args.seed)
+    model, report = train_synthesis(
+        structures, *columns, [atoms.get_chemical_formula() for atoms in structures], args.seed
+    )
     save_synthesis(args.synthesis_out, model, report=report)
     print(json.dumps(report, indent=2))
 
 
 def labels(rows, args, labeller: str) -> dict:
-    """ΔG_H and where H sits, of each layer by uid, by DimeNet++ or by the potential; OUT/delta_g_*.jsonl keep what is computed."""
+    """ΔG_H and where H sits, of each layer by uid, by DimeNet++ or by the potential; OUT/delta_g_*.jsonl keep
+    what is computed.
+    """
     cache = Shard(args.out / f"delta_g_{labeller}.jsonl", args.resume)
-    source = file_hash(args.dimenet) if labeller == "dimenet" else f"{args.potential} {args.potential_checkpoint}"
-    keys = {uid: f"{uid}:{digest(json.dumps(pack_atoms(atoms)) + f'{source} {args.correction}')}" for uid, atoms, _ in rows}
+    source = (
+        file_hash(args.dimenet) if labeller == "dimenet" else f"{args.potential} {args.potential_checkpoint}"
+    )
+    keys = {
+        uid: f"{uid}:{digest(json.dumps(pack_atoms(atoms)) + f'{source} {args.correction}')}"
+        for uid, atoms, _ in rows
+    }
     layers = {keys[uid]: atoms for uid, atoms, _ in rows}
     if labeller == "dimenet":
         todo = [(key, atoms) for key, atoms in layers.items() if key not in cache.rows]
-        for key, result in predict_delta_g(load_dimenet(args.dimenet, args.device), todo, args.batch_size, args.correction, progress=True):
+        for key, result in predict_delta_g(
+            load_dimenet(args.dimenet, args.device), todo, args.batch_size, args.correction, progress=True
+        ):
             cache.append(key, result)
     else:
         oracle_labels(layers, cache, args.potential, args.potential_checkpoint, args.correction, args.jobs)
@@ -130,39 +156,80 @@ def labels(rows, args, labeller: str) -> dict:
 
 def check_labels(rows, delta_g: dict, args) -> dict:
     """The labels' errors against the potential on random layers of the test split, and the figure of it."""
-    held_out = [row for row in rows if split_of(row[1].get_chemical_formula()) == "test" and "delta_g_h" in delta_g[row[0]]]
+    held_out = [
+        row
+        for row in rows
+        if split_of(row[1].get_chemical_formula()) == "test" and "delta_g_h" in delta_g[row[0]]
+    ]
     chosen = np.random.default_rng(args.seed).permutation(len(held_out))[: args.check]
     oracle = labels([held_out[k] for k in chosen], args, "potential")
-    pairs = [(row["delta_g_h"], delta_g[uid]["delta_g_h"]) for uid, row in oracle.items() if row.get("delta_g_h") is not None]
+    pairs = [
+        (row["delta_g_h"], delta_g[uid]["delta_g_h"])
+        for uid, row in oracle.items()
+        if row.get("delta_g_h") is not None
+    ]
     true, predicted = np.array(pairs).reshape(-1, 2).T
-    parity({"ΔG_H, held-out layers": (true, predicted, "eV")}, f"{args.potential} (eV)", "DimeNet++ (eV)", args.out / "label_check.png")
+    parity(
+        {"ΔG_H, held-out layers": (true, predicted, "eV")},
+        f"{args.potential} (eV)",
+        "DimeNet++ (eV)",
+        args.out / "label_check.png",
+    )
     error = np.abs(predicted - true)
     near = np.abs(true) <= 0.2
     return {
-        "layers": len(oracle), "H adsorbs": len(pairs), "mae_eV": error.mean(), "median_eV": np.median(error),
-        "bias_eV": (predicted - true).mean(), "mae_of_median_eV": np.abs(true - np.median(true)).mean(),
-        "within_0.2_eV_by_potential": near.mean(), "of_those_by_dimenet": (np.abs(predicted[near]) <= 0.2).mean() if near.any() else None,
-    }  # fmt: skip
+        "layers": len(oracle),
+        "H adsorbs": len(pairs),
+        "mae_eV": error.mean(),
+        "median_eV": np.median(error),
+        "bias_eV": (predicted - true).mean(),
+        "mae_of_median_eV": np.abs(true - np.median(true)).mean(),
+        "within_0.2_eV_by_potential": near.mean(),
+        "of_those_by_dimenet": (np.abs(predicted[near]) <= 0.2).mean() if near.any() else None,
+    }
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     data = parser.add_argument_group("data")
     data.add_argument("--db", type=Path, default=Path("data/her2d.db"), help="ASE database in C2DB's schema")
     data.add_argument("--max-atoms", type=int, default=20, help="drop larger cells")
     data.add_argument("--max-e-hull", type=float, default=0.3, help="drop rows above this, eV/atom")
     data.add_argument("--limit", type=int, default=0, help="read only the first so many rows, 0 for all")
     model = parser.add_argument_group("model")
-    model.add_argument("--dimenet", type=Path, default=Path("models/weights/dimenet.pt"), help="checkpoint of stage 1")
+    model.add_argument(
+        "--dimenet", type=Path, default=Path("models/weights/dimenet.pt"), help="checkpoint of stage 1"
+    )
     model.add_argument("--correction", type=float, default=CORRECTION, help="ΔE_ZPE − TΔS in ΔG_H, eV")
-    model.add_argument("--labeller", choices=("dimenet", "potential"), default="dimenet",
-                       help="potential: H and layer relaxed with the potential at the best site, ten seconds a layer")  # fmt: skip
-    model.add_argument("--check", type=int, default=0, help="compare the labels of so many random held-out layers with the potential's")
-    model.add_argument("--potential", default="auto", help="potential of --labeller potential and --check (models/potentials.py)")
+    model.add_argument(
+        "--labeller",
+        choices=("dimenet", "potential"),
+        default="dimenet",
+        help="potential: H and layer relaxed with the potential at the best site, ten seconds a layer",
+    )
+    model.add_argument(
+        "--check",
+        type=int,
+        default=0,
+        help="compare the labels of so many random held-out layers with the potential's",
+    )
+    model.add_argument(
+        "--potential",
+        default="auto",
+        help="potential of --labeller potential and --check (models/potentials.py)",
+    )
     model.add_argument("--potential-checkpoint", type=Path, help="MatterSim checkpoint file")
     model.add_argument("--batch-size", type=int, default=64, help="adsorption graphs a batch")
-    model.add_argument("--synthesis-out", type=Path, help="train the positive-unlabelled synthesizability classifier into this file")
-    add_system(parser, out=Path("data/processed_layers"), resume="labels already in OUT/delta_g_*.jsonl are kept")
+    model.add_argument(
+        "--synthesis-out",
+        type=Path,
+        help="train the positive-unlabelled synthesizability classifier into this file",
+    )
+    add_system(
+        parser, out=Path("data/processed_layers"), resume="labels already in OUT/delta_g_*.jsonl are kept"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes of the potential, one thread each")
     return parser
 
@@ -189,7 +256,11 @@ def main():
         "dropped": dict(dropped),
         "splits": counts,
         "labelled": len(values),
-        "delta_g_h_eV": dict(zip(("p5", "median", "p95"), np.percentile(values, [5, 50, 95]).round(3).tolist())) if len(values) else {},
+        "delta_g_h_eV": dict(
+            zip(("p5", "median", "p95"), np.percentile(values, [5, 50, 95]).round(3).tolist())
+        )
+        if len(values)
+        else {},
         "share_within_0.1_eV": float(np.mean(abs(values) <= 0.1)) if len(values) else None,
         "share_within_0.2_eV": float(np.mean(abs(values) <= 0.2)) if len(values) else None,
     }

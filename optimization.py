@@ -1,6 +1,6 @@
 """Stage 3: trains DenoisingEGNN with the joint classifier-free-guidance loss on the graphs of stage 2.
 
-    python optimization.py --data data/c2db --epochs 120 --out models/weights/best_diffusion_model.pth
+python optimization.py --data data/c2db --epochs 120 --out models/weights/best_diffusion_model.pth
 """
 
 import argparse
@@ -15,7 +15,14 @@ from models.datasets.graphs import LayerGraphs, off_equilibrium_graphs
 from models.evaluation.figures import plot_loss_curve
 from models.infra.cli import add_system, resolve
 from models.infra.files import plain, read_rows, save_checkpoint, write_json, write_rows
-from models.networks.diffusion import LOSS_WEIGHTS, MAX_E_HULL, Diffusion, joint_loss, off_equilibrium_loss, raw_lattice
+from models.networks.diffusion import (
+    LOSS_WEIGHTS,
+    MAX_E_HULL,
+    Diffusion,
+    joint_loss,
+    off_equilibrium_loss,
+    raw_lattice,
+)
 from models.networks.egnn import DenoisingEGNN
 from models.networks.layers import collate
 
@@ -23,7 +30,9 @@ VALIDATION_SEED = 1234  # the same noise at every validation, so that epochs can
 
 
 def batches(graphs, atoms_per_batch: int, generator=None):
-    """Index lists of about `atoms_per_batch` atoms, of like size so that little is padded; shuffled if seeded."""
+    """Index lists of about `atoms_per_batch` atoms, of like size so that little is padded; shuffled if
+    seeded.
+    """
     sizes = torch.tensor([g.num_nodes for g in graphs], dtype=torch.float32)
     jitter = torch.rand(len(sizes), generator=generator) * 0.9 if generator else torch.zeros(len(sizes))
     out, current = [], []
@@ -51,7 +60,9 @@ def validate(model, diffusion, graphs, args, weights):
     sums, count = {}, 0
     for index in batches(graphs, args.batch_atoms):
         layers, labels = collate([graphs[k] for k in index])
-        total, terms = joint_loss(model, diffusion, layers.to(args.device), labels.to(args.device), weights, 0.0, generator)
+        total, terms = joint_loss(
+            model, diffusion, layers.to(args.device), labels.to(args.device), weights, 0.0, generator
+        )
         for name, value in {"total": total, **terms}.items():
             sums[name] = sums.get(name, 0.0) + value.item() * len(index)
         count += len(index)
@@ -60,13 +71,17 @@ def validate(model, diffusion, graphs, args, weights):
 
 @torch.no_grad()
 def head_errors(model, train, test, args) -> dict:
-    """MAE of the property heads on clean held-out structures (t = 0), beside the median of the training labels."""
+    """MAE of the property heads on clean held-out structures (t = 0), beside the median of the training
+    labels.
+    """
     model.eval()
     known = collate(train)[1].nanmedian(0).values
     predicted, labels = [], []
     for index in batches(test, args.batch_atoms):
         layers, label = collate([test[k] for k in index])
-        predicted.append(model.properties(layers.to(args.device), torch.zeros(len(index), device=args.device)).cpu())
+        predicted.append(
+            model.properties(layers.to(args.device), torch.zeros(len(index), device=args.device)).cpu()
+        )
         labels.append(label)
     predicted, labels = torch.cat(predicted), torch.cat(labels)
     labels[:, 1].clamp_(max=MAX_E_HULL)
@@ -75,7 +90,11 @@ def head_errors(model, train, test, args) -> dict:
     for k, name in {0: "delta_g_h_eV", 1: "e_hull_eV_per_atom", 3: "delta_g_h_std_eV"}.items():
         label, count = labels[:, k], int((~labels[:, k].isnan()).sum())
         if count:
-            errors[name] = {"mae": mean(predicted[:, k] - label), "mae_of_median": mean(known[k].clamp(max=MAX_E_HULL) - label), "n": count}
+            errors[name] = {
+                "mae": mean(predicted[:, k] - label),
+                "mae_of_median": mean(known[k].clamp(max=MAX_E_HULL) - label),
+                "n": count,
+            }
     return errors
 
 
@@ -85,12 +104,22 @@ def random_batch(graphs, count: int, generator):
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     data = parser.add_argument_group("data")
-    data.add_argument("--data", type=Path, default=Path("data/processed_layers"), help="folder written by stage 2")
-    data.add_argument("--limit", type=int, default=0, help="train on the first so many graphs only, 0 for all")
-    data.add_argument("--off-equilibrium", type=Path, default=Path("data/perturbed.pt"),
-                      help="bent layers with energies, for the E_hull head alone; '' for none")  # fmt: skip
+    data.add_argument(
+        "--data", type=Path, default=Path("data/processed_layers"), help="folder written by stage 2"
+    )
+    data.add_argument(
+        "--limit", type=int, default=0, help="train on the first so many graphs only, 0 for all"
+    )
+    data.add_argument(
+        "--off-equilibrium",
+        type=Path,
+        default=Path("data/perturbed.pt"),
+        help="bent layers with energies, for the E_hull head alone; '' for none",
+    )
     model = parser.add_argument_group("model")
     model.add_argument("--channels", type=int, default=128, help="width of the scalar features")
     model.add_argument("--vectors", type=int, default=16, help="width of the vector features")
@@ -100,20 +129,38 @@ def build_parser():
     optimisation = parser.add_argument_group("optimisation")
     optimisation.add_argument("--epochs", type=int, default=100, help="passes over the training set")
     optimisation.add_argument("--batch-atoms", type=int, default=512, help="atoms a batch, padding included")
-    optimisation.add_argument("--off-equilibrium-atoms", type=int, default=192, help="atoms of bent layers beside each batch")
+    optimisation.add_argument(
+        "--off-equilibrium-atoms", type=int, default=192, help="atoms of bent layers beside each batch"
+    )
     optimisation.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of AdamW")
-    optimisation.add_argument("--warmup", type=int, default=500, help="steps of linear warm-up, then cosine to 1 %%")
+    optimisation.add_argument(
+        "--warmup", type=int, default=500, help="steps of linear warm-up, then cosine to 1 %%"
+    )
     optimisation.add_argument("--clip", type=float, default=1.0, help="gradient norm")
     optimisation.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights")
-    optimisation.add_argument("--drop", type=float, default=0.15, help="probability that a condition is dropped")
+    optimisation.add_argument(
+        "--drop", type=float, default=0.15, help="probability that a condition is dropped"
+    )
     optimisation.add_argument("--init", type=Path, help="start from the weights of this checkpoint")
-    optimisation.add_argument("--train-only", nargs="*", default=[], metavar="NAME", help="train these parts alone, e.g. heads uncertainty")
+    optimisation.add_argument(
+        "--train-only",
+        nargs="*",
+        default=[],
+        metavar="NAME",
+        help="train these parts alone, e.g. heads uncertainty",
+    )
     for name, value in LOSS_WEIGHTS.items():
         flag = f"--weight-{name.replace('_', '-')}"
         optimisation.add_argument(flag, type=float, default=value, help=f"weight of the {name} term")
-    add_system(parser, out=Path("results/best_diffusion_model.pth"), resume="continue from OUT's .last.pth to the same result")
+    add_system(
+        parser,
+        out=Path("results/best_diffusion_model.pth"),
+        resume="continue from OUT's .last.pth to the same result",
+    )
     parser.add_argument("--figure", type=Path, default=Path("results/loss_curve.png"), help="loss curve")
-    parser.add_argument("--plot", type=Path, metavar="LOG.csv", help="only draw the loss curve of an earlier training's log")
+    parser.add_argument(
+        "--plot", type=Path, metavar="LOG.csv", help="only draw the loss curve of an earlier training's log"
+    )
     return parser
 
 
@@ -127,26 +174,36 @@ def main():
     train, val = (list(LayerGraphs(args.data, split)) for split in ("train", "val"))
     train = train[: args.limit] if args.limit else train
     bent = off_equilibrium_graphs(args.off_equilibrium, "train") if args.off_equilibrium.name else []
-    bent_count = max(1, round(args.off_equilibrium_atoms * len(bent) / max(1, sum(graph.num_nodes for graph in bent))))
+    bent_count = max(
+        1, round(args.off_equilibrium_atoms * len(bent) / max(1, sum(graph.num_nodes for graph in bent)))
+    )
     mean, std = lattice_statistics(train)
 
     diffusion = Diffusion(lattice_mean=mean, lattice_std=std).to(args.device)
-    model = DenoisingEGNN(args.channels, args.vectors, args.trunk, args.conditional, args.neighbours).to(args.device)
+    model = DenoisingEGNN(args.channels, args.vectors, args.trunk, args.conditional, args.neighbours).to(
+        args.device
+    )
     if args.init:
         saved = torch.load(args.init, map_location=args.device, weights_only=True)
         model.load_state_dict(saved["model"])
         diffusion.load_state_dict(saved["diffusion"])
     if missing := set(args.train_only) - {name for name, _ in model.named_children()}:
-        raise SystemExit(f"--train-only {' '.join(missing)}: the model has {', '.join(name for name, _ in model.named_children())}")
+        raise SystemExit(
+            f"--train-only {' '.join(missing)}: the model has {', '.join(name for name, _ in model.named_children())}"
+        )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not args.train_only or name.split(".")[0] in args.train_only)
     ema = deepcopy(model).requires_grad_(False)
-    print(f"{len(train)} training and {len(val)} validation graphs, {sum(p.numel() for p in model.parameters())} parameters")
+    print(
+        f"{len(train)} training and {len(val)} validation graphs, {sum(p.numel() for p in model.parameters())} parameters"
+    )
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.99))
     steps_per_epoch = len(batches(train, args.batch_atoms, torch.Generator().manual_seed(args.seed)))
     total_steps = args.epochs * steps_per_epoch
-    schedule = lambda k: min((k + 1) / args.warmup, 0.505 + 0.495 * math.cos(math.pi * min(k / total_steps, 1)))
+    schedule = lambda k: min(
+        (k + 1) / args.warmup, 0.505 + 0.495 * math.cos(math.pi * min(k / total_steps, 1))
+    )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
     history, best, first, skipped = [], math.inf, 0, 0
     last = args.out.with_suffix(".last.pth")
@@ -162,7 +219,12 @@ def main():
     for epoch in range(first, args.epochs):
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + epoch)
         sums, count = {}, 0
-        bar = tqdm(batches(train, args.batch_atoms, generator), desc=f"epoch {epoch + 1}/{args.epochs}", mininterval=5, leave=False)
+        bar = tqdm(
+            batches(train, args.batch_atoms, generator),
+            desc=f"epoch {epoch + 1}/{args.epochs}",
+            mininterval=5,
+            leave=False,
+        )
         for index in bar:
             layers, labels = collate([train[k] for k in index])
             layers, labels = layers.to(args.device), labels.to(args.device)
@@ -182,7 +244,9 @@ def main():
             scheduler.step()
             with torch.no_grad():
                 for averaged, parameter in zip(ema.parameters(), model.parameters()):
-                    averaged.lerp_(parameter, 1 - min(args.ema, (1 + scheduler.last_epoch) / (10 + scheduler.last_epoch)))
+                    averaged.lerp_(
+                        parameter, 1 - min(args.ema, (1 + scheduler.last_epoch) / (10 + scheduler.last_epoch))
+                    )
             for name, value in {"total": loss, **terms}.items():
                 sums[name] = sums.get(name, 0.0) + value.item() * len(index)
             count += len(index)
@@ -191,17 +255,27 @@ def main():
         row = {"epoch": epoch + 1, **{f"train_{k}": v / count for k, v in sums.items()}}
         row |= {f"val_{k}": v for k, v in validate(ema, diffusion, val, args, weights).items()}
         history.append(row)
-        state = f"train {row['train_total']:.4f} val {row['val_total']:.4f}, {skipped} steps skipped (not finite)"
+        state = (
+            f"train {row['train_total']:.4f} val {row['val_total']:.4f}, {skipped} steps skipped (not finite)"
+        )
         print(f"epoch {epoch + 1}: {state}", flush=True)
         content = {
-            "model": ema.state_dict(), "hparams": model.hparams,
-            "diffusion": diffusion.state_dict(), "diffusion_hparams": diffusion.hparams,
-            "args": plain(vars(args)), "epoch": epoch, "val": row["val_total"],
-        }  # fmt: skip
+            "model": ema.state_dict(),
+            "hparams": model.hparams,
+            "diffusion": diffusion.state_dict(),
+            "diffusion_hparams": diffusion.hparams,
+            "args": plain(vars(args)),
+            "epoch": epoch,
+            "val": row["val_total"],
+        }
         if row["val_total"] < best:
             best = row["val_total"]
             save_checkpoint(args.out, content)
-        training = {"raw_model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+        training = {
+            "raw_model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+        }
         save_checkpoint(last, content | training | {"history": history, "best": best})
         write_rows(args.out.with_suffix(".csv"), history, list(row))
         plot_loss_curve(history, args.figure)
@@ -214,8 +288,13 @@ def main():
     model.load_state_dict(saved["model"])
     errors = head_errors(model, train, test, args)
     if bent:
-        errors["off_equilibrium"] = head_errors(model, bent, off_equilibrium_graphs(args.off_equilibrium, "test"), args)
-    write_json(args.out.with_suffix(".metrics.json"), {"best_validation_loss": best, "epochs": len(history), "heads_on_test": errors})
+        errors["off_equilibrium"] = head_errors(
+            model, bent, off_equilibrium_graphs(args.off_equilibrium, "test"), args
+        )
+    write_json(
+        args.out.with_suffix(".metrics.json"),
+        {"best_validation_loss": best, "epochs": len(history), "heads_on_test": errors},
+    )
     print(f"held-out heads at t = 0: {errors}")
 
 

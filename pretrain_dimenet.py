@@ -4,8 +4,8 @@ eV.
     python pretrain_dimenet.py --lmdb data.lmdb --epochs 50 --out results/dimenet/dimenet.pt
 
 Beside the checkpoint of the best epoch (`--out`, EMA weights) come `_last.pt` (for --resume), `_log.csv`,
-`_loss.png`, `_metrics.json`, `_parity.png`, and `config.json`. Models of several seeds become one ensemble with a calibrated
-spread by --combine.
+`_loss.png`, `_metrics.json`, `_parity.png`, and `config.json`. Models of several seeds become one ensemble
+with a calibrated spread by --combine.
 """
 
 import argparse
@@ -96,11 +96,18 @@ def build_parser() -> argparse.ArgumentParser:
         default="H",
         help="H: only records whose tagged atoms are hydrogen (untagged records are kept)",
     )
-    data.add_argument("--share", type=float, default=1.0, help="train on this share of the hosts only (for learning curves)")
     data.add_argument(
-        "--per-host", type=int, default=4, help="records of a host that an epoch draws, 0 for all: hosts teach, frames do not"
+        "--share", type=float, default=1.0, help="train on this share of the hosts only (for learning curves)"
     )
-    data.add_argument("--out", type=Path, default=Path("results/dimenet/dimenet.pt"), help="checkpoint of the best epoch")
+    data.add_argument(
+        "--per-host",
+        type=int,
+        default=4,
+        help="records of a host that an epoch draws, 0 for all: hosts teach, frames do not",
+    )
+    data.add_argument(
+        "--out", type=Path, default=Path("results/dimenet/dimenet.pt"), help="checkpoint of the best epoch"
+    )
 
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -110,7 +117,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="oc20: defaults as published with OC20 (other flags still win)",
     )
     model.add_argument("--hidden-channels", type=int, default=64, help="width of the messages")
-    model.add_argument("--blocks", type=int, default=1, help="interaction blocks; a second costs four times the time")
+    model.add_argument(
+        "--blocks", type=int, default=1, help="interaction blocks; a second costs four times the time"
+    )
     model.add_argument("--cutoff", type=float, default=5.0, help="neighbour cutoff in Å")
     model.add_argument("--int-emb-size", type=int, default=32, help="width of the triplet interaction")
     model.add_argument("--out-emb-channels", type=int, default=128, help="width of the per-atom output")
@@ -124,7 +133,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="fine-tune: start from its weights, model and normalisation (model flags are ignored)",
     )
     model.add_argument(
-        "--combine", nargs="+", metavar="CHECKPOINT", help="train nothing: make these models one ensemble, calibrate and measure it"
+        "--combine",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="train nothing: make these models one ensemble, calibrate and measure it",
     )
 
     optim = parser.add_argument_group("optimisation")
@@ -135,7 +147,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--warmup", type=float, default=0.05, help="share of the steps with a rising learning rate"
     )
     optim.add_argument("--weight-decay", type=float, default=1e-2, help="of AdamW")
-    optim.add_argument("--jitter", type=float, default=0.05, help="Å, Gaussian noise on the positions whenever a graph is seen")
+    optim.add_argument(
+        "--jitter",
+        type=float,
+        default=0.05,
+        help="Å, Gaussian noise on the positions whenever a graph is seen",
+    )
     optim.add_argument("--grad-clip", type=float, default=10.0, help="highest norm of the gradient")
     optim.add_argument(
         "--ema", type=float, default=0.998, help="decay of the averaged weights (shorter at first)"
@@ -354,7 +371,9 @@ def write_log(out: Path, history: list[dict]) -> None:
 
 
 def measure(ensemble: Ensemble, train: list[Data], test: list[Data], args: argparse.Namespace) -> None:
-    """Errors on held-out hosts beside the nulls, rigid and relaxed targets apart: `_metrics.json` and `_parity.png`."""
+    """Errors on held-out hosts beside the nulls, rigid and relaxed targets apart: `_metrics.json` and
+    `_parity.png`.
+    """
     energies, spreads = predict_spread(ensemble, test, args.batch_size)
     report = surrogate_report(energies, spreads, train, test, args.seed)
     write_json(args.out.with_name(f"{args.out.stem}_metrics.json"), report)
@@ -365,7 +384,12 @@ def measure(ensemble: Ensemble, train: list[Data], test: list[Data], args: argpa
         )
     panels = {level: (*_of_level(level, test, energies), "eV") for level in report}
     if panels:
-        parity(panels, "ΔE_H of the LMDB (eV)", "DimeNet++ (eV)", args.out.with_name(f"{args.out.stem}_parity.png"))
+        parity(
+            panels,
+            "ΔE_H of the LMDB (eV)",
+            "DimeNet++ (eV)",
+            args.out.with_name(f"{args.out.stem}_parity.png"),
+        )
     else:
         print("no test MAE: no host of these records falls into the test split")
 
@@ -375,9 +399,11 @@ def _of_level(level: str, graphs: list[Data], energies: np.ndarray) -> tuple[np.
     return targets([graphs[index] for index in chosen]), energies[chosen]
 
 
-def combine(args: argparse.Namespace, train: list[Data], val: list[Data], test: list[Data], device: str) -> None:
-    """Makes an ensemble; its spread is scaled so that 68.3 % of the validation errors (of relaxed targets, where there are any) lie
-    within it.
+def combine(
+    args: argparse.Namespace, train: list[Data], val: list[Data], test: list[Data], device: str
+) -> None:
+    """Makes an ensemble; its spread is scaled so that 68.3 % of the validation errors (of relaxed targets,
+    where there are any) lie within it.
     """
     members = [member for path in args.combine for member in load_dimenet(path, device).members]
     ensemble = Ensemble(members)
@@ -448,7 +474,9 @@ def main(argv: list[str] | None = None) -> None:
         progress = {"epoch": epoch + 1, "history": history, "args": plain(vars(args))}
         if best:
             save_dimenet(args.out, ema, **progress)
-        save_dimenet(last, ema, raw_state_dict=model.state_dict(), optimizer=optimizer.state_dict(), **progress)
+        save_dimenet(
+            last, ema, raw_state_dict=model.state_dict(), optimizer=optimizer.state_dict(), **progress
+        )
         write_log(args.out, history)
         plot_mae_curve(history, args.out.with_name(f"{args.out.stem}_loss.png"))
         state = f"train {train_mae:.4f}, validation {val_mae:.4f} eV (mean of train {null:.4f})"

@@ -1,6 +1,7 @@
 """Stage 4: real 2D templates + Gaussian noise -> gradient-guided Langevin sampling -> CIFs.
 
-    python structure_generator.py --checkpoint models/weights/best_diffusion_model.pth --num 32 --seed 0 --out results/generated_cifs
+python structure_generator.py --checkpoint models/weights/best_diffusion_model.pth --num 32 --seed 0 --out
+results/generated_cifs
 """
 
 import argparse
@@ -29,12 +30,23 @@ from models.physics.potentials import load_potential
 
 HEADS = ["head_delta_g_h_eV", "head_e_hull_eV_per_atom", "head_p_synth", "head_delta_g_h_std_eV"]
 COLUMNS = ["material_id", "formula", "template", "layer_group", *HEADS, "pareto", "kept", "nfe", "seconds"]
-AFTER = {"out", "resume", "threads", "device", "refine", "potential", "potential_checkpoint", "jobs"}  # change no structure
+AFTER = {
+    "out",
+    "resume",
+    "threads",
+    "device",
+    "refine",
+    "potential",
+    "potential_checkpoint",
+    "jobs",
+}  # change no structure
 UNSURE = 0.5  # eV of the members' spread beyond which ΔG_H is said to be a guess
 
 
 def start_structures(templates: Templates, count: int, args, rng):
-    """What each of `count` structures may start from: a list of (name, layer) for each, `--templates` long where the model chooses."""
+    """What each of `count` structures may start from: a list of (name, layer) for each, `--templates` long
+    where the model chooses.
+    """
     if args.method == "substitution":
         found = by_substitution(templates, count, rng, args.formula)
     elif args.method == "held-out":
@@ -82,10 +94,11 @@ def diffuse(batch, sampler: Sampler, args, taken=()):
 
 
 def propose(batch, sampler: Sampler, start: int, args, taken=()):
-    """Templates with elements proposed by the model; of `--proposals` for each, one is drawn with weights exp(−L_target / τ).
+    """Templates with elements proposed by the model; of `--proposals` for each, one is drawn with weights
+    exp(−L_target / τ).
 
-    The k-th proposal starts from the k-th template of a structure, from the first again when they run out. What was taken before,
-    the same elements in the same template, is passed over while another is left.
+    The k-th proposal starts from the k-th template of a structure, from the first again when they run out.
+    What was taken before, the same elements in the same template, is passed over while another is left.
     """
     candidates = []
     for k in range(args.proposals):
@@ -93,13 +106,22 @@ def propose(batch, sampler: Sampler, start: int, args, taken=()):
         hidden = hide(layers_of([atoms for _, atoms in templates]).to(args.device))
         noised, lattice = sampler.noised(hidden, start)
         proposed = to_atoms(sampler.propose_elements(noised, lattice, start, args.temperature).to("cpu"))
-        candidates.append([(name, substituted(template, atoms.symbols)) for (name, template), atoms in zip(templates, proposed)])
+        candidates.append(
+            [
+                (name, substituted(template, atoms.symbols))
+                for (name, template), atoms in zip(templates, proposed)
+            ]
+        )
     if args.proposals == 1:
         return candidates[0]
-    losses = torch.stack([sampler.target_loss(layers_of([a for _, a in found]).to(args.device)) for found in candidates], 1).cpu()
+    losses = torch.stack(
+        [sampler.target_loss(layers_of([a for _, a in found]).to(args.device)) for found in candidates], 1
+    ).cpu()
     gumbel = -torch.log(-torch.log(torch.rand(losses.shape, generator=sampler.generator)))
     chosen, taken = [], set(taken)
-    for row, order in enumerate((gumbel - losses / args.tau).argsort(1, descending=True).tolist()):  # drawn without replacement
+    for row, order in enumerate(
+        (gumbel - losses / args.tau).argsort(1, descending=True).tolist()
+    ):  # drawn without replacement
         ranked = [candidates[k][row] for k in order]
         pick = next((start for start in ranked if recipe(start) not in taken), ranked[0])
         taken.add(recipe(pick))
@@ -134,7 +156,9 @@ def presentable(atoms, symprec: float):
 
 @torch.no_grad()
 def head_properties(model, structures, device):
-    """The guide's own opinion [n, 4] of finished structures: ΔG_H eV, E_hull eV/atom, P_synth, standard deviation of ΔG_H eV."""
+    """The guide's own opinion [n, 4] of finished structures: ΔG_H eV, E_hull eV/atom, P_synth, standard
+    deviation of ΔG_H eV.
+    """
     layers = layers_of(structures).to(device)
     out = model.properties(layers, torch.zeros(len(layers), device=device)).cpu()
     out[:, 2] = out[:, 2].sigmoid()
@@ -144,14 +168,21 @@ def head_properties(model, structures, device):
 def guide_of(args, elements: list[str] | None = None) -> Guide:
     """What the flags ask to steer towards; `elements` are those of the database."""
     return Guide(
-        cfg_scale=args.cfg_scale, gradient_scale=args.gradient_scale, delta_g_h=args.target_delta_g, e_hull=args.max_e_hull,
-        synthesizable=args.synthesizable, weight_e_hull=args.weight_e_hull, uncertainty_weight=args.uncertainty_weight,
-        cap=args.gradient_cap, elements=frozenset(elements) if elements and args.elements == "database" else None,
-    )  # fmt: skip
+        cfg_scale=args.cfg_scale,
+        gradient_scale=args.gradient_scale,
+        delta_g_h=args.target_delta_g,
+        e_hull=args.max_e_hull,
+        synthesizable=args.synthesizable,
+        weight_e_hull=args.weight_e_hull,
+        uncertainty_weight=args.uncertainty_weight,
+        cap=args.gradient_cap,
+        elements=frozenset(elements) if elements and args.elements == "database" else None,
+    )
 
 
 def generate(batch, first: int, model, diffusion, templates, guide: Guide, args, taken=()) -> list[dict]:
-    """{"atoms", "template", "heads", "nfe", "seconds"} of a batch; seeded by the batch, so that an interruption changes nothing.
+    """{"atoms", "template", "heads", "nfe", "seconds"} of a batch; seeded by the batch, so that an
+    interruption changes nothing.
 
     nfe and seconds (of one core) are a structure's share of the batch's.
     """
@@ -159,17 +190,24 @@ def generate(batch, first: int, model, diffusion, templates, guide: Guide, args,
     if model is None:
         random = args.method == "random"
         rng = np.random.default_rng([args.seed, first])
-        structures = list(random_null(batch, templates, rng) if random else (atoms for ((_, atoms),) in batch))
+        structures = list(
+            random_null(batch, templates, rng) if random else (atoms for ((_, atoms),) in batch)
+        )
         names, heads, nfe = [name for ((name, _),) in batch], [[""] * len(HEADS)] * len(batch), 0
     else:
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + first)
         sampler = Sampler(model, diffusion, guide, generator, args.noise_scale, args.corrector)
         names, layers = diffuse(batch, sampler, args, taken)
         structures = [presentable(atoms, args.symprec) for atoms in to_atoms(layers.to("cpu"))]
-        heads = [[f"{x:.4f}" for x in row] for row in head_properties(model, structures, args.device).tolist()]
+        heads = [
+            [f"{x:.4f}" for x in row] for row in head_properties(model, structures, args.device).tolist()
+        ]
         nfe = round(sampler.nfe / len(batch))
     cost = {"nfe": nfe, "seconds": round((time.process_time() - begin) / len(batch), 3)}
-    return [{"atoms": pack_atoms(atoms), "template": name, "heads": head} | cost for atoms, name, head in zip(structures, names, heads)]
+    return [
+        {"atoms": pack_atoms(atoms), "template": name, "heads": head} | cost
+        for atoms, name, head in zip(structures, names, heads)
+    ]
 
 
 def opinions(found: list[dict]) -> np.ndarray:
@@ -178,7 +216,9 @@ def opinions(found: list[dict]) -> np.ndarray:
 
 
 def best(found: list[dict], count: int, guide: Guide) -> set[int]:
-    """Which structures have the lowest L_target by the heads on the finished structure; a recipe's second one after all first ones."""
+    """Which structures have the lowest L_target by the heads on the finished structure; a recipe's second one
+    after all first ones.
+    """
     losses = guide.loss(torch.tensor(opinions(found)))
     losses[[not guide.allows(torch.tensor([row["atoms"]["numbers"]])).item() for row in found]] = torch.inf
     first, again, taken = [], [], set()
@@ -194,7 +234,8 @@ def recipe_of(row: dict) -> tuple[str, str]:
 
 
 def write_cifs(found: list[dict], kept: set[int], guide: Guide, out: Path) -> dict:
-    """One CIF for each structure that is kept, and generated.csv with all of them; CIFs of an earlier run are removed.
+    """One CIF for each structure that is kept, and generated.csv with all of them; CIFs of an earlier run are
+    removed.
 
     Returns:
         material_id -> layer of those kept.
@@ -202,33 +243,67 @@ def write_cifs(found: list[dict], kept: set[int], guide: Guide, out: Path) -> di
     for stale in out.glob("gen_*.cif"):
         stale.unlink()
     rows, heads, structures = [], opinions(found), {}
-    front = pareto_front(np.column_stack([abs(heads[:, 0] - guide.delta_g_h), np.maximum(heads[:, 1], 0), -heads[:, 2]]))
+    front = pareto_front(
+        np.column_stack([abs(heads[:, 0] - guide.delta_g_h), np.maximum(heads[:, 1], 0), -heads[:, 2]])
+    )
     for k, row in enumerate(found):
         atoms = unpack_atoms(row["atoms"])
         formula = reduced_formula(atoms)
         identity = f"gen_{k:04d}_{atoms.get_chemical_formula(empirical=True)}"  # no brackets in a file's name
-        values = [identity, formula, row["template"], layer_group(atoms), *row["heads"], front[k], k in kept, row["nfe"], row["seconds"]]
+        values = [
+            identity,
+            formula,
+            row["template"],
+            layer_group(atoms),
+            *row["heads"],
+            front[k],
+            k in kept,
+            row["nfe"],
+            row["seconds"],
+        ]
         rows.append(dict(zip(COLUMNS, values)))
         if k in kept:
             structures[identity] = atoms
             write(out / f"{identity}.cif", atoms)
     write_rows(out / "generated.csv", rows, COLUMNS)
-    print(f"{len(kept)} of {len(rows)} structures as CIFs in {out}, {len({row['formula'] for row in rows if row['kept']})} formulas")
+    print(
+        f"{len(kept)} of {len(rows)} structures as CIFs in {out}, {len({row['formula'] for row in rows if row['kept']})} formulas"
+    )
     if not np.isnan(heads).all():
         unsure = sum(heads[k, 3] > UNSURE for k in kept)
-        print(f"ΔG_H by the heads is uncertain by more than {UNSURE} eV on {unsure} of them; {front.sum()} of all are on the Pareto front")
+        print(
+            f"ΔG_H by the heads is uncertain by more than {UNSURE} eV on {unsure} of them; {front.sum()} of all are on the Pareto front"
+        )
     return structures
 
 
 def refine(structures: dict, model, args):
-    """Relaxes the structures with the potential: OUT/refined/*.cif, and refined.csv with the heads' opinion before and after.
+    """Relaxes the structures with the potential: OUT/refined/*.cif, and refined.csv with the heads' opinion
+    before and after.
 
     A structure that fails, or leaves two dimensions, is left out and named.
     """
-    folder, potential = args.out / "refined", load_potential(args.potential, args.potential_checkpoint, args.device)
-    settings = Settings(potential=args.potential, potential_checkpoint=args.potential_checkpoint, jobs=args.jobs, device=args.device)
+    folder, potential = (
+        args.out / "refined",
+        load_potential(args.potential, args.potential_checkpoint, args.device),
+    )
+    settings = Settings(
+        potential=args.potential,
+        potential_checkpoint=args.potential_checkpoint,
+        jobs=args.jobs,
+        device=args.device,
+    )
     shard = Shard(folder / "relaxed.jsonl", args.resume)
-    found = computed(relax_one, list(structures.items()), settings, potential, args.potential_checkpoint, shard, "refining", RELAXATION)
+    found = computed(
+        relax_one,
+        list(structures.items()),
+        settings,
+        potential,
+        args.potential_checkpoint,
+        shard,
+        "refining",
+        RELAXATION,
+    )
     for stale in folder.glob("gen_*.cif"):
         stale.unlink()
     rows = []
@@ -239,55 +314,133 @@ def refine(structures: dict, model, args):
         relaxed = unpack_atoms(result["relaxed"])
         write(folder / f"{name}.cif", relaxed)
         before, after = head_properties(model, [atoms, relaxed], args.device).tolist()
-        named = {f"{head}{suffix}": f"{x:.4f}" for suffix, heads in (("", before), ("_refined", after)) for head, x in zip(HEADS, heads)}
-        rows.append({column: result["row"].get(column, name) for column in ("material_id", "rmsd_relaxed_A", "converged")} | named)
+        named = {
+            f"{head}{suffix}": f"{x:.4f}"
+            for suffix, heads in (("", before), ("_refined", after))
+            for head, x in zip(HEADS, heads)
+        }
+        rows.append(
+            {
+                column: result["row"].get(column, name)
+                for column in ("material_id", "rmsd_relaxed_A", "converged")
+            }
+            | named
+        )
     if rows:
         write_rows(folder / "refined.csv", rows, list(rows[0]))
-    print(f"{len(rows)} of {len(structures)} structures refined with {potential.name} in {folder}: report them apart from the others")
+    print(
+        f"{len(rows)} of {len(structures)} structures refined with {potential.name} in {folder}: report them apart from the others"
+    )
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     data = parser.add_argument_group("data")
-    data.add_argument("--db", type=Path, default=Path("data/her2d.db"), help="ASE database that the templates come from")
+    data.add_argument(
+        "--db", type=Path, default=Path("data/her2d.db"), help="ASE database that the templates come from"
+    )
     data.add_argument("--formula", help="fix the composition, e.g. MoS2")
     data.add_argument("--template", help="only templates of this prototype")
     data.add_argument("--num-atoms", type=int, help="only templates with so many atoms")
     data.add_argument("--num", type=int, default=32, help="structures to write")
     model = parser.add_argument_group("model")
-    model.add_argument("--method", choices=("diffusion", "random", "substitution", "held-out"), default="diffusion",
-                       help="without a model: random elements in a random template, or related ones in the nearest (two nulls); or "
-                            "real layers of the test split (the ceiling)")  # fmt: skip
-    model.add_argument("--checkpoint", type=Path, default=Path("models/weights/best_diffusion_model.pth"), help="from stage 3")
-    model.add_argument("--noise-level", type=float, default=0.5, help="t0 in (0, 1] that templates are noised to; 1 is pure noise")
+    model.add_argument(
+        "--method",
+        choices=("diffusion", "random", "substitution", "held-out"),
+        default="diffusion",
+        help="without a model: random elements in a random template, or related ones in the nearest (two nulls); or "
+        "real layers of the test split (the ceiling)",
+    )
+    model.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=Path("models/weights/best_diffusion_model.pth"),
+        help="from stage 3",
+    )
+    model.add_argument(
+        "--noise-level",
+        type=float,
+        default=0.5,
+        help="t0 in (0, 1] that templates are noised to; 1 is pure noise",
+    )
     model.add_argument("--steps", type=int, default=50, help="denoising updates")
-    model.add_argument("--noise-scale", type=float, default=0.0, help="factor on the noise ζ of each update; 1 is the exact sampler")
-    model.add_argument("--corrector", type=int, default=0, help="Langevin steps after each update, each as dear as an update")
+    model.add_argument(
+        "--noise-scale",
+        type=float,
+        default=0.0,
+        help="factor on the noise ζ of each update; 1 is the exact sampler",
+    )
+    model.add_argument(
+        "--corrector", type=int, default=0, help="Langevin steps after each update, each as dear as an update"
+    )
     model.add_argument("--temperature", type=float, default=1.0, help="of the element proposals")
     guide = parser.add_argument_group("guidance")
-    guide.add_argument("--gradient-scale", type=float, default=0.0, help="η of the gradient of L_target, 0 for none")
-    guide.add_argument("--proposals", type=int, default=32, help="proposals a structure, one taken by exp(−L_target/τ); 1: unguided")
+    guide.add_argument(
+        "--gradient-scale", type=float, default=0.0, help="η of the gradient of L_target, 0 for none"
+    )
+    guide.add_argument(
+        "--proposals",
+        type=int,
+        default=32,
+        help="proposals a structure, one taken by exp(−L_target/τ); 1: unguided",
+    )
     guide.add_argument("--templates", type=int, default=32, help="different templates that these start from")
     guide.add_argument("--tau", type=float, default=0.05, help="τ of that choice, eV")
-    guide.add_argument("--best-of", type=int, default=3, help="structures drawn for each that is written: lowest L_target, no recipe twice")
-    guide.add_argument("--cfg-scale", type=float, default=2.0, help="s of classifier-free guidance, 0 for unconditional")
+    guide.add_argument(
+        "--best-of",
+        type=int,
+        default=3,
+        help="structures drawn for each that is written: lowest L_target, no recipe twice",
+    )
+    guide.add_argument(
+        "--cfg-scale", type=float, default=2.0, help="s of classifier-free guidance, 0 for unconditional"
+    )
     guide.add_argument("--target-delta-g", type=float, default=0.0, help="ΔG_H to aim at, eV")
     guide.add_argument("--max-e-hull", type=float, default=0.05, help="E_hull to stay below, eV/atom")
-    guide.add_argument("--weight-e-hull", type=float, default=4.0, help="weight of E_hull above that beside |ΔG_H − target|")
-    guide.add_argument("--uncertainty-weight", type=float, default=0.5,
-                       help="L_target averages |ΔG_H − target| over so many spreads of DimeNet++'s members; 0: none")  # fmt: skip
-    guide.add_argument("--elements", choices=("database", "any"), default="database",
-                       help="elements of the proposals to choose from: those of --db, for which there is a hull, or any")  # fmt: skip
+    guide.add_argument(
+        "--weight-e-hull", type=float, default=4.0, help="weight of E_hull above that beside |ΔG_H − target|"
+    )
+    guide.add_argument(
+        "--uncertainty-weight",
+        type=float,
+        default=0.5,
+        help="L_target averages |ΔG_H − target| over so many spreads of DimeNet++'s members; 0: none",
+    )
+    guide.add_argument(
+        "--elements",
+        choices=("database", "any"),
+        default="database",
+        help="elements of the proposals to choose from: those of --db, for which there is a hull, or any",
+    )
     guide.add_argument("--gradient-cap", type=float, default=1.0, help="largest norm of ∇L_target, eV/Å")
-    guide.add_argument("--synthesizable", action=argparse.BooleanOptionalAction, default=True, help="ask for layers that can be made")
+    guide.add_argument(
+        "--synthesizable",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="ask for layers that can be made",
+    )
     after = parser.add_argument_group("afterwards")
-    after.add_argument("--refine", action="store_true", help="relax what was generated with a potential as well, into OUT/refined")
-    after.add_argument("--potential", default="auto", help="of --refine: auto, mattersim[-1m], sevennet[-0], chgnet or module:factory")
+    after.add_argument(
+        "--refine",
+        action="store_true",
+        help="relax what was generated with a potential as well, into OUT/refined",
+    )
+    after.add_argument(
+        "--potential",
+        default="auto",
+        help="of --refine: auto, mattersim[-1m], sevennet[-0], chgnet or module:factory",
+    )
     after.add_argument("--potential-checkpoint", type=Path, help="MatterSim checkpoint file")
     after.add_argument("--jobs", type=int, default=2, help="processes of --refine, one thread each")
     parser.add_argument("--batch-size", type=int, default=64, help="structures at a time")
-    parser.add_argument("--symprec", type=float, default=0.1, help="tolerance in Å for writing a structure symmetrised")
-    add_system(parser, out=Path("results/generated_cifs"), resume="keep the CIFs of batches that are already in OUT")
+    parser.add_argument(
+        "--symprec", type=float, default=0.1, help="tolerance in Å for writing a structure symmetrised"
+    )
+    add_system(
+        parser, out=Path("results/generated_cifs"), resume="keep the CIFs of batches that are already in OUT"
+    )
     return parser
 
 
@@ -296,13 +449,20 @@ def main():
     if not 0 < args.noise_level <= 1:
         raise SystemExit(f"--noise-level {args.noise_level} is outside (0, 1]")
     database = Templates.read(args.db)
-    templates, guide = database.select(args.formula, args.template, args.num_atoms), guide_of(args, database.elements())
+    templates, guide = (
+        database.select(args.formula, args.template, args.num_atoms),
+        guide_of(args, database.elements()),
+    )
     rng = np.random.default_rng(args.seed)
     if args.refine and args.method != "diffusion":
-        raise SystemExit(f"--refine is for the model's structures, not for --method {args.method}: the evaluator relaxes those")
+        raise SystemExit(
+            f"--refine is for the model's structures, not for --method {args.method}: the evaluator relaxes those"
+        )
     total = args.num * (args.best_of if args.method == "diffusion" else 1)
     starts = start_structures(templates, total, args, rng)
-    model, diffusion = load_generator(args.checkpoint, args.device) if args.method == "diffusion" else (None, None)
+    model, diffusion = (
+        load_generator(args.checkpoint, args.device) if args.method == "diffusion" else (None, None)
+    )
 
     relevant = {name: value for name, value in plain(vars(args)).items() if name not in AFTER}
     identity = digest(json.dumps(relevant) + (file_hash(args.checkpoint) if model else ""))
@@ -311,7 +471,9 @@ def main():
     for first in tqdm(range(0, total, args.batch_size), desc="batches"):
         batch = starts[first : first + args.batch_size]
         if f"{identity}:{first + len(batch) - 1}" not in shard.rows:
-            for k, row in enumerate(generate(batch, first, model, diffusion, templates, guide, args, taken), first):
+            for k, row in enumerate(
+                generate(batch, first, model, diffusion, templates, guide, args, taken), first
+            ):
                 shard.append(f"{identity}:{k}", row)
         taken |= {recipe_of(shard.rows[f"{identity}:{k}"]) for k in range(first, first + len(batch))}
     found = [shard.rows[f"{identity}:{k}"] for k in range(total)]

@@ -1,6 +1,6 @@
 """Stage 5: scores the generated structures and compares them with the baseline.
 
-    python test.py --cifs results/generated_cifs --out results
+python test.py --cifs results/generated_cifs --out results
 """
 
 import argparse
@@ -13,8 +13,14 @@ NULLS = ("", "substitution_scores")  # folders of scored sets that no model had 
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add_evaluation_flags(parser, Path("results/generated_cifs"), [Path("results_external") / name / "metrics.csv" for name in NULLS])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add_evaluation_flags(
+        parser,
+        Path("results/generated_cifs"),
+        [Path("results_external") / name / "metrics.csv" for name in NULLS],
+    )
     add_system(parser, out=Path("results"), resume="keep what OUT/*.jsonl already hold of these structures")
     return parser
 

@@ -1,9 +1,10 @@
-"""What equivariance buys: the denoiser with its own heads, and the same network with heads that are not equivariant, on ever less data.
+"""What equivariance buys: the denoiser with its own heads, and the same network with heads that are not
+equivariant, on ever less data.
 
     python -m benchmarks.equivariance --data data/processed_layers --out results/equivariance
 
-Both see the same vectors and train for the same number of steps; the other one's heads may mix the Cartesian components. Writes
-OUT/equivariance.csv and .png; what is trained is not trained again.
+Both see the same vectors and train for the same number of steps; the other one's heads may mix the Cartesian
+components. Writes OUT/equivariance.csv and .png; what is trained is not trained again.
 """
 
 import argparse
@@ -25,7 +26,9 @@ CHANNELS = ("coordinates", "z", "lattice")  # of the diffusion term
 
 
 class FreeHeads(DenoisingEGNN):
-    """Score, z and lattice by a perceptron on the scalars and the components x, y, z of all vectors: not equivariant."""
+    """Score, z and lattice by a perceptron on the scalars and the components x, y, z of all vectors: not
+    equivariant.
+    """
 
     def __init__(self, channels, vectors, **rest):
         super().__init__(channels, vectors, **rest)
@@ -53,7 +56,9 @@ def trained(name: str, graphs: list, diffusion: Diffusion, args):
     model = MODELS[name](args.channels, args.vectors, trunk=2, conditional=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=args.steps, pct_start=0.1)
-    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995))
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
+    )
     generator, queue = torch.Generator().manual_seed(args.seed), []
     for _ in tqdm(range(args.steps), desc=f"{name}, {len(graphs)} layers", mininterval=5):
         queue = queue or batches(graphs, args.batch_atoms, generator)
@@ -84,9 +89,15 @@ def draw(rows: list[dict], path: Path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data/processed_layers"), help="folder written by stage 2")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.3, 1.0], help="of the training layers")
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("data/processed_layers"), help="folder written by stage 2"
+    )
+    parser.add_argument(
+        "--shares", type=float, nargs="+", default=[0.1, 0.3, 1.0], help="of the training layers"
+    )
     parser.add_argument("--steps", type=int, default=3000, help="optimiser steps of every training")
     parser.add_argument("--channels", type=int, default=64, help="width of the scalar features")
     parser.add_argument("--vectors", type=int, default=8, help="width of the vector features")

@@ -1,4 +1,6 @@
-"""Time of a SevenNet force call with its own convolution and with ours, side by side: python -m benchmarks.fast_convolution"""
+"""Time of a SevenNet force call with its own convolution and with ours, side by side: python -m
+benchmarks.fast_convolution
+"""
 
 import statistics
 import time

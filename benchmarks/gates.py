@@ -1,6 +1,7 @@
-"""How well the 2D gate tells monolayers from everything else, counted on structures whose truth is known by construction.
+"""How well the 2D gate tells monolayers from everything else, counted on structures whose truth is known by
+construction.
 
-    python -m benchmarks.gates --db data/her2d.db
+python -m benchmarks.gates --db data/her2d.db
 """
 
 import argparse
@@ -25,7 +26,8 @@ from models.crystals.layer import (
 BOX = 12.0  # Å of empty space around molecules and chains
 RATTLE = 0.05  # Å, so that no known structure is too perfect to fail
 WIRES = "C Si Ge Sn P As S Se Te Al Ga In Cu Ag Au Pt Pd Ni Fe Mo W".split()
-# --- the confusion table ---------------------------------------------------------------------------------------------
+# --- the confusion table
+# ---------------------------------------------------------------------------------------------
 
 
 def bilayer(layer: Atoms) -> Atoms:
@@ -33,7 +35,10 @@ def bilayer(layer: Atoms) -> Atoms:
     z = layer.positions[:, 2]
     gap = vdw_radii[layer.numbers[z.argmax()]] + vdw_radii[layer.numbers[z.argmin()]]
     upper = layer.positions + [0, 0, np.ptp(z) + gap]
-    return layer_atoms(np.tile(layer.numbers, 2), np.vstack([layer.positions, upper]), layer.cell.array[:2, :2])
+    return layer_atoms(
+        np.tile(layer.numbers, 2), np.vstack([layer.positions, upper]), layer.cell.array[:2, :2]
+    )
+
 
 def wire(symbol: str) -> Atoms:
     """A zigzag chain of an element with bonds of twice its covalent radius."""
@@ -45,7 +50,11 @@ def wire(symbol: str) -> Atoms:
 def chains() -> list[Atoms]:
     """Zigzag wires, carbon and h-BN nanotubes, graphene ribbons with H at their rims."""
     tubes = [nanotube(n, m, vacuum=BOX / 2) for n, m in ((3, 3), (4, 4), (5, 0), (6, 0), (8, 0), (4, 2))]
-    ribbons = [graphene_nanoribbon(n, 1, kind, saturated=True, vacuum=BOX / 2) for n in (2, 3, 4) for kind in ("armchair", "zigzag")]
+    ribbons = [
+        graphene_nanoribbon(n, 1, kind, saturated=True, vacuum=BOX / 2)
+        for n in (2, 3, 4)
+        for kind in ("armchair", "zigzag")
+    ]
     found = [*map(wire, WIRES), *tubes, *ribbons]
     for atoms in found:
         atoms.pbc = True
@@ -66,12 +75,19 @@ def bulk_crystals() -> list[Atoms]:
     from pymatgen.io.ase import AseAtomsAdaptor
 
     structures = [entry["snl"].structure.get_primitive_structure() for entry in AFLOW_PROTOTYPE_LIBRARY]
-    return [AseAtomsAdaptor.get_atoms(structure, msonable=False) for structure in structures if structure.is_ordered]
+    return [
+        AseAtomsAdaptor.get_atoms(structure, msonable=False)
+        for structure in structures
+        if structure.is_ordered
+    ]
 
 
 def slabs() -> list[Atoms]:
     """fcc (111) slabs thicker than a layer may be."""
-    return [fcc111(metal, (1, 1, 8), vacuum=8.0, periodic=True) for metal in ("Cu", "Ag", "Au", "Pt", "Pd", "Ni", "Al")]
+    return [
+        fcc111(metal, (1, 1, 8), vacuum=8.0, periodic=True)
+        for metal in ("Cu", "Ag", "Au", "Pt", "Pd", "Ni", "Al")
+    ]
 
 
 def labelled_structures(db: Path, count: int, rng: np.random.Generator) -> dict[str, list[Atoms]]:
@@ -89,8 +105,14 @@ def labelled_structures(db: Path, count: int, rng: np.random.Generator) -> dict[
             extracted.append(extract_layer(atoms).atoms)
         except NotALayer:
             continue
-    found = {"monolayer": monolayers, "bilayer": [bilayer(layer) for layer in extracted], "thick slab": slabs(),
-             "molecule": molecules(), "chain": chains(), "bulk": bulk_crystals()}  # fmt: skip
+    found = {
+        "monolayer": monolayers,
+        "bilayer": [bilayer(layer) for layer in extracted],
+        "thick slab": slabs(),
+        "molecule": molecules(),
+        "chain": chains(),
+        "bulk": bulk_crystals(),
+    }
     shaken = {}
     for kind, structures in found.items():
         chosen = [structures[k].copy() for k in sorted(rng.permutation(len(structures))[:count])]
@@ -116,12 +138,19 @@ def confusion_table(counts: dict[str, Counter]) -> str:
 
 
 def main():
-    parser = argparse.ArgumentParser(description="confusion table of the 2D gate", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--db", type=Path, default=Path("data/her2d.db"), help="ASE database of monolayers, e.g. C2DB")
+    parser = argparse.ArgumentParser(
+        description="confusion table of the 2D gate", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--db", type=Path, default=Path("data/her2d.db"), help="ASE database of monolayers, e.g. C2DB"
+    )
     parser.add_argument("--count", type=int, default=300, help="at most so many structures of each kind")
     parser.add_argument("--seed", type=int, default=0, help="of the sample and of the rattling")
     args = parser.parse_args()
-    print(confusion_table(confusion(labelled_structures(args.db, args.count, np.random.default_rng(args.seed)))))
+    print(
+        confusion_table(confusion(labelled_structures(args.db, args.count, np.random.default_rng(args.seed))))
+    )
+
 
 if __name__ == "__main__":
     main()

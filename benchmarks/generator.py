@@ -1,10 +1,11 @@
-"""What the generator draws before any filter, beside plain substitution (the null) and real held-out layers (the ceiling).
+"""What the generator draws before any filter, beside plain substitution (the null) and real held-out layers
+(the ceiling).
 
     python -m benchmarks.generator --db c2db.db --num 256 --out results/benchmark_generator
 
-Every set is drawn unguided by structure_generator.py and judged by evaluate_external.py, without hydrogen. Then formulas of the test
-split are asked for, and it is counted how often the stablest layer of the formula comes out. Writes OUT/table.md and OUT/table.csv; what
-is done is not done again.
+Every set is drawn unguided by structure_generator.py and judged by evaluate_external.py, without hydrogen.
+Then formulas of the test split are asked for, and it is counted how often the stablest layer of the formula
+comes out. Writes OUT/table.md and OUT/table.csv; what is done is not done again.
 """
 
 import argparse
@@ -42,8 +43,16 @@ SETS = {
     "substitution": ["--method", "substitution"],
     "held-out layers": ["--method", "held-out"],
 }
-METRICS = ["one_2d_component_rate", "distance_valid_rate", "smact_valid_rate", "rmsd_relaxed_A", "stable_rate", "unique_rate",
-           "novel_rate", "sun_rate"]  # fmt: skip
+METRICS = [
+    "one_2d_component_rate",
+    "distance_valid_rate",
+    "smact_valid_rate",
+    "rmsd_relaxed_A",
+    "stable_rate",
+    "unique_rate",
+    "novel_rate",
+    "sun_rate",
+]
 GUESSING = ("template start", "de novo", "substitution")
 TRIES = 20
 
@@ -51,11 +60,45 @@ TRIES = 20
 def judged(name: str, flags: list[str], args) -> dict:
     """Metrics of one set, drawn and judged by the project's own scripts."""
     folder = args.out / name.replace(" ", "_")
-    run = lambda script, *flags: subprocess.run([sys.executable, ROOT / script, *map(str, flags)], check=True, cwd=ROOT)
-    generate = ["--db", args.db, "--checkpoint", args.checkpoint, "--num", args.num, "--seed", args.seed, "--resume"]
+    run = lambda script, *flags: subprocess.run(
+        [sys.executable, ROOT / script, *map(str, flags)], check=True, cwd=ROOT
+    )
+    generate = [
+        "--db",
+        args.db,
+        "--checkpoint",
+        args.checkpoint,
+        "--num",
+        args.num,
+        "--seed",
+        args.seed,
+        "--resume",
+    ]
     run("structure_generator.py", *generate, "--out", folder / "cifs", *UNGUIDED, *flags)
-    judge = ["--cifs", folder / "cifs", "--out", folder, "--novelty-db", args.db, "--jobs", args.jobs, "--resume", "--compare"]
-    run("evaluate_external.py", *judge, "--oracle", "none", "--second-potential", "none", "--shortlist", 0, "--phonons", 0)
+    judge = [
+        "--cifs",
+        folder / "cifs",
+        "--out",
+        folder,
+        "--novelty-db",
+        args.db,
+        "--jobs",
+        args.jobs,
+        "--resume",
+        "--compare",
+    ]
+    run(
+        "evaluate_external.py",
+        *judge,
+        "--oracle",
+        "none",
+        "--second-potential",
+        "none",
+        "--shortlist",
+        0,
+        "--phonons",
+        0,
+    )
     metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
     rmsd = values(read_rows(folder / "metrics.csv"), "rmsd_relaxed_A")
     return {"rmsd_median_A": median(rmsd, args.seed), **{metric: metrics[metric] for metric in METRICS}}
@@ -63,8 +106,14 @@ def judged(name: str, flags: list[str], args) -> dict:
 
 def median(sample: np.ndarray, seed: int, draws: int = 2000) -> dict:
     """Median with its bootstrap interval."""
-    medians = np.median(sample[np.random.default_rng(seed).integers(len(sample), size=(draws, len(sample)))], axis=1)
-    return {"value": float(np.median(sample)), "ci95": np.percentile(medians, [2.5, 97.5]).tolist(), "n": len(sample)}
+    medians = np.median(
+        sample[np.random.default_rng(seed).integers(len(sample), size=(draws, len(sample)))], axis=1
+    )
+    return {
+        "value": float(np.median(sample)),
+        "ci95": np.percentile(medians, [2.5, 97.5]).tolist(),
+        "n": len(sample),
+    }
 
 
 def targets(args) -> dict:
@@ -88,8 +137,12 @@ def guesses(method: str, truth, starts: list, model, diffusion, args, generator)
         layers = [atoms for _, atoms in starts]
     else:
         level = DE_NOVO if method == "de novo" else []
-        settings = structure_generator.build_parser().parse_args(["--formula", reduced_formula(truth), "--device", "cpu", *level])
-        begin = [("", truth)] * TRIES if method == "de novo" else starts  # of the truth its atoms are given, not their places
+        settings = structure_generator.build_parser().parse_args(
+            ["--formula", reduced_formula(truth), "--device", "cpu", *level]
+        )
+        begin = (
+            [("", truth)] * TRIES if method == "de novo" else starts
+        )  # of the truth its atoms are given, not their places
         sampler = Sampler(model, diffusion, Guide(), generator, settings.noise_scale)
         _, drawn = structure_generator.diffuse([[start] for start in begin], sampler, settings)
         layers = [structure_generator.presentable(atoms, settings.symprec) for atoms in to_atoms(drawn)]
@@ -97,7 +150,9 @@ def guesses(method: str, truth, starts: list, model, diffusion, args, generator)
 
 
 def matches(args) -> dict:
-    """Share of the test formulas whose stablest layer is the first guess, one of TRIES, or the one that the E_hull head ranks first."""
+    """Share of the test formulas whose stablest layer is the first guess, one of TRIES, or the one that the
+    E_hull head ranks first.
+    """
     model, diffusion = load_generator(args.checkpoint)
     templates = Templates.read(args.db)
     wanted, shard = targets(args), Shard(args.out / "matches.jsonl", True)
@@ -108,7 +163,9 @@ def matches(args) -> dict:
         target, hits = Fingerprint(truth).structure, {}
         try:
             starts = spread(templates, formula, TRIES)
-        except ValueError:  # no layer of another formula has its amounts: a miss of every method that needs one
+        except (
+            ValueError
+        ):  # no layer of another formula has its amounts: a miss of every method that needs one
             starts = []
         for method in GUESSING:
             generator = torch.Generator().manual_seed(args.seed * 1_000_003 + k)
@@ -125,19 +182,32 @@ def matches(args) -> dict:
         method: {
             "match@1": rate(lambda row: row[method]["found"][0]),
             f"match@{TRIES}": rate(lambda row: any(row[method]["found"])),
-            "match@1, ranked by the E_hull head": rate(lambda row: row[method]["found"][row[method]["first"]]),
+            "match@1, ranked by the E_hull head": rate(
+                lambda row: row[method]["found"][row[method]["first"]]
+            ),
         }
         for method in GUESSING
     }
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--db", type=Path, default=Path("data/her2d.db"), help="templates, held-out layers, and what is novel")
-    parser.add_argument("--checkpoint", type=Path, default=Path("models/weights/best_diffusion_model.pth"), help="from stage 3")
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--db", type=Path, default=Path("data/her2d.db"), help="templates, held-out layers, and what is novel"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=Path("models/weights/best_diffusion_model.pth"),
+        help="from stage 3",
+    )
     parser.add_argument("--num", type=int, default=256, help="structures a set")
     parser.add_argument("--formulas", type=int, default=100, help="held-out formulas to ask for")
-    parser.add_argument("--max-e-hull", type=float, default=0.3, help="of the layers that are to be found, eV/atom")
+    parser.add_argument(
+        "--max-e-hull", type=float, default=0.3, help="of the layers that are to be found, eV/atom"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--jobs", type=int, default=2, help="processes of the potential")
     parser.add_argument("--out", type=Path, default=Path("results/benchmark_generator"), help="folder")

@@ -1,10 +1,12 @@
-"""Does guidance find active, stable layers more often than its nulls? Arms drawn by structure_generator.py, judged by the evaluator.
+"""Does guidance find active, stable layers more often than its nulls? Arms drawn by structure_generator.py,
+judged by the evaluator.
 
     python -m benchmarks.guidance --out results/study
 
-A hit is stable (E_hull < 0.1 eV/atom) and active by the oracle: H and layer relaxed with the potential. Settings of the guide are swept
-first, with a seed that no arm has; every arm has three seeds. Writes OUT/table.csv, OUT/table.md, OUT/study.png, and TOP, the best of the
-default by its own ranking. What is done is not done again.
+A hit is stable (E_hull < 0.1 eV/atom) and active by the oracle: H and layer relaxed with the potential.
+Settings of the guide are swept first, with a seed that no arm has; every arm has three seeds. Writes
+OUT/table.csv, OUT/table.md, OUT/study.png, and TOP, the best of the default by its own ranking. What is done
+is not done again.
 """
 
 import argparse
@@ -61,8 +63,17 @@ BASE, AGAIN, FILTER, RANDOM = "unguided", "unguided, other seeds", "unguided, fi
 
 def guide(cfg_scale=0, gradient_scale=0, proposals=1, best_of=1, elements="any", **more) -> tuple[str, ...]:
     """Flags of structure_generator.py that switch everything off but what is named."""
-    named = dict(cfg_scale=cfg_scale, gradient_scale=gradient_scale, proposals=proposals, best_of=best_of, elements=elements, **more)
-    return tuple(text for name, value in named.items() for text in (f"--{name.replace('_', '-')}", str(value)))
+    named = dict(
+        cfg_scale=cfg_scale,
+        gradient_scale=gradient_scale,
+        proposals=proposals,
+        best_of=best_of,
+        elements=elements,
+        **more,
+    )
+    return tuple(
+        text for name, value in named.items() for text in (f"--{name.replace('_', '-')}", str(value))
+    )
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,8 @@ class Arm:
         flags: of structure_generator.py; the others are its defaults.
         share: structures a seed in units of --num.
         shift: added to the seed.
-        paired: whether each structure starts from the template that the unguided one of the same number starts from.
+        paired: whether each structure starts from the template that the unguided one of the same number
+            starts from.
         oracle: whether the oracle judges it, or DimeNet++ alone.
     """
 
@@ -84,7 +96,15 @@ class Arm:
     oracle: bool = True
 
 
-CHOICE = dict(cfg_scale=2, proposals=32, templates=32, tau=0.05, weight_e_hull=4, max_e_hull=0.05, uncertainty_weight=0.5)
+CHOICE = dict(
+    cfg_scale=2,
+    proposals=32,
+    templates=32,
+    tau=0.05,
+    weight_e_hull=4,
+    max_e_hull=0.05,
+    uncertainty_weight=0.5,
+)
 ARMS = {
     RANDOM: Arm(("--method", "random"), paired=True),
     "substitution": Arm(("--method", "substitution"), 0.5),
@@ -93,7 +113,9 @@ ARMS = {
     "gradient": Arm(guide(gradient_scale=30), 0.5, paired=True),
     "CFG": Arm(guide(cfg_scale=2), 0.5, paired=True),
     "gradient and CFG": Arm(guide(cfg_scale=2, gradient_scale=30), 0.5, paired=True),
-    FILTER: Arm(guide(best_of=21, elements="database"), 0.67),  # so that it costs more function evaluations than the default
+    FILTER: Arm(
+        guide(best_of=21, elements="database"), 0.67
+    ),  # so that it costs more function evaluations than the default
     "default": Arm((), 0.67),
 }
 SWEEP = {  # around one setting, with a seed of its own
@@ -102,19 +124,47 @@ SWEEP = {  # around one setting, with a seed of its own
 } | {  # gradient and CFG alone, judged by DimeNet++
     **{f"η = {eta}": Arm(guide(gradient_scale=eta), oracle=False) for eta in (10, 100)},
     **{f"s = {s}": Arm(guide(cfg_scale=s), oracle=False) for s in (1, 4)},
-}  # fmt: skip
+}
 EXTRA = ["template", *structure_generator.HEADS, "nfe"]  # of generated.csv
 HITS = HIT, CLOSE = "hit_rate_0.2eV", "hit_rate_0.1eV"
 JUDGED = (*HITS, "mae_delta_g_h_oracle_eV", "delta_g_h_gap_eV")  # by the oracle
-METRICS = [*HITS, "stable_rate", "two_d_rate", "valid_rate", "unique_rate", "novel_rate", "sun_rate", "mae_delta_g_h_dimenet_eV",
-           "mae_delta_g_h_oracle_eV", "delta_g_h_gap_eV", "rmsd_relaxed_A"]  # fmt: skip
+METRICS = [
+    *HITS,
+    "stable_rate",
+    "two_d_rate",
+    "valid_rate",
+    "unique_rate",
+    "novel_rate",
+    "sun_rate",
+    "mae_delta_g_h_dimenet_eV",
+    "mae_delta_g_h_oracle_eV",
+    "delta_g_h_gap_eV",
+    "rmsd_relaxed_A",
+]
 TOP = 20
-TOP_COLUMNS = ["material_id", "formula", "template", "layer_group", "e_hull_eV_per_atom", "delta_g_h_oracle_eV", "h_site",
-               DIMENET, DIMENET_STD, "head_delta_g_h_eV", "delta_g_h_second_eV", "h_flags", "h_carries_off", "second_h_flags",
-               "p_synth", "novel", "nearest_known"]  # fmt: skip
+TOP_COLUMNS = [
+    "material_id",
+    "formula",
+    "template",
+    "layer_group",
+    "e_hull_eV_per_atom",
+    "delta_g_h_oracle_eV",
+    "h_site",
+    DIMENET,
+    DIMENET_STD,
+    "head_delta_g_h_eV",
+    "delta_g_h_second_eV",
+    "h_flags",
+    "h_carries_off",
+    "second_h_flags",
+    "p_synth",
+    "novel",
+    "nearest_known",
+]
 
 
-# --- drawing and judging ------------------------------------------------------------------------------------------------
+# --- drawing and judging
+# ------------------------------------------------------------------------------------------------
 
 
 def unless_done(path: Path, key: str, work):
@@ -126,24 +176,40 @@ def unless_done(path: Path, key: str, work):
 
 def draw(name: str, arm: Arm, seed: int, args) -> Path:
     """Folder with the structures of one arm and seed."""
-    folder, count = args.out / name.replace(" ", "_").replace(",", "") / str(seed), round(arm.share * args.num)
+    folder, count = (
+        args.out / name.replace(" ", "_").replace(",", "") / str(seed),
+        round(arm.share * args.num),
+    )
     command = [*arm.flags, "--num", str(count), "--seed", str(seed + arm.shift), "--db", str(args.db)]
     command += ["--checkpoint", str(args.checkpoint), "--out", str(folder / "cifs")]
-    resolved = plain(vars(structure_generator.build_parser().parse_args(command)))  # the defaults of today among them
+    resolved = plain(
+        vars(structure_generator.build_parser().parse_args(command))
+    )  # the defaults of today among them
     key = f"{json.dumps(resolved)} {file_hash(args.checkpoint)} {file_hash(args.db)}"
     run = lambda: subprocess.run(
-        [sys.executable, str(ROOT / "structure_generator.py"), *command, "--resume"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL
+        [sys.executable, str(ROOT / "structure_generator.py"), *command, "--resume"],
+        check=True,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
     )
     unless_done(folder / "drawn.txt", key, run)
     return folder
 
 
 def judge(folder: Path, arm: Arm, args) -> list[dict]:
-    """Rows of the evaluator with what the generator says of each structure; a process that died is an error, not a miss."""
+    """Rows of the evaluator with what the generator says of each structure; a process that died is an error,
+    not a miss.
+    """
     settings = Settings(
-        oracle="relaxed" if arm.oracle else "none", oracle_for="stable", second_potential="none", shortlist=0, phonons=0, jobs=args.jobs,
-        novelty_db=args.db, dimenet=args.dimenet,
-    )  # fmt: skip
+        oracle="relaxed" if arm.oracle else "none",
+        oracle_for="stable",
+        second_potential="none",
+        shortlist=0,
+        phonons=0,
+        jobs=args.jobs,
+        novelty_db=args.db,
+        dimenet=args.dimenet,
+    )
 
     def run():
         drawn = {row["material_id"]: row for row in read_rows(folder / "cifs/generated.csv")}
@@ -153,7 +219,10 @@ def judge(folder: Path, arm: Arm, args) -> list[dict]:
         rows = [row | {column: drawn[row["material_id"]][column] for column in EXTRA} for row in rows]
         write_rows(folder / "metrics.csv", rows, [*COLUMNS, *EXTRA])
 
-    hashes = [file_hash(path) for path in (folder / "cifs/generated.jsonl", folder / "cifs/generated.csv", *needed_files(settings))]
+    hashes = [
+        file_hash(path)
+        for path in (folder / "cifs/generated.jsonl", folder / "cifs/generated.csv", *needed_files(settings))
+    ]
     unless_done(folder / "judged.txt", f"{settings} {hashes}", run)
     return [row | {"folder": str(folder)} for row in read_rows(folder / "metrics.csv")]
 
@@ -179,7 +248,10 @@ def results(folder: str, name: str) -> dict[str, dict]:
 
 def unique_into(rows: list[dict]):
     """`unique` of rows of several seeds: the same as no earlier structure of the arm."""
-    seen, relaxed = Register(), {folder: results(folder, "relaxed") for folder in {row["folder"] for row in rows}}
+    seen, relaxed = (
+        Register(),
+        {folder: results(folder, "relaxed") for folder in {row["folder"] for row in rows}},
+    )
     for row in rows:
         if row["unique"]:
             fingerprint = Fingerprint(unpack_atoms(relaxed[row["folder"]][row["material_id"]]["relaxed"]))
@@ -192,7 +264,11 @@ def core_seconds(rows: list[dict]) -> tuple[float, float]:
     judged = 0.0
     for name in ("relaxed", "adsorbed"):
         kept = {folder: results(folder, name) for folder in {row["folder"] for row in rows}}
-        times = [kept[row["folder"]][row["material_id"]].get("seconds") for row in rows if row["material_id"] in kept[row["folder"]]]
+        times = [
+            kept[row["folder"]][row["material_id"]].get("seconds")
+            for row in rows
+            if row["material_id"] in kept[row["folder"]]
+        ]
         timed = [time for time in times if time is not None]
         judged += np.mean(timed) * len(times) / len(rows) if timed else math.nan
     return sum(cost(folder)["seconds"] for folder in {row["folder"] for row in rows}) / len(rows), judged
@@ -200,37 +276,56 @@ def core_seconds(rows: list[dict]) -> tuple[float, float]:
 
 @cache
 def cost(folder: str) -> dict[str, float]:
-    """Function evaluations and seconds of one core that all that was drawn in a folder took, what was not kept included."""
+    """Function evaluations and seconds of one core that all that was drawn in a folder took, what was not
+    kept included.
+    """
     drawn = read_rows(Path(folder) / "cifs/generated.csv")
     return {column: sum(float(row[column] or 0) for row in drawn) for column in ("nfe", "seconds")}
 
 
-# --- statistics ---------------------------------------------------------------------------------------------------------
+# --- statistics
+# ---------------------------------------------------------------------------------------------------------
 
 
 def paired_p(own: list[dict], other: list[dict], metric: str) -> dict:
-    """McNemar's exact test on structures that started from the same template with the same seed, and how many there are."""
+    """McNemar's exact test on structures that started from the same template with the same seed, and how many
+    there are.
+    """
     start = lambda row: (Path(row["folder"]).name, row["material_id"].split("_")[1], row["template"])
-    hits = [{start(row): hit for row, hit in zip(rows, metric_samples(rows)[metric])} for rows in (own, other)]
+    hits = [
+        {start(row): hit for row, hit in zip(rows, metric_samples(rows)[metric])} for rows in (own, other)
+    ]
     both = hits[0].keys() & hits[1].keys()
     gained = sum(hits[0][key] > hits[1][key] for key in both)
     lost = sum(hits[0][key] < hits[1][key] for key in both)
-    return {"value": binomtest(gained, gained + lost).pvalue if gained + lost else 1.0, "ci95": [None, None], "n": len(both)}
+    return {
+        "value": binomtest(gained, gained + lost).pvalue if gained + lost else 1.0,
+        "ci95": [None, None],
+        "n": len(both),
+    }
 
 
 def power(base: float, factor: float, n: int, base_n: int, bound: float, seed: int = 0) -> float:
-    """How often n structures of an arm, beside base_n unguided ones, show a ratio of at least `bound` if factor is the true one."""
+    """How often n structures of an arm, beside base_n unguided ones, show a ratio of at least `bound` if
+    factor is the true one.
+    """
     rng = np.random.default_rng(seed)
     draws = zip(rng.binomial(n, min(1.0, factor * base), 2000), rng.binomial(base_n, base, 2000))
-    return float(np.mean([rate_ratio(np.arange(n) < a, np.arange(base_n) < b)["ci95"][0] >= bound for a, b in draws]))
+    return float(
+        np.mean([rate_ratio(np.arange(n) < a, np.arange(base_n) < b)["ci95"][0] >= bound for a, b in draws])
+    )
 
 
 def ranked(rows: list[dict]) -> dict[str, list[dict]]:
-    """The unique rows, best first: by L_target of the heads; and those that the potential calls stable by DimeNet++ and its spread."""
+    """The unique rows, best first: by L_target of the heads; and those that the potential calls stable by
+    DimeNet++ and its spread.
+    """
     unique = [row for row in rows if row["unique"] == "True"]
     stable = [row for row in unique if is_stable(row) and row[DIMENET]]
     numbers = lambda row, columns: [float(row[column] or 0) for column in columns]
-    tensor = lambda found, columns: torch.tensor([numbers(row, columns) for row in found]).reshape(-1, len(columns))
+    tensor = lambda found, columns: torch.tensor([numbers(row, columns) for row in found]).reshape(
+        -1, len(columns)
+    )
     guide = structure_generator.guide_of(structure_generator.build_parser().parse_args([]))
     sort = lambda found, losses: [found[k] for k in losses.argsort().tolist()]
     orders = {"DimeNet++": sort(stable, expected_distance(*tensor(stable, (DIMENET, DIMENET_STD)).T))}
@@ -245,22 +340,42 @@ def plain_entry(number: float | None, n: int) -> dict:
 
 
 def summary(name: str, rows: list[dict], arm: Arm, others: dict[str, list[dict]]) -> dict:
-    """Metrics of an arm: the evaluator's, distinct hits, ratios to the arms that it must beat, diversity, cost."""
+    """Metrics of an arm: the evaluator's, distinct hits, ratios to the arms that it must beat, diversity,
+    cost.
+    """
     count = len(rows)
-    found = {metric: entry for metric, entry in aggregate(rows).items() if metric in METRICS and (arm.oracle or metric not in JUDGED)}
+    found = {
+        metric: entry
+        for metric, entry in aggregate(rows).items()
+        if metric in METRICS and (arm.oracle or metric not in JUDGED)
+    }
     kinds = {
-        "elements": [element.symbol for row in rows if row["formula"] for element in Composition(row["formula"])],
-        "templates": [row["template"] for row in rows], "layer groups": [row["layer_group"] for row in rows if row["layer_group"]],
-    }  # fmt: skip
-    found |= {f"effective number of {label}": plain_entry(effective_number(labels), count) for label, labels in kinds.items()}
-    found["NFE a structure"] = plain_entry(float(sum(cost(folder)["nfe"] for folder in {row["folder"] for row in rows})) / count, count)
+        "elements": [
+            element.symbol for row in rows if row["formula"] for element in Composition(row["formula"])
+        ],
+        "templates": [row["template"] for row in rows],
+        "layer groups": [row["layer_group"] for row in rows if row["layer_group"]],
+    }
+    found |= {
+        f"effective number of {label}": plain_entry(effective_number(labels), count)
+        for label, labels in kinds.items()
+    }
+    found["NFE a structure"] = plain_entry(
+        float(sum(cost(folder)["nfe"] for folder in {row["folder"] for row in rows})) / count, count
+    )
     return found | judged_by_oracle(name, rows, arm, others) if arm.oracle else found
 
 
 def judged_by_oracle(name: str, rows: list[dict], arm: Arm, others: dict[str, list[dict]]) -> dict:
     """What of the summary needs the oracle."""
-    samples, found, unseen = metric_samples(rows), {}, [row for row in rows if row["formula"] and split_of(row["formula"]) != "train"]
-    distinct = lambda rows, metric: metric_samples(rows)[metric] * np.array([row["unique"] == "True" for row in rows])
+    samples, found, unseen = (
+        metric_samples(rows),
+        {},
+        [row for row in rows if row["formula"] and split_of(row["formula"]) != "train"],
+    )
+    distinct = lambda rows, metric: (
+        metric_samples(rows)[metric] * np.array([row["unique"] == "True" for row in rows])
+    )
     for metric in HITS:
         found[f"distinct {metric}"] = interval(distinct(rows, metric), rate=True)
     found[f"{HIT}, formulas that no stage learned from"] = interval(metric_samples(unseen)[HIT], rate=True)
@@ -268,32 +383,51 @@ def judged_by_oracle(name: str, rows: list[dict], arm: Arm, others: dict[str, li
     if others and name not in (BASE, AGAIN):
         rivals = {BASE: others[BASE] + others[AGAIN], FILTER: others[FILTER], RANDOM: others[RANDOM]}
         for rival, metric in itertools.product([rival for rival in rivals if rival != name], HITS):
-            found[f"{metric} over {rival}"] = rate_ratio(samples[metric], metric_samples(rivals[rival])[metric])
-            found[f"distinct {metric} over {rival}"] = rate_ratio(distinct(rows, metric), distinct(rivals[rival], metric))
+            found[f"{metric} over {rival}"] = rate_ratio(
+                samples[metric], metric_samples(rivals[rival])[metric]
+            )
+            found[f"distinct {metric} over {rival}"] = rate_ratio(
+                distinct(rows, metric), distinct(rivals[rival], metric)
+            )
         if arm.paired:
             found[f"p of {HIT}, paired with {BASE}"] = paired_p(rows, others[BASE], HIT)
     for label, best in ranked(rows).items():
         oracle = abs(values(best[:TOP], "delta_g_h_oracle_eV"))
         found[f"mean |ΔG_H| of the top {TOP} by {label}"] = interval(oracle)
-        found[f"hits among the top {TOP} by {label}"] = plain_entry(int(metric_samples(best[:TOP])[HIT].sum()), len(best[:TOP]))
+        found[f"hits among the top {TOP} by {label}"] = plain_entry(
+            int(metric_samples(best[:TOP])[HIT].sum()), len(best[:TOP])
+        )
     (drawing, judging), hits = core_seconds(rows), samples[HIT].sum()
-    found["core-seconds a hit, drawing"] = plain_entry(drawing * len(rows) / hits if hits else None, int(hits))
-    found["core-seconds a hit, judging"] = plain_entry(judging * len(rows) / hits if hits else None, int(hits))
+    found["core-seconds a hit, drawing"] = plain_entry(
+        drawing * len(rows) / hits if hits else None, int(hits)
+    )
+    found["core-seconds a hit, judging"] = plain_entry(
+        judging * len(rows) / hits if hits else None, int(hits)
+    )
     return found
 
 
-# --- what comes out -----------------------------------------------------------------------------------------------------
+# --- what comes out
+# -----------------------------------------------------------------------------------------------------
 
 
 def nearest_known(templates: Templates, formula: str) -> str:
-    """The most alike layer of the database with the same amounts, and how many steps of Pettifor's scale away."""
+    """The most alike layer of the database with the same amounts, and how many steps of Pettifor's scale
+    away.
+    """
     wanted = Composition(formula).reduced_composition
-    fits = [(fit[0], own.reduced_formula) for own in templates.compositions if (fit := best_assignment(own, wanted))]
+    fits = [
+        (fit[0], own.reduced_formula)
+        for own in templates.compositions
+        if (fit := best_assignment(own, wanted))
+    ]
     return "{1} ({0})".format(*min(fits)) if fits else ""
 
 
 def write_top(rows: list[dict], args):
-    """The best of an arm by DimeNet++: relaxed layers and poses of H as CIFs, what the oracle and a second potential say, a figure."""
+    """The best of an arm by DimeNet++: relaxed layers and poses of H as CIFs, what the oracle and a second
+    potential say, a figure.
+    """
     folder, best, templates = args.top, ranked(rows)["DimeNet++"][:TOP], Templates.read(args.db)
     relaxed, poses = {}, {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -301,7 +435,10 @@ def write_top(rows: list[dict], args):
         stale.unlink()
     for place, row in enumerate(best, 1):
         name, identity = row["material_id"], f"{place:02d}_{row['formula'].replace('(', '').replace(')', '')}"
-        row |= {"material_id": identity, "nearest_known": row["known_as"] or nearest_known(templates, row["formula"])}
+        row |= {
+            "material_id": identity,
+            "nearest_known": row["known_as"] or nearest_known(templates, row["formula"]),
+        }
         relaxed[identity] = unpack_atoms(results(row["folder"], "relaxed")[name]["relaxed"])
         pose = unpack_atoms(results(row["folder"], "adsorbed")[name]["pose"])
         write(folder / f"{identity}.cif", relaxed[identity])
@@ -309,37 +446,82 @@ def write_top(rows: list[dict], args):
             poses[identity] = pose
             write(folder / f"{identity}_H.cif", pose)
     settings = Settings(shortlist=TOP, jobs=args.jobs)
-    second_into(Evaluation(best, relaxed, poses), load_potential(settings.second_potential), settings, Shard(args.out / "second.jsonl"))
+    second_into(
+        Evaluation(best, relaxed, poses),
+        load_potential(settings.second_potential),
+        settings,
+        Shard(args.out / "second.jsonl"),
+    )
     write_rows(folder / "top20.csv", best, TOP_COLUMNS)
-    generated_structures([row | {"rank": place} for place, row in enumerate(best)], relaxed, poses, folder / "top20.png", TOP)
+    generated_structures(
+        [row | {"rank": place} for place, row in enumerate(best)], relaxed, poses, folder / "top20.png", TOP
+    )
 
 
 def rediscovered(arms: dict) -> list[dict]:
-    """Which of the known active layers that no stage has learned from (rediscovery.csv) are among an arm's stable structures.
+    """Which of the known active layers that no stage has learned from (rediscovery.csv) are among an arm's
+    stable structures.
 
-    Their geometry, without its elements, may be among the templates: the arm of random elements shows what that is worth.
+    Their geometry, without its elements, may be among the templates: the arm of random elements shows what
+    that is worth.
     """
     wanted, found = read_rows(Path(__file__).with_name("rediscovery.csv")), []
     for name, drawn in arms.items():
         stable = [row for row in drawn if is_stable(row)]
         for known in wanted:
-            rows = [row for row in stable if row["formula"] == known["formula"] and row["layer_group"] in known["layer_groups"].split()]
-            found.append({"arm": name, "formula": known["formula"], "times": len(rows), "of": len(drawn), "source": known["source"],
-                          "delta_g_h_oracle_eV": next((row["delta_g_h_oracle_eV"] for row in rows), "")})  # fmt: skip
+            rows = [
+                row
+                for row in stable
+                if row["formula"] == known["formula"] and row["layer_group"] in known["layer_groups"].split()
+            ]
+            found.append(
+                {
+                    "arm": name,
+                    "formula": known["formula"],
+                    "times": len(rows),
+                    "of": len(drawn),
+                    "source": known["source"],
+                    "delta_g_h_oracle_eV": next((row["delta_g_h_oracle_eV"] for row in rows), ""),
+                }
+            )
     return found
 
 
 def draw_figure(tables: dict, sweep: dict, path: Path):
-    """Hit rates of all arms and settings, and mean |ΔG_H| by DimeNet++ and by the oracle, with their intervals."""
-    figure, axes = plt.subplots(1, 3, figsize=(14, 0.9 + 0.38 * (len(tables) + len(sweep))), sharey=True, layout="constrained")
+    """Hit rates of all arms and settings, and mean |ΔG_H| by DimeNet++ and by the oracle, with their
+    intervals.
+    """
+    figure, axes = plt.subplots(
+        1, 3, figsize=(14, 0.9 + 0.38 * (len(tables) + len(sweep))), sharey=True, layout="constrained"
+    )
     names = [*tables, *sweep]
-    panels = [(axes[0], {HIT: "|ΔG_H| ≤ 0.2 eV and stable", CLOSE: "|ΔG_H| ≤ 0.1 eV and stable"}, "hits, share of all drawn"),
-              (axes[1], {"stable_rate": "E_hull < 0.1 eV/atom", "unique_rate": "unique", "valid_rate": "valid"}, "share of all drawn"),
-              (axes[2], {"mae_delta_g_h_oracle_eV": "by the oracle (stable layers)", "mae_delta_g_h_dimenet_eV": "by DimeNet++ (all)"},
-               "mean |ΔG_H| (eV)")]  # fmt: skip
+    panels = [
+        (
+            axes[0],
+            {HIT: "|ΔG_H| ≤ 0.2 eV and stable", CLOSE: "|ΔG_H| ≤ 0.1 eV and stable"},
+            "hits, share of all drawn",
+        ),
+        (
+            axes[1],
+            {"stable_rate": "E_hull < 0.1 eV/atom", "unique_rate": "unique", "valid_rate": "valid"},
+            "share of all drawn",
+        ),
+        (
+            axes[2],
+            {
+                "mae_delta_g_h_oracle_eV": "by the oracle (stable layers)",
+                "mae_delta_g_h_dimenet_eV": "by DimeNet++ (all)",
+            },
+            "mean |ΔG_H| (eV)",
+        ),
+    ]
     for axis, metrics, label in panels:
         for k, (colour, (metric, text)) in enumerate(zip(COLOURS, metrics.items())):
-            drawn = [(row, (tables | sweep)[name][metric]) for row, name in enumerate(names) if metric in (tables | sweep)[name]]
+            drawn = [
+                (row, (tables | sweep)[name][metric])
+                for row, name in enumerate(names)
+                if metric in (tables | sweep)[name]
+            ]
             heights = [row + (k - (len(metrics) - 1) / 2) * 0.22 for row, _ in drawn]
             for height, (_, entry) in zip(heights, drawn):
                 axis.plot(entry["ci95"], [height] * 2, color=colour, lw=1.5)
@@ -354,17 +536,32 @@ def draw_figure(tables: dict, sweep: dict, path: Path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--db", type=Path, default=Path("data/her2d.db"), help="templates, and what is novel")
-    parser.add_argument("--checkpoint", type=Path, default=Path("models/weights/best_diffusion_model.pth"), help="from stage 3")
-    parser.add_argument("--dimenet", type=Path, default=Path("models/weights/dimenet.pt"), help="from stage 1")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=Path("models/weights/best_diffusion_model.pth"),
+        help="from stage 3",
+    )
+    parser.add_argument(
+        "--dimenet", type=Path, default=Path("models/weights/dimenet.pt"), help="from stage 1"
+    )
     parser.add_argument("--num", type=int, default=96, help="structures a seed of a whole arm")
     parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
-    parser.add_argument("--top", type=Path, default=Path("results/published/top20"), help="folder of the best")
-    parser.add_argument("--only", nargs="*", choices=[*ARMS, "sweep"], help="draw and judge these, and write no table")
+    parser.add_argument(
+        "--top", type=Path, default=Path("results/published/top20"), help="folder of the best"
+    )
+    parser.add_argument(
+        "--only", nargs="*", choices=[*ARMS, "sweep"], help="draw and judge these, and write no table"
+    )
     parser.add_argument("--out", type=Path, default=Path("results/study"), help="folder")
     args = parser.parse_args()
-    args.db, args.checkpoint, args.dimenet, args.out = (p.resolve() for p in (args.db, args.checkpoint, args.dimenet, args.out))
+    args.db, args.checkpoint, args.dimenet, args.out = (
+        p.resolve() for p in (args.db, args.checkpoint, args.dimenet, args.out)
+    )
     torch.set_num_threads(1)
     chosen = {name: arm for name, arm in ARMS.items() if not args.only or name in args.only}
     sweep = scored(SWEEP, [SWEEP_SEED], args) if not args.only or "sweep" in args.only else {}
@@ -374,16 +571,25 @@ def main():
     tables = {name: summary(name, rows, ARMS[name], arms) for name, rows in arms.items()}
     swept = {name: summary(name, rows, SWEEP[name], {}) for name, rows in sweep.items()}
     if tables[FILTER]["NFE a structure"]["value"] < tables["default"]["NFE a structure"]["value"]:
-        raise SystemExit(f"the arm {FILTER!r} has fewer function evaluations than the default: raise its best_of")
-    hits = lambda rows: [round(metric_samples([r for r in rows if r["folder"].endswith(f"/{seed}")])[HIT].sum()) for seed in SEEDS]
+        raise SystemExit(
+            f"the arm {FILTER!r} has fewer function evaluations than the default: raise its best_of"
+        )
+    hits = lambda rows: [
+        round(metric_samples([r for r in rows if r["folder"].endswith(f"/{seed}")])[HIT].sum())
+        for seed in SEEDS
+    ]
     lines = [f"{name}: hits seed by seed {hits(rows)}" for name, rows in arms.items()]
     n, unguided = len(arms["default"]), arms[BASE] + arms[AGAIN]
     base = metric_samples(unguided)[HIT].mean()
     found = {factor: power(base, factor, n, len(unguided), 3) for factor in (4, 5, 6, 8)}
-    lines += [f"power: {n} beside {len(unguided)} unguided with a rate of {base:.3f} show a ratio of 3 at its lower end, if it truly is "
-              + ", ".join(f"{factor}, in {share:.2f}" for factor, share in found.items())]  # fmt: skip
+    lines += [
+        f"power: {n} beside {len(unguided)} unguided with a rate of {base:.3f} show a ratio of 3 at its lower end, if it truly is "
+        + ", ".join(f"{factor}, in {share:.2f}" for factor, share in found.items())
+    ]
     (args.out / "table.md").write_text("\n".join([table(tables), "", table(swept), "", *lines]) + "\n")
-    write_rows(args.out / "table.csv", flat(tables | swept), ["set", "metric", "value", "low95", "high95", "n"])
+    write_rows(
+        args.out / "table.csv", flat(tables | swept), ["set", "metric", "value", "low95", "high95", "n"]
+    )
     known = rediscovered(arms)
     write_rows(args.out / "rediscovered.csv", known, list(known[0]))
     draw_figure(tables, swept, args.out / "study.png")

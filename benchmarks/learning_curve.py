@@ -1,8 +1,10 @@
-"""Error of DimeNet++ on held-out hosts against the number of training hosts, beside the nulls trained on the same hosts.
+"""Error of DimeNet++ on held-out hosts against the number of training hosts, beside the nulls trained on the
+same hosts.
 
     python -m benchmarks.learning_curve --out learning_curve -- --lmdb data/her2d_h_*.lmdb --epochs 15
 
-What follows `--` goes to pretrain_dimenet.py. Writes OUT/learning_curve.csv and .png; a share that is done is not trained again.
+What follows `--` goes to pretrain_dimenet.py. Writes OUT/learning_curve.csv and .png; a share that is done is
+not trained again.
 """
 
 import argparse
@@ -30,17 +32,28 @@ def draw(rows: list[dict], path: Path):
     figure, axis = plt.subplots(figsize=(5, 4), layout="constrained")
     for name, label in CURVES.items():
         axis.plot([row["train_hosts"] for row in rows], [row[name] for row in rows], "o-", label=label)
-    axis.set(xscale="log", yscale="log", xlabel="training hosts", ylabel="MAE of ΔE_H on held-out hosts (eV)",
-             title=f"{rows[0]['n']} sites of {rows[0]['hosts']} hosts")  # fmt: skip
+    axis.set(
+        xscale="log",
+        yscale="log",
+        xlabel="training hosts",
+        ylabel="MAE of ΔE_H on held-out hosts (eV)",
+        title=f"{rows[0]['n']} sites of {rows[0]['hosts']} hosts",
+    )
     axis.legend(frameon=False)
     save(figure, path)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.125, 0.25, 0.5, 1.0], help="of the training hosts")
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--shares", type=float, nargs="+", default=[0.125, 0.25, 0.5, 1.0], help="of the training hosts"
+    )
     parser.add_argument("--out", type=Path, default=Path("results/learning_curve"), help="folder")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="-- and the arguments of pretrain_dimenet.py")
+    parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, help="-- and the arguments of pretrain_dimenet.py"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     rows = [{"share": share, **train(share, args.out, args.arguments[1:])} for share in sorted(args.shares)]

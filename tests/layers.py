@@ -14,16 +14,27 @@ from models.crystals.layer import layer_atoms
 
 PROTOTYPE = {prototype.name: prototype for prototype in PROTOTYPES}
 FROM_PROTOTYPE = {
-    "h-BN": "graphene", "1H-MoS2": "MoS2-2H", "1T-TiS2": "CdI2-1T", "phosphorene": "phosphorene", "Janus-MoSSe": "Janus-2H",
-    "FeSe": "FeSe", "Ti2CO2": "MXene-M2XT2", "CrI3": "CrI3", "PdSe2": "PdSe2-penta",
-}  # fmt: skip
+    "h-BN": "graphene",
+    "1H-MoS2": "MoS2-2H",
+    "1T-TiS2": "CdI2-1T",
+    "phosphorene": "phosphorene",
+    "Janus-MoSSe": "Janus-2H",
+    "FeSe": "FeSe",
+    "Ti2CO2": "MXene-M2XT2",
+    "CrI3": "CrI3",
+    "PdSe2": "PdSe2-penta",
+}
 
 
 def known(name: str) -> Atoms:
     """A known layer in the convention."""
     if name == "graphene":
         a = 2.46
-        return layer_atoms([6, 6], np.array([[0, 0, 0], [0, a / np.sqrt(3), 0]]), np.array([[a, 0], [-a / 2, a * np.sqrt(3) / 2]]))
+        return layer_atoms(
+            [6, 6],
+            np.array([[0, 0, 0], [0, a / np.sqrt(3), 0]]),
+            np.array([[a, 0], [-a / 2, a * np.sqrt(3) / 2]]),
+        )
     if name == "1T-MoS2":
         layer = PROTOTYPE["CdI2-1T"].atoms()
         layer.symbols = ["Mo" if s == "Ti" else s for s in layer.symbols]
@@ -43,8 +54,8 @@ def unimodular(rng: np.random.Generator) -> np.ndarray:
 
 
 def disguised(atoms: Atoms, seed: int) -> Atoms:
-    """The same crystal, described so that nothing is along z: fully periodic, another basis of the lattice (c mixed into the
-    plane), rotated, moved across the cell boundary and wrapped, atoms shuffled."""
+    """The same crystal, described so that nothing is along z: fully periodic, another basis of the lattice (c
+    mixed into the plane), rotated, moved across the cell boundary and wrapped, atoms shuffled."""
     rng = np.random.default_rng(seed)
     atoms = atoms.copy()
     atoms.pbc = True
@@ -58,7 +69,9 @@ def disguised(atoms: Atoms, seed: int) -> Atoms:
 
 
 def scaled_emt() -> LinearCombinationCalculator:
-    """EMT with all energies a quarter larger: the same minima, so every energy difference is 1.25 times EMT's."""
+    """EMT with all energies a quarter larger: the same minima, so every energy difference is 1.25 times
+    EMT's.
+    """
     return LinearCombinationCalculator([EMT()], [1.25])
 
 
@@ -68,7 +81,9 @@ def anything() -> LennardJones:
 
 
 class Springs(Calculator):
-    """Morse bonds of a metal with itself (2.5 Å) and with H (1.7 Å, stronger), cut off smoothly at 6 Å: a slab that H can move."""
+    """Morse bonds of a metal with itself (2.5 Å) and with H (1.7 Å, stronger), cut off smoothly at 6 Å: a
+    slab that H can move.
+    """
 
     implemented_properties = ["energy", "forces"]
     metal, hydrogen, steepness, reach = (0.3, 2.5), (0.8, 1.7), 1.6, 6.0  # eV, Å; 1/Å; Å

@@ -66,7 +66,11 @@ def database(tmp_path_factory):
         (None, known("1T-MoS2"), dict(hform=-0.65, ehull=0.25, uid="1T", crystal_type="AB2")),
         (None, disguised(known("Ti2CO2"), 3), dict(hform=-2.0, ehull=0.01, uid="mxene")),
         (None, known("graphene"), dict(hform=0.0, ehull=0.0, uid="graphene", doi="10.1126/science.1102896")),
-        (None, known("phosphorene"), dict(hform=0.03, ehull=0.03, uid="phosphorene", dynamic_stability_phonons="high")),
+        (
+            None,
+            known("phosphorene"),
+            dict(hform=0.03, ehull=0.03, uid="phosphorene", dynamic_stability_phonons="high"),
+        ),
     ]
     with ase.db.connect(path) as connection:
         for _, atoms, keys in rows:
@@ -101,7 +105,12 @@ def test_synthesizable_is_one_zero_or_unknown():
     class Row(dict):
         pass
 
-    assert synthesizable(Row(icsd_id=1)) == synthesizable(Row(cod_id=7, gap=0.0)) == synthesizable(Row(doi="10.1/x")) == 1.0
+    assert (
+        synthesizable(Row(icsd_id=1))
+        == synthesizable(Row(cod_id=7, gap=0.0))
+        == synthesizable(Row(doi="10.1/x"))
+        == 1.0
+    )
     assert synthesizable(Row(gap=0.0)) == synthesizable(Row(dynamic_stability_stiffness="low")) == 0.0
     assert synthesizable(Row(icsd_id=None, doi="", gap=1.0)) == 0.0  # empty is not known
     assert np.isnan(synthesizable(Row(hform=-1.0, ehull=0.0, uid="x")))
@@ -140,7 +149,9 @@ def many_layers():
         for anion in ("S", "Se"):
             atoms = layer.copy()
             atoms.symbols = [metal if s == "Mo" else anion for s in layer.symbols]
-            rows.append((f"{metal}{anion}2", atoms, {"e_hull": 0.1, "e_form": -0.5, "synthesizable": float("nan")}))
+            rows.append(
+                (f"{metal}{anion}2", atoms, {"e_hull": 0.1, "e_form": -0.5, "synthesizable": float("nan")})
+            )
     return rows
 
 
@@ -178,7 +189,9 @@ def written(database, tmp_path_factory):
 
 
 def all_graphs(root: Path) -> dict:
-    splits = [path.stem for path in (root / "processed").glob("*.pt") if path.stem in ("train", "val", "test")]
+    splits = [
+        path.stem for path in (root / "processed").glob("*.pt") if path.stem in ("train", "val", "test")
+    ]
     return {graph.uid: graph for name in splits for graph in LayerGraphs(root, name)}
 
 
@@ -194,9 +207,13 @@ def test_written_graphs_have_the_documented_fields(written):
         assert graph.delta_g_h.isfinite() and isinstance(graph.uid, str)
         assert Fingerprint(graph_atoms(graph)).formula == Fingerprint(known_of(uid)).formula
     values = {uid: graph.synthesizable.item() for uid, graph in graphs.items()}
-    assert values == pytest.approx({"MoS2": 1, "1T": 0, "mxene": np.nan, "graphene": 1, "phosphorene": 0}, nan_ok=True)
+    assert values == pytest.approx(
+        {"MoS2": 1, "1T": 0, "mxene": np.nan, "graphene": 1, "phosphorene": 0}, nan_ok=True
+    )
     layers, labels = collate(list(graphs.values()))
-    assert labels.shape == (5, 4) and layers.mask.sum(1).tolist() == [graph.num_nodes for graph in graphs.values()]
+    assert labels.shape == (5, 4) and layers.mask.sum(1).tolist() == [
+        graph.num_nodes for graph in graphs.values()
+    ]
 
 
 def known_of(uid: str) -> Atoms:
@@ -230,5 +247,11 @@ def test_report_counts(written, database):
 
 def test_json_keeps_sodium_nitride(tmp_path):
     """NaN the number becomes null; NaN the formula stays."""
-    write_json(tmp_path / "x.json", {"formula": "NaN", "Na3N": float("nan"), "list": [1.0, float("nan"), "NaNbO3"]})
-    assert json.loads((tmp_path / "x.json").read_text()) == {"formula": "NaN", "Na3N": None, "list": [1.0, None, "NaNbO3"]}
+    write_json(
+        tmp_path / "x.json", {"formula": "NaN", "Na3N": float("nan"), "list": [1.0, float("nan"), "NaNbO3"]}
+    )
+    assert json.loads((tmp_path / "x.json").read_text()) == {
+        "formula": "NaN",
+        "Na3N": None,
+        "list": [1.0, None, "NaNbO3"],
+    }

@@ -1,4 +1,6 @@
-"""The five scripts in order, as a user runs them, each on the output of the one before, on a little of the embedded data."""
+"""The five scripts in order, as a user runs them, each on the output of the one before, on a little of the
+embedded data.
+"""
 
 import csv
 import json
@@ -26,7 +28,14 @@ COLUMNS = (
 
 def run(script, *arguments):
     command = [sys.executable, script, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
     assert done.returncode == 0, f"{script}: {done.stderr[-2000:]}"
     return done.stdout
 
@@ -35,17 +44,92 @@ def run(script, *arguments):
 def made(tmp_path_factory):
     """A folder in which the five scripts have run."""
     out = tmp_path_factory.mktemp("pipeline")
-    run("pretrain_dimenet.py", "--lmdb", ROOT / "data/her2d_h_val.lmdb", ROOT / "data/her2d_h_test.lmdb", "--epochs", 1,
-        "--hidden-channels", 16, "--blocks", 1, "--out", out / "dimenet.pt")  # fmt: skip
-    run("material_dataset.py", "--db", ROOT / "data/her2d.db", "--dimenet", out / "dimenet.pt", "--limit", 60, "--out", out / "layers")
-    run("optimization.py", "--data", out / "layers", "--epochs", 1, "--channels", 16, "--vectors", 4, "--neighbours", 8,
-        "--out", out / "egnn.pth", "--figure", out / "loss_curve.png")  # fmt: skip
-    run("structure_generator.py", "--checkpoint", out / "egnn.pth", "--num", 2, "--num-atoms", 3, "--noise-level", 0.2, "--steps", 5,
-        "--out", out / "cifs")  # fmt: skip
-    quick = ["--dimenet", out / "dimenet.pt", "--potential", "sevennet", "--oracle-sites", 1, "--oracle", "rigid",
-             "--relax-steps", 4, "--jobs", 1, "--shortlist", 1, "--phonons", 0]  # fmt: skip
+    run(
+        "pretrain_dimenet.py",
+        "--lmdb",
+        ROOT / "data/her2d_h_val.lmdb",
+        ROOT / "data/her2d_h_test.lmdb",
+        "--epochs",
+        1,
+        "--hidden-channels",
+        16,
+        "--blocks",
+        1,
+        "--out",
+        out / "dimenet.pt",
+    )
+    run(
+        "material_dataset.py",
+        "--db",
+        ROOT / "data/her2d.db",
+        "--dimenet",
+        out / "dimenet.pt",
+        "--limit",
+        60,
+        "--out",
+        out / "layers",
+    )
+    run(
+        "optimization.py",
+        "--data",
+        out / "layers",
+        "--epochs",
+        1,
+        "--channels",
+        16,
+        "--vectors",
+        4,
+        "--neighbours",
+        8,
+        "--out",
+        out / "egnn.pth",
+        "--figure",
+        out / "loss_curve.png",
+    )
+    run(
+        "structure_generator.py",
+        "--checkpoint",
+        out / "egnn.pth",
+        "--num",
+        2,
+        "--num-atoms",
+        3,
+        "--noise-level",
+        0.2,
+        "--steps",
+        5,
+        "--out",
+        out / "cifs",
+    )
+    quick = [
+        "--dimenet",
+        out / "dimenet.pt",
+        "--potential",
+        "sevennet",
+        "--oracle-sites",
+        1,
+        "--oracle",
+        "rigid",
+        "--relax-steps",
+        4,
+        "--jobs",
+        1,
+        "--shortlist",
+        1,
+        "--phonons",
+        0,
+    ]
     run("evaluate_external.py", "--cifs", out / "cifs", *quick, "--out", out / "external", "--compare")
-    run("test.py", "--cifs", out / "cifs", *quick, "--out", out / "results", "--compare", out / "external/metrics.csv")
+    run(
+        "test.py",
+        "--cifs",
+        out / "cifs",
+        *quick,
+        "--out",
+        out / "results",
+        "--compare",
+        out / "external/metrics.csv",
+    )
     return out
 
 
@@ -74,7 +158,9 @@ def test_metrics_keep_the_output_contract(made):
     for name in METRICS:
         value, (low, high) = metrics["metrics"][name]["value"], metrics["metrics"][name]["ci95"]
         assert low is None or low <= value <= high, name
-    assert set(metrics["compared"]) == {"cifs"} and metrics["nulls"] == {}  # no set that no model had a hand in
+    assert (
+        set(metrics["compared"]) == {"cifs"} and metrics["nulls"] == {}
+    )  # no set that no model had a hand in
     assert metrics["provenance"]["potential"] == "SevenNet 7net-l3i5"
     assert "classifier" in metrics["provenance"]["synthesizability"]
 

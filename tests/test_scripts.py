@@ -1,4 +1,6 @@
-"""The scripts as a user runs them, in subprocesses with tiny settings: --help, training with an interruption, generation."""
+"""The scripts as a user runs them, in subprocesses with tiny settings: --help, training with an interruption,
+generation.
+"""
 
 import argparse
 import csv
@@ -31,7 +33,8 @@ ATOMS = {p.name: p.atoms() for p in PROTOTYPES}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 SMALL = "--channels 16 --vectors 4 --trunk 1 --conditional 1 --neighbours 8".split()
 TRAINING = [*SMALL, *"--epochs 3 --batch-atoms 24 --warmup 4 --device cpu --seed 3".split()]
-# Dies as a killed process does, in the middle of the second epoch: no clean-up, one step after the first was saved.
+# Dies as a killed process does, in the middle of the second epoch: no clean-up, one step after the first was
+# saved.
 KILLED = """
 import os, optimization
 saved, step, plot = [], optimization.joint_loss, optimization.plot_loss_curve
@@ -49,7 +52,9 @@ optimization.main()
 def start(*arguments):
     """A Python subprocess in the repository's environment."""
     command = [sys.executable, *(str(a) for a in arguments)]
-    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def finish(process, code=0):
@@ -72,10 +77,22 @@ def data(tmp_path_factory):
     """Graphs of stage 2 of a few layers, and the same layers as an ASE database of templates."""
     root = tmp_path_factory.mktemp("data")
     (root / "processed").mkdir()
-    layers = [ATOMS[name] for name in ("graphene", "MoS2-2H", "CdI2-1T", "GaSe", "SnS", "FeOCl", "MXene-M2X", "silicene")]
-    layers += [substitute(ATOMS["MoS2-2H"], {"Mo": metal, "S": other}) for metal, other in (("W", "Se"), ("Nb", "Te"))]
+    layers = [
+        ATOMS[name]
+        for name in ("graphene", "MoS2-2H", "CdI2-1T", "GaSe", "SnS", "FeOCl", "MXene-M2X", "silicene")
+    ]
+    layers += [
+        substitute(ATOMS["MoS2-2H"], {"Mo": metal, "S": other})
+        for metal, other in (("W", "Se"), ("Nb", "Te"))
+    ]
     graphs = [
-        layer_graph(atoms, f"layer-{k}", e_hull=0.02 * k, delta_g_h=0.3 - 0.1 * k if k % 2 else math.nan, synthesizable=k % 3 == 0)
+        layer_graph(
+            atoms,
+            f"layer-{k}",
+            e_hull=0.02 * k,
+            delta_g_h=0.3 - 0.1 * k if k % 2 else math.nan,
+            synthesizable=k % 3 == 0,
+        )
         for k, atoms in enumerate(layers)
     ]
     InMemoryDataset.save(graphs[:8], root / "processed" / "train.pt")
@@ -91,11 +108,21 @@ def data(tmp_path_factory):
 def trained(data, tmp_path_factory):
     """Folders of one training of three epochs without, and of one with an interruption."""
     whole, broken = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("broken")
-    arguments = lambda folder: ["--data", data, "--out", folder / "m.pth", "--figure", folder / "loss.png", *TRAINING]
+    arguments = lambda folder: [
+        "--data",
+        data,
+        "--out",
+        folder / "m.pth",
+        "--figure",
+        folder / "loss.png",
+        *TRAINING,
+    ]
     first, second = start("optimization.py", *arguments(whole)), start("-c", KILLED, *arguments(broken))
     finish(first)
     finish(second, code=9)
-    assert torch.load(broken / "m.last.pth", weights_only=True)["epoch"] == 0, "it was to die in the second epoch"
+    assert torch.load(broken / "m.last.pth", weights_only=True)["epoch"] == 0, (
+        "it was to die in the second epoch"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["optimization.py", *(str(a) for a in arguments(broken)), "--resume"])
         optimization.main()
@@ -130,7 +157,12 @@ def test_resumed_training_is_the_uninterrupted_one_to_the_bit(trained):
     rows = list(csv.DictReader(whole.splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     terms = ("total", "coordinates", "z", "lattice", "elements", "delta_g_h", "e_hull", "synthesizable")
-    assert all(math.isfinite(float(row[f"{split}_{term}"])) for row in rows for split in ("train", "val") for term in terms)
+    assert all(
+        math.isfinite(float(row[f"{split}_{term}"]))
+        for row in rows
+        for split in ("train", "val")
+        for term in terms
+    )
     assert len({row["train_total"] for row in rows}) == 3  # it learns something
     for folder in trained:
         assert (folder / "loss.png").stat().st_size > 1000 and (folder / "m.config.json").exists()
@@ -139,7 +171,10 @@ def test_resumed_training_is_the_uninterrupted_one_to_the_bit(trained):
 
 def generation(data, out, *arguments):
     command = "--num 4 --best-of 1 --steps 12 --batch-size 3 --seed 1 --device cpu".split()
-    return [str(a) for a in ("structure_generator.py", "--db", data / "templates.db", "--out", out, *command, *arguments)]
+    return [
+        str(a)
+        for a in ("structure_generator.py", "--db", data / "templates.db", "--out", out, *command, *arguments)
+    ]
 
 
 @pytest.fixture
@@ -160,7 +195,11 @@ def assert_readable(folder, formula=None, num=4):
     for file in files:
         atoms, crystal = ase.io.read(file), Structure.from_file(file)
         assert len(atoms) == len(crystal) and 1 <= len(atoms) <= 20
-        assert atoms.cell.volume > 1 and abs(atoms.cell[2, 2] - (atoms.positions[:, 2].max() - atoms.positions[:, 2].min()) - VACUUM) < 0.1
+        assert (
+            atoms.cell.volume > 1
+            and abs(atoms.cell[2, 2] - (atoms.positions[:, 2].max() - atoms.positions[:, 2].min()) - VACUUM)
+            < 0.1
+        )
         assert abs(atoms.cell.angles()[:2] - 90).max() < 1e-3
         if formula:
             assert crystal.composition.reduced_formula == formula
@@ -171,7 +210,16 @@ def test_structure_generator_from_templates_and_from_pure_noise(data, trained, t
     """--noise-level 0.5 and 1.0, with and without --formula."""
     model = ("--checkpoint", trained[0] / "m.pth")
     runs = {
-        "template-formula": ("--noise-level", 0.5, "--formula", "MoS2", "--gradient-scale", 1, "--cfg-scale", 1.5),
+        "template-formula": (
+            "--noise-level",
+            0.5,
+            "--formula",
+            "MoS2",
+            "--gradient-scale",
+            1,
+            "--cfg-scale",
+            1.5,
+        ),
         "de-novo": ("--noise-level", 1.0),
         "template": ("--noise-level", 0.5, "--gradient-scale", 0, "--cfg-scale", 0),
         "de-novo-formula": ("--noise-level", 1.0, "--formula", "MoS2"),
@@ -183,13 +231,20 @@ def test_structure_generator_from_templates_and_from_pure_noise(data, trained, t
         generate_here(data, tmp_path / name, *model, *runs[name])
     for name in names:
         rows = assert_readable(tmp_path / name, "MoS2" if "--formula" in runs[name] else None)
-        assert all(math.isfinite(float(row["head_e_hull_eV_per_atom"])) and 0 <= float(row["head_p_synth"]) <= 1 for row in rows)
-    generate_here(data, tmp_path / "again", *model, *runs["template-formula"])  # the same seed, another process
+        assert all(
+            math.isfinite(float(row["head_e_hull_eV_per_atom"])) and 0 <= float(row["head_p_synth"]) <= 1
+            for row in rows
+        )
+    generate_here(
+        data, tmp_path / "again", *model, *runs["template-formula"]
+    )  # the same seed, another process
     assert_same_files(tmp_path / "again", tmp_path / "template-formula")
 
 
 class OneAtATime:
-    """A sampler whose k-th proposal puts the k-th of a list of elements on every slot; L_target is the atomic number."""
+    """A sampler whose k-th proposal puts the k-th of a list of elements on every slot; L_target is the atomic
+    number.
+    """
 
     def __init__(self, elements):
         self.elements, self.generator = list(elements), torch.Generator().manual_seed(0)
@@ -208,12 +263,17 @@ class OneAtATime:
 @pytest.mark.parametrize("tau, expected", [(0.1, {"B"}), (1e6, {"B", "Al", "Ga"})])
 def test_of_several_proposals_one_is_drawn_by_its_loss(tau, expected):
     """Cold: the lowest L_target wins; hot: each as likely as the others."""
-    batch = [[(f"honeycomb {k}", ATOMS["honeycomb-A"])] for k in range(60)]  # names of their own: none is passed over
+    batch = [
+        [(f"honeycomb {k}", ATOMS["honeycomb-A"])] for k in range(60)
+    ]  # names of their own: none is passed over
     args = argparse.Namespace(proposals=3, temperature=1.0, tau=tau, device="cpu")
     found = [atoms for _, atoms in structure_generator.propose(batch, OneAtATime(["Al", "B", "Ga"]), 0, args)]
     counts = Counter(atoms.symbols[0] for atoms in found)
     assert set(counts) == expected and min(counts.values()) >= 60 / len(expected) / 2
-    bonds = {atoms.symbols[0]: ase.geometry.get_distances(atoms.positions, cell=atoms.cell, pbc=atoms.pbc)[1][0, 1] for atoms in found}
+    bonds = {
+        atoms.symbols[0]: ase.geometry.get_distances(atoms.positions, cell=atoms.cell, pbc=atoms.pbc)[1][0, 1]
+        for atoms in found
+    }
     for symbol, bond in bonds.items():  # the template takes the size of its new elements
         radius = ase.data.covalent_radii[ase.data.atomic_numbers[symbol]]
         own = ATOMS["honeycomb-A"]
@@ -223,8 +283,19 @@ def test_of_several_proposals_one_is_drawn_by_its_loss(tau, expected):
 
 def test_every_flag_of_the_guide_reaches_it():
     flags = "--cfg-scale 1 --gradient-scale 2 --target-delta-g 3 --max-e-hull 4 --no-synthesizable --weight-e-hull 5"
-    args = structure_generator.build_parser().parse_args([*flags.split(), *"--uncertainty-weight 6 --gradient-cap 7".split()])
-    wanted = dict(cfg_scale=1, gradient_scale=2, delta_g_h=3, e_hull=4, synthesizable=False, weight_e_hull=5, uncertainty_weight=6, cap=7)
+    args = structure_generator.build_parser().parse_args(
+        [*flags.split(), *"--uncertainty-weight 6 --gradient-cap 7".split()]
+    )
+    wanted = dict(
+        cfg_scale=1,
+        gradient_scale=2,
+        delta_g_h=3,
+        e_hull=4,
+        synthesizable=False,
+        weight_e_hull=5,
+        uncertainty_weight=6,
+        cap=7,
+    )
     expected = Guide(**wanted)
     assert structure_generator.guide_of(args) == expected
     assert structure_generator.guide_of(args, ["Mo", "S"]).elements == {"Mo", "S"}
@@ -233,7 +304,18 @@ def test_every_flag_of_the_guide_reaches_it():
 
 
 def test_train_only_names_what_it_does_not_find(data, tmp_path, monkeypatch):
-    flags = ("optimization.py", "--data", data, "--off-equilibrium", "", "--train-only", "head", "--out", tmp_path / "m.pth", *TRAINING)
+    flags = (
+        "optimization.py",
+        "--data",
+        data,
+        "--off-equilibrium",
+        "",
+        "--train-only",
+        "head",
+        "--out",
+        tmp_path / "m.pth",
+        *TRAINING,
+    )
     monkeypatch.setattr(sys, "argv", [*map(str, flags)])
     with pytest.raises(SystemExit, match="head: the model has .*heads, uncertainty"):
         optimization.main()
@@ -244,7 +326,10 @@ def test_each_proposal_starts_from_a_template_of_its_own():
     batch = [[("honeycomb", ATOMS["honeycomb-A"]), ("1T", ATOMS["CdI2-1T"])]] * 2
     args = argparse.Namespace(proposals=3, temperature=1.0, tau=1e-3, device="cpu")
     chosen = structure_generator.propose(batch, OneAtATime(["Al", "B", "Ga"]), 0, args)
-    assert [(name, atoms.get_chemical_formula()) for name, atoms in chosen] == [("1T", "B3"), ("honeycomb", "Al2")]
+    assert [(name, atoms.get_chemical_formula()) for name, atoms in chosen] == [
+        ("1T", "B3"),
+        ("honeycomb", "Al2"),
+    ]
 
 
 def test_an_interrupted_guided_run_continues_to_the_same_structures(data, trained, tmp_path, generate_here):
@@ -283,34 +368,59 @@ def test_the_nulls_make_layers_without_a_model_and_repeat_by_seed(data, tmp_path
     assert all(row["head_delta_g_h_eV"] == "" for row in rows)
     assert_same_files(tmp_path / "a", tmp_path / "b")
     generate_here(data, tmp_path / "c", "--method", method, "--seed", 2)
-    assert {f.name for f in (tmp_path / "a").glob("*.cif")} != {f.name for f in (tmp_path / "c").glob("*.cif")}
+    assert {f.name for f in (tmp_path / "a").glob("*.cif")} != {
+        f.name for f in (tmp_path / "c").glob("*.cif")
+    }
 
 
 def test_the_best_by_the_heads_is_written_and_all_are_listed(data, trained, tmp_path, generate_here):
     """With the mission's own L_target."""
     guide = "--gradient-scale 0 --cfg-scale 0 --proposals 1 --target-delta-g 0.3 --uncertainty-weight 0 --weight-e-hull 1 --max-e-hull 0"
-    generate_here(data, tmp_path, "--checkpoint", trained[0] / "m.pth", *guide.split(), *"--elements any --num 1 --best-of 4".split())
+    generate_here(
+        data,
+        tmp_path,
+        "--checkpoint",
+        trained[0] / "m.pth",
+        *guide.split(),
+        *"--elements any --num 1 --best-of 4".split(),
+    )
     rows = list(csv.DictReader((tmp_path / "generated.csv").open()))
-    loss = lambda row: abs(float(row["head_delta_g_h_eV"]) - 0.3) + max(0, float(row["head_e_hull_eV_per_atom"]))
+    loss = lambda row: (
+        abs(float(row["head_delta_g_h_eV"]) - 0.3) + max(0, float(row["head_e_hull_eV_per_atom"]))
+    )
     assert len(rows) == 4 and [row["kept"] for row in rows].count("True") == 1
     (written,) = tmp_path.glob("*.cif")
-    assert written.stem == min(rows, key=loss)["material_id"] == next(row["material_id"] for row in rows if row["kept"] == "True")
+    assert (
+        written.stem
+        == min(rows, key=loss)["material_id"]
+        == next(row["material_id"] for row in rows if row["kept"] == "True")
+    )
 
 
 def test_refine_relaxes_into_a_folder_of_its_own(data, trained, tmp_path, generate_here, capsys):
     """What fails is named, the heads judge before and after, and the unrefined CIFs stay as they were."""
     flags = ("--checkpoint", trained[0] / "m.pth", "--gradient-scale", 0, "--cfg-scale", 0, "--proposals", 1)
     generate_here(data, tmp_path / "plain", *flags)
-    generate_here(data, tmp_path / "refined", *flags, "--refine", "--potential", "layers:anything", "--jobs", 1)
+    generate_here(
+        data, tmp_path / "refined", *flags, "--refine", "--potential", "layers:anything", "--jobs", 1
+    )
     assert_same_files(tmp_path / "plain", tmp_path / "refined")
     refined = sorted(path.stem for path in (tmp_path / "refined/refined").glob("*.cif"))
     text = capsys.readouterr().out
-    assert refined and f"{len(refined)} of 4 structures refined" in text and text.count("not refined: gen_") == 4 - len(refined)
-    rows = {row["material_id"]: row for row in csv.DictReader((tmp_path / "refined/refined/refined.csv").open())}
+    assert (
+        refined
+        and f"{len(refined)} of 4 structures refined" in text
+        and text.count("not refined: gen_") == 4 - len(refined)
+    )
+    rows = {
+        row["material_id"]: row for row in csv.DictReader((tmp_path / "refined/refined/refined.csv").open())
+    }
     drawn = {row["material_id"]: row for row in csv.DictReader((tmp_path / "refined/generated.csv").open())}
     assert sorted(rows) == refined
     for name, row in rows.items():
-        assert float(row["head_e_hull_eV_per_atom"]) == pytest.approx(float(drawn[name]["head_e_hull_eV_per_atom"]), abs=2e-3)
+        assert float(row["head_e_hull_eV_per_atom"]) == pytest.approx(
+            float(drawn[name]["head_e_hull_eV_per_atom"]), abs=2e-3
+        )
         assert float(row["rmsd_relaxed_A"]) >= 0 and math.isfinite(float(row["head_delta_g_h_eV_refined"]))
 
 

@@ -1,7 +1,7 @@
 """Builds the embedded data with an interatomic potential: python -m data.build --jobs 2
 
-What is in a shard (data/shards/*.jsonl) is never computed again, so the builder may be killed and started at any moment; databases
-and LMDBs are packed from the shards, sorted, and so do not depend on the order of work.
+What is in a shard (data/shards/*.jsonl) is never computed again, so the builder may be killed and started at
+any moment; databases and LMDBs are packed from the shards, sorted, and so do not depend on the order of work.
 """
 
 import argparse
@@ -16,16 +16,36 @@ from models.infra.shards import Shard
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("levels", nargs="*", default=[*LEVELS, "pack"], help=f"which of {', '.join(LEVELS)}, pack to do, in this order")
-    parser.add_argument("--potential", default="sevennet", help="potential that makes the data (models/potentials.py)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "levels",
+        nargs="*",
+        default=[*LEVELS, "pack"],
+        help=f"which of {', '.join(LEVELS)}, pack to do, in this order",
+    )
+    parser.add_argument(
+        "--potential", default="sevennet", help="potential that makes the data (models/potentials.py)"
+    )
     parser.add_argument("--out", type=Path, default=HERE, help="where the shards and the packed files go")
-    parser.add_argument("--hosts", type=Path, help="folder of stage 2 whose layers take hydrogen in the place of the own ones")
-    parser.add_argument("--evaluated", type=Path, nargs="*", metavar="ADSORBED.jsonl",
-                        help="only pack what the oracle said of scored sets (test.py) into her2d_h_generated_*.lmdb")  # fmt: skip
+    parser.add_argument(
+        "--hosts", type=Path, help="folder of stage 2 whose layers take hydrogen in the place of the own ones"
+    )
+    parser.add_argument(
+        "--evaluated",
+        type=Path,
+        nargs="*",
+        metavar="ADSORBED.jsonl",
+        help="only pack what the oracle said of scored sets (test.py) into her2d_h_generated_*.lmdb",
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, one thread each")
-    parser.add_argument("--limit", type=int, default=0, help="only the first so many items of each level, 0 for all")
-    parser.add_argument("--hours", type=float, default=1e6, help="start no new item of a level after this time")
+    parser.add_argument(
+        "--limit", type=int, default=0, help="only the first so many items of each level, 0 for all"
+    )
+    parser.add_argument(
+        "--hours", type=float, default=1e6, help="start no new item of a level after this time"
+    )
     return parser
 
 
@@ -38,11 +58,17 @@ def main():
     for name, (task, items_of) in LEVELS.items():
         if name in args.levels:
             items = items_of({level: shard.sorted_rows() for level, shard in shards.items()})
-            items = (host_items(args.hosts) if args.hosts and name == "adsorption" else items)[: args.limit or None]
+            items = (host_items(args.hosts) if args.hosts and name == "adsorption" else items)[
+                : args.limit or None
+            ]
             work = {item["key"]: (task, item) for item in items}
-            lost = run_jobs(guarded, work, shards[name], args.jobs, start_worker, (args.potential,), name, args.hours)
+            lost = run_jobs(
+                guarded, work, shards[name], args.jobs, start_worker, (args.potential,), name, args.hours
+            )
             if lost:
-                print(f"{name}: {len(lost)} items lost ({next(iter(lost.values()))}); start the builder again")
+                print(
+                    f"{name}: {len(lost)} items lost ({next(iter(lost.values()))}); start the builder again"
+                )
     if "pack" in args.levels:
         pack(shards, args.out, args.potential)
 

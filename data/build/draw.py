@@ -33,19 +33,34 @@ def distributions(folder: Path, path: Path):
     axis = axes[0, 0]
     for prefix, label in (("her2d_h", "H on the rigid host"), ("her2d_h_relaxed", "everything relaxed")):
         values = best_sites(folder, prefix)
-        axis.hist(np.clip(values, -2.5, 3), np.arange(-2.5, 3.01, 0.1), density=True, histtype="step", lw=1.8,
-                  label=f"{label} (n = {len(values)}, {np.mean(np.abs(values) <= 0.2):.0%} within ±0.2 eV)")  # fmt: skip
+        axis.hist(
+            np.clip(values, -2.5, 3),
+            np.arange(-2.5, 3.01, 0.1),
+            density=True,
+            histtype="step",
+            lw=1.8,
+            label=f"{label} (n = {len(values)}, {np.mean(np.abs(values) <= 0.2):.0%} within ±0.2 eV)",
+        )
     axis.axvspan(-0.2, 0.2, color="tab:green", alpha=0.15, lw=0)
-    axis.set(xlabel="ΔG_H of the best site (eV), last bins: beyond", ylabel="density", title="hydrogen adsorption")
+    axis.set(
+        xlabel="ΔG_H of the best site (eV), last bins: beyond", ylabel="density", title="hydrogen adsorption"
+    )
     axis.set_ylim(top=1.25 * axis.get_ylim()[1])
     axis.legend(frameon=False, loc="upper left")
     hull = np.array([row.ehull for row in rows])
     axes[0, 1].hist(hull.clip(-0.1, 1.5), np.arange(-0.1, 1.51, 0.025), color="tab:blue")
     axes[0, 1].axvline(0.1, color="0.5", ls="--", lw=1)
-    axes[0, 1].set(xlabel="E_hull (eV/atom), last bin: beyond", ylabel="layers",
-                   title=f"{len(rows)} layers, {np.mean(hull < 0.1):.0%} below 0.1 eV/atom")  # fmt: skip
+    axes[0, 1].set(
+        xlabel="E_hull (eV/atom), last bin: beyond",
+        ylabel="layers",
+        title=f"{len(rows)} layers, {np.mean(hull < 0.1):.0%} below 0.1 eV/atom",
+    )
     bars(axes[1, 0], Counter(row.prototype for row in rows), "prototypes")
-    bars(axes[1, 1], Counter(symbol for row in rows for symbol in set(row.symbols)), "elements (layers that contain one)")
+    bars(
+        axes[1, 1],
+        Counter(symbol for row in rows for symbol in set(row.symbols)),
+        "elements (layers that contain one)",
+    )
     save(figure, path)
 
 
@@ -62,7 +77,9 @@ def sample(folder: Path, path: Path, count: int, seed: int):
     rows = list(ase.db.connect(folder / "her2d.db").select())
     chosen = [rows[k] for k in np.random.default_rng(seed).choice(len(rows), count, replace=False)]
     columns = 10
-    figure, axes = plt.subplots(2 * -(-count // columns), columns, figsize=(1.7 * columns, 3.6 * -(-count // columns)))
+    figure, axes = plt.subplots(
+        2 * -(-count // columns), columns, figsize=(1.7 * columns, 3.6 * -(-count // columns))
+    )
     for axis in axes.flat:
         axis.set_axis_off()
     for k, row in enumerate(chosen):
@@ -70,14 +87,20 @@ def sample(folder: Path, path: Path, count: int, seed: int):
         draw_layer(top, row.toatoms(), 0, 1)
         draw_layer(side, row.toatoms(), 0, 2)
         top.set_title(f"{subscripts(row.formula)}\n{row.prototype}, {row.ehull:.2f}", fontsize=7)
-    figure.suptitle(f"{count} random layers from above and from the side; prototype, E_hull in eV/atom", fontsize=10)
+    figure.suptitle(
+        f"{count} random layers from above and from the side; prototype, E_hull in eV/atom", fontsize=10
+    )
     figure.tight_layout()
     save(figure, path)
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--data", type=Path, default=HERE, help="folder of the packed data; the figures land in it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, default=HERE, help="folder of the packed data; the figures land in it"
+    )
     parser.add_argument("--count", type=int, default=20, help="layers to render")
     parser.add_argument("--seed", type=int, default=0, help="which layers")
     return parser

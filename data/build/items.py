@@ -1,4 +1,6 @@
-"""What the builder computes: lists of work items, each with its key; adding a metal, a phase or a perturbation is one line."""
+"""What the builder computes: lists of work items, each with its key; adding a metal, a phase or a
+perturbation is one line.
+"""
 
 import itertools
 from collections import Counter
@@ -42,13 +44,26 @@ ELEMENTAL = {
 # Competing binaries, one prototype after the other: AFLOW tag, the element that the metal replaces.
 # Tried for every metal with every nonmetal: rock salt, fluorite.
 ANY_BINARY = [("AB_cF8_225_a_b", "Na"), ("AB2_cF12_225_a_c", "Ca")]
-# Tried where common oxidation states balance: antifluorite, zincblende, CsCl, rutile, ReO3, BiF3 and its inverse, Na3As, La2O3,
+# Tried where common oxidation states balance: antifluorite, zincblende, CsCl, rutile, ReO3, BiF3 and its
+# inverse, Na3As, La2O3,
 # corundum, Nb2O5 (as B2Pd5).
-BALANCED_BINARY = [("AB2_cF12_225_a_c", "F"), ("AB_cF8_216_c_a", "Zn"), ("AB_cP2_221_b_a", "Cs"), ("A2B_tP6_136_f_a", "Ti"),
-                   ("A3B_cP4_221_d_a", "Re"), ("AB3_cF16_225_a_bc", "Bi"), ("AB3_cF16_225_a_bc", "F"), ("AB3_hP8_194_c_bf", "Na"),
-                   ("A3B2_hP5_164_ad_d", "Ni"), ("A2B3_hR10_167_c_e", "Al"), ("A2B5_mC28_15_f_e2f", "B")]  # fmt: skip
+BALANCED_BINARY = [
+    ("AB2_cF12_225_a_c", "F"),
+    ("AB_cF8_216_c_a", "Zn"),
+    ("AB_cP2_221_b_a", "Cs"),
+    ("A2B_tP6_136_f_a", "Ti"),
+    ("A3B_cP4_221_d_a", "Re"),
+    ("AB3_cF16_225_a_bc", "Bi"),
+    ("AB3_cF16_225_a_bc", "F"),
+    ("AB3_hP8_194_c_bf", "Na"),
+    # fmt: skip
+    ("A3B2_hP5_164_ad_d", "Ni"),
+    ("A2B3_hR10_167_c_e", "Al"),
+    ("A2B5_mC28_15_f_e2f", "B"),
+]
 QUARTZ = [("Si", "O"), ("Ge", "O"), ("Be", "F"), ("Be", "Cl"), ("Si", "S"), ("Ti", "O"), ("Zn", "Cl")]
-# Competing ternaries, tried where common oxidation states balance: perovskite, caswellsilverite, BPO4; AFLOW tag, its elements ->
+# Competing ternaries, tried where common oxidation states balance: perovskite, caswellsilverite, BPO4; AFLOW
+# tag, its elements ->
 # candidates.
 TERNARY = {
     "AB3C_cP5_221_a_c_b": dict(Ca=["Na", "K", "Rb", "Cs", "Ca", "Sr", "Ba", "Y"], Ti=TRANSITION + ["Mg", "Al", "Ge", "Sn", "Pb"],
@@ -56,8 +71,11 @@ TERNARY = {
     "ABC2_hR4_166_a_b_c": dict(Na=["Li", "Na", "K", "Cu", "Ag"], Cr=TRANSITION + TRIELS + ["Sb", "Bi"], S=CHALCOGENS),
     "AB4C_tI12_82_c_g_a": dict(B=TRANSITION + TRIELS + ["B", "Sb", "Bi"], P=["P", "As", "V"], O=["O"]),
 }  # fmt: skip
-# Molecules stand for molecular crystals, whose cohesion is small: ASE's G2 set, and shapes: ligand directions, centres, ligands.
-G2 = ("H2O NH3 N2H4 CH4 C2H6 SiH4 PH3 SH2 HF HCl CO2 SO2 N2O NF3 F2O CS2 OCS COF2 ClF ClF3 HCN C2F4 HCF3 H2O2").split()
+# Molecules stand for molecular crystals, whose cohesion is small: ASE's G2 set, and shapes: ligand
+# directions, centres, ligands.
+G2 = (
+    "H2O NH3 N2H4 CH4 C2H6 SiH4 PH3 SH2 HF HCl CO2 SO2 N2O NF3 F2O CS2 OCS COF2 ClF ClF3 HCN C2F4 HCF3 H2O2"
+).split()
 HALF, TALL = 0.5, np.sqrt(0.75)
 PLANAR = [(1, 0, 0), (-HALF, TALL, 0), (-HALF, -TALL, 0)]
 MOLECULES = {
@@ -68,19 +86,50 @@ MOLECULES = {
     "octahedron": ([(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)],
                    [("S Se Te Mo W Re Os Ir Pt", "F"), ("Mo W", "Cl")]),
 }  # fmt: skip
-CAGES = [("P As Sb", "O S Se", False), ("P As", "O S", True)]  # P4O6, and P4O10 with a ligand more on each centre
+CAGES = [
+    ("P As Sb", "O S Se", False),
+    ("P As", "O S", True),
+]  # P4O6, and P4O10 with a ligand more on each centre
 SURFACES = {  # Å, PBE lattice constants, rounded; the potential relaxes them
     fcc111: dict(Pt=3.97, Pd=3.95, Ni=3.52, Cu=3.64, Ag=4.15, Au=4.16, Rh=3.84, Ir=3.87, Al=4.04),
-    hcp0001: dict(Co=2.50, Ru=2.72, Re=2.77, Os=2.76, Ti=2.94, Zr=3.23, Sc=3.32, Zn=2.66, Cd=3.03, Mg=3.20, Hf=3.20, Tc=2.75),
+    hcp0001: dict(
+        Co=2.50,
+        Ru=2.72,
+        Re=2.77,
+        Os=2.76,
+        Ti=2.94,
+        Zr=3.23,
+        Sc=3.32,
+        Zn=2.66,
+        Cd=3.03,
+        Mg=3.20,
+        Hf=3.20,
+        Tc=2.75,
+    ),
     bcc110: dict(Mo=3.16, W=3.19, Nb=3.31, V=3.00, Fe=2.83, Cr=2.85, Ta=3.31),
     fcc100: dict(Pt=3.97, Pd=3.95, Ni=3.52, Cu=3.64, Ag=4.15, Au=4.16, Rh=3.84, Ir=3.87, Al=4.04),
     bcc100: dict(Mo=3.16, W=3.19, Nb=3.31, V=3.00, Fe=2.83, Cr=2.85, Ta=3.31),
 }
 STEPPED = dict(Pt=3.97, Pd=3.95, Ni=3.52, Cu=3.64, Ag=4.15, Au=4.16, Rh=3.84, Ir=3.87)
-ALLOYED = ["Pt", "Pd", "Ni", "Cu", "Ag", "Au", "Rh", "Ir", "Co", "Ru"]  # one as the skin or the second layer of the other
+ALLOYED = [
+    "Pt",
+    "Pd",
+    "Ni",
+    "Cu",
+    "Ag",
+    "Au",
+    "Rh",
+    "Ir",
+    "Co",
+    "Ru",
+]  # one as the skin or the second layer of the other
 PERTURBATIONS = {"strained": 2, "rattled": 2, "noised": 2, "substituted": 2}  # variants of each layer
 HOST_SITES = 3  # of a layer from elsewhere, lowest height scan first: hosts teach, sites do not
-RELAXED_HOSTS = {"train": 260, "val": 60, "test": 100}  # more of the held-out ones than their share, for the sake of the errors
+RELAXED_HOSTS = {
+    "train": 260,
+    "val": 60,
+    "test": 100,
+}  # more of the held-out ones than their share, for the sake of the errors
 
 
 def aflow() -> dict:
@@ -98,7 +147,9 @@ def aflow() -> dict:
 def balanced(fill: dict[str, int]) -> bool:
     """Whether some choice of common oxidation states adds up to zero; `fill` is element -> number of atoms."""
     states = [Element(symbol).common_oxidation_states for symbol in fill]
-    return any(sum(q * n for q, n in zip(choice, fill.values())) == 0 for choice in itertools.product(*states))
+    return any(
+        sum(q * n for q, n in zip(choice, fill.values())) == 0 for choice in itertools.product(*states)
+    )
 
 
 def _phase(prototypes: dict, tag: str, fill: dict[str, str]):
@@ -113,7 +164,10 @@ def _is_balanced(atoms: Atoms) -> bool:
 
 
 def _binaries(prototypes: dict):
-    pairs = sorted((p for p in itertools.product(METALS, NONMETALS) if p[0] != p[1]), key=lambda pair: digest("".join(pair)))
+    pairs = sorted(
+        (p for p in itertools.product(METALS, NONMETALS) if p[0] != p[1]),
+        key=lambda pair: digest("".join(pair)),
+    )
     for (tag, replaced), (metal, nonmetal) in itertools.product([*ANY_BINARY, *BALANCED_BINARY], pairs):
         (other,) = set(prototypes[tag].symbols) - {replaced}
         fill = {replaced: metal, other: nonmetal}
@@ -204,7 +258,9 @@ def layer_items() -> list[dict]:
     for prototype in PROTOTYPES:
         for fill in sensible_fills(prototype):
             key = f"{prototype.name}:{'-'.join(fill.values())}"
-            atoms = substitute(prototype.atoms(), {prototype.reference[slot]: element for slot, element in fill.items()})
+            atoms = substitute(
+                prototype.atoms(), {prototype.reference[slot]: element for slot, element in fill.items()}
+            )
             items[key] = {"key": key, "prototype": prototype.name, "atoms": pack_atoms(atoms)}
     return sorted(items.values(), key=lambda item: digest(item["key"]))
 
@@ -216,31 +272,46 @@ def _surfaces():
     for metal, a in STEPPED.items():
         yield f"fcc211:{metal}", fcc211(metal, (3, 1, 3), a=a, vacuum=8.0)
     lattice = {**SURFACES[hcp0001], **{metal: a / np.sqrt(2) for metal, a in SURFACES[fcc111].items()}}
-    for (host, guest), (place, layer) in itertools.product(itertools.permutations(ALLOYED, 2), (("skin", 3), ("buried", 2))):
+    for (host, guest), (place, layer) in itertools.product(
+        itertools.permutations(ALLOYED, 2), (("skin", 3), ("buried", 2))
+    ):
         slab = fcc111(host, (1, 1, 4), a=lattice[host] * np.sqrt(2), vacuum=8.0)
         slab.symbols[layer] = guest
         yield f"{place}:{guest}/{host}", slab
 
 
 def surface_items() -> list[dict]:
-    """Close-packed, open and stepped metal surfaces, and those with one layer of another metal, as skin or buried below."""
-    made = ((key, layer_atoms(slab.numbers, slab.positions, slab.cell.array[:2, :2])) for key, slab in _surfaces())
+    """Close-packed, open and stepped metal surfaces, and those with one layer of another metal, as skin or
+    buried below.
+    """
+    made = (
+        (key, layer_atoms(slab.numbers, slab.positions, slab.cell.array[:2, :2])) for key, slab in _surfaces()
+    )
     return [{"key": key, "atoms": pack_atoms(slab), "relax": True} for key, slab in made]
 
 
 def adsorption_items(layers: list[dict]) -> list[dict]:
-    """Pure metal surfaces, which literature knows; then alloys and the layers that were kept, mixed, so that a set cut short is a
-    sample of the whole."""
-    kept = [{"key": row["key"], "atoms": row["atoms"], "energy": row["energy"]} for row in layers if row["reason"] == ""]
+    """Pure metal surfaces, which literature knows; then alloys and the layers that were kept, mixed, so that
+    a set cut short is a sample of the whole."""
+    kept = [
+        {"key": row["key"], "atoms": row["atoms"], "energy": row["energy"]}
+        for row in layers
+        if row["reason"] == ""
+    ]
     is_alloy = lambda item: "/" in item["key"] or "relax" not in item
     return sorted([*surface_items(), *kept], key=lambda item: (is_alloy(item), digest(item["key"])))
 
 
 def host_items(folder: Path) -> list[dict]:
-    """The layers of a folder of stage 2, shuffled by hash: to be relaxed, and H to be tried at their best HOST_SITES only."""
+    """The layers of a folder of stage 2, shuffled by hash: to be relaxed, and H to be tried at their best
+    HOST_SITES only.
+    """
     splits = [path.stem for path in sorted(Path(folder).glob("processed/*.pt"))]
     graphs = [graph for split in splits for graph in LayerGraphs(folder, split)]
-    items = [{"key": graph.uid, "atoms": pack_atoms(graph_atoms(graph)), "relax": True, "top": HOST_SITES} for graph in graphs]
+    items = [
+        {"key": graph.uid, "atoms": pack_atoms(graph_atoms(graph)), "relax": True, "top": HOST_SITES}
+        for graph in graphs
+    ]
     return sorted(items, key=lambda item: digest("host" + item["key"]))
 
 

@@ -1,5 +1,6 @@
-"""The levels of the embedded data: reference phases, layers, their off-equilibrium variants, hydrogen on rigid layers and metal
-surfaces, hydrogen with everything relaxed. Each is a list of work items (items.py) and an append-only shard of JSON lines.
+"""The levels of the embedded data: reference phases, layers, their off-equilibrium variants, hydrogen on
+rigid layers and metal surfaces, hydrogen with everything relaxed. Each is a list of work items (items.py) and
+an append-only shard of JSON lines.
 """
 
 import time
@@ -69,7 +70,9 @@ def relax_candidate(item: dict) -> dict:
 
 
 def adsorb_on(item: dict) -> dict:
-    """Rigid ΔE_H at the symmetry-distinct sites of a host, all or the best few, in the smallest supercell with H–H >= 6 Å."""
+    """Rigid ΔE_H at the symmetry-distinct sites of a host, all or the best few, in the smallest supercell
+    with H–H >= 6 Å.
+    """
     calculator = _worker["calculator"]
     host = unpack_atoms(item["atoms"])
     energy = item.get("energy")
@@ -78,9 +81,13 @@ def adsorb_on(item: dict) -> dict:
         host, energy = extract_layer(relaxed.atoms).atoms, relaxed.energy
     energy = single_point(roomy(host), calculator) if energy is None else energy
     rows, slab = [], None
-    for result in adsorb(host, calculator, adsorption_sites(host), energy, _worker["half_h2"], top=item.get("top", 0)):
+    for result in adsorb(
+        host, calculator, adsorption_sites(host), energy, _worker["half_h2"], top=item.get("top", 0)
+    ):
         slab = slab or result.start[:-1]
-        to_slab = slab.positions[0] - result.start.positions[0]  # each pose is centred together with its own H
+        to_slab = (
+            slab.positions[0] - result.start.positions[0]
+        )  # each pose is centred together with its own H
         rows.append(
             {
                 "kind": result.site.kind,
@@ -102,12 +109,20 @@ def perturb(item: dict) -> dict:
     variants = []
     for kind, atoms in perturbations(unpack_atoms(item["atoms"]), item["key"], elements):
         packed = pack_atoms(atoms)
-        variants.append({"kind": kind, **packed, "energy": round(single_point(unpack_atoms(packed), _worker["calculator"]), 5)})
+        variants.append(
+            {
+                "kind": kind,
+                **packed,
+                "energy": round(single_point(unpack_atoms(packed), _worker["calculator"]), 5),
+            }
+        )
     return {"variants": variants, "reason": ""}
 
 
 def relax_adsorbed(item: dict) -> dict:
-    """ΔE_H with everything relaxed at a host's best rigid sites; then H is taken off and the slab relaxed again."""
+    """ΔE_H with everything relaxed at a host's best rigid sites; then H is taken off and the slab relaxed
+    again.
+    """
     calculator, row = _worker["calculator"], item["row"]
     slab = unpack_atoms(row["sites"][0]["slab"])
     layers = len(slab) // len(row["host"]["numbers"])
@@ -129,7 +144,13 @@ def relax_adsorbed(item: dict) -> dict:
                 "flag": free.flag,
             }
         )
-    return {"slab": row["sites"][0]["slab"], "host": row["host"], "energy": row["energy"], "sites": sites, "reason": ""}
+    return {
+        "slab": row["sites"][0]["slab"],
+        "host": row["host"],
+        "energy": row["energy"],
+        "sites": sites,
+        "reason": "",
+    }
 
 
 def guarded(named: tuple) -> dict:
@@ -139,7 +160,9 @@ def guarded(named: tuple) -> dict:
     try:
         row = task(item)
     except Exception as error:
-        row = {"reason": f"{type(error).__name__}: {error}"[:200]} | {k: item[k] for k in ("atoms", "prototype") if k in item}
+        row = {"reason": f"{type(error).__name__}: {error}"[:200]} | {
+            k: item[k] for k in ("atoms", "prototype") if k in item
+        }
     return row | {"seconds": round(time.time() - begin, 2)}
 
 
@@ -160,5 +183,7 @@ def claim(path: Path, potential: str) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.read_text().strip() != potential:
-        raise SystemExit(f"{path.parent} was made with {path.read_text().strip()}: give another --out for {potential}")
+        raise SystemExit(
+            f"{path.parent} was made with {path.read_text().strip()}: give another --out for {potential}"
+        )
     path.write_text(potential + "\n")

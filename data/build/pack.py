@@ -1,4 +1,6 @@
-"""Packs the builder's shards into what the pipeline reads: ASE databases in C2DB's schema and OC20-schema LMDBs."""
+"""Packs the builder's shards into what the pipeline reads: ASE databases in C2DB's schema and OC20-schema
+LMDBs.
+"""
 
 import csv
 import json
@@ -25,10 +27,16 @@ from models.physics.potentials import load_potential
 
 HERE = ROOT / "data"
 TABLE_NAMES = {  # names of known_layers.csv -> of prototypes.py, where they differ
-    "BN": {"graphene"}, "silicene": {"silicene", "honeycomb-A"}, "graphene": {"graphene", "honeycomb-A"},
-    "MgOH2": {"brucite"}, "perovskite": {"K2NiF4"}, "RuCl3": {"CrI3"}, "MPX3": {"CrGeTe3"},
-    "MXene-M2XT2": {"MXene-M2XT2", "MXene-M2X(OH)2"}, "other": {"MnBi2Te4", "Janus-1T", "CuI"},
-}  # fmt: skip
+    "BN": {"graphene"},
+    "silicene": {"silicene", "honeycomb-A"},
+    "graphene": {"graphene", "honeycomb-A"},
+    "MgOH2": {"brucite"},
+    "perovskite": {"K2NiF4"},
+    "RuCl3": {"CrI3"},
+    "MPX3": {"CrGeTe3"},
+    "MXene-M2XT2": {"MXene-M2XT2", "MXene-M2X(OH)2"},
+    "other": {"MnBi2Te4", "Janus-1T", "CuI"},
+}
 
 
 def known_layers() -> dict:
@@ -110,11 +118,15 @@ def _flagged(slab: Atoms, end: np.ndarray, site: dict) -> str:
     """Why a site's end is no adsorption, judged anew but for what only the builder saw; empty if it is one."""
     pose = Atoms([*slab.numbers, 1], end, cell=slab.cell, pbc=slab.pbc)
     reconstructed = "reconstructed" if site["flag"] == "reconstructed" else ""
-    return adsorption_flag(pose, site["face"]) or reconstructed or ("" if site["converged"] else "not converged")
+    return (
+        adsorption_flag(pose, site["face"]) or reconstructed or ("" if site["converged"] else "not converged")
+    )
 
 
 def adsorption_records(row, sid: int):
-    """OC20-schema records of a host's sites, rigid or relaxed; what is no adsorption is counted, not trained on."""
+    """OC20-schema records of a host's sites, rigid or relaxed; what is no adsorption is counted, not trained
+    on.
+    """
     records, dropped = [], Counter()
     if row["reason"]:
         return records, Counter({"calculation failed" if ":" in row["reason"] else row["reason"]: 1})
@@ -151,32 +163,54 @@ def evaluated_rows(path: Path) -> list[dict]:
     """What the oracle said of a set, as rows of the relaxed level: the best site of each layer.
 
     Args:
-        path: adsorbed.jsonl, which test.py and evaluate_external.py leave. Where H started is the site of the same kind and face that
-            its pose is nearest to.
+        path: adsorbed.jsonl, which test.py and evaluate_external.py leave. Where H started is the site of the
+            same kind and face that its pose is nearest to.
     """
     rows = []
     for result in Shard(path).rows.values():
         if result["pose"] is None:
             continue
         layer, pose = unpack_atoms(result["layer"]), unpack_atoms(result["pose"])
-        starts = [(site, roomy(with_hydrogen(layer, site))) for site in adsorption_sites(layer) if site.label == result["row"]["h_site"]]
+        starts = [
+            (site, roomy(with_hydrogen(layer, site)))
+            for site in adsorption_sites(layer)
+            if site.label == result["row"]["h_site"]
+        ]
         apart = lambda start: find_mic(start[1].positions[-1] - pose.positions[-1], pose.cell, pose.pbc)[1]
         if not starts:  # one bad structure costs one row
             print(f"not packed: {result['key']} has no site {result['row']['h_site']}")
             continue
         site, start = min(starts, key=apart)
         delta_e = result["row"]["delta_g_h_oracle_eV"] - result["correction"]
-        found = {"kind": site.kind, "face": site.face, "start": start.positions[-1].tolist(), "end": pose.positions.tolist(),
-                 "delta_e": delta_e, "converged": True, "flag": ""}  # fmt: skip
-        key = f"{layer.get_chemical_formula()} {layer_group(layer)} {delta_e:.2f} eV"  # what two sets both hold counts once
-        rows.append({"key": key, "reason": "", "slab": pack_atoms(start[:-1]), "host": pack_atoms(layer), "sites": [found]})
+        found = {
+            "kind": site.kind,
+            "face": site.face,
+            "start": start.positions[-1].tolist(),
+            "end": pose.positions.tolist(),
+            "delta_e": delta_e,
+            "converged": True,
+            "flag": "",
+        }
+        # what two sets both hold counts once
+        key = f"{layer.get_chemical_formula()} {layer_group(layer)} {delta_e:.2f} eV"
+        rows.append(
+            {
+                "key": key,
+                "reason": "",
+                "slab": pack_atoms(start[:-1]),
+                "host": pack_atoms(layer),
+                "sites": [found],
+            }
+        )
     return rows
 
 
 def pack_evaluated(paths: list[Path], out: Path) -> None:
     """her2d_h_generated_{train,val,test}.lmdb of what the oracle said of several sets."""
     rows = {row["key"]: row for path in paths for row in evaluated_rows(path)}
-    print(json.dumps(pack_adsorption([rows[key] for key in sorted(rows)], out, "her2d_h_generated"), indent=1))
+    print(
+        json.dumps(pack_adsorption([rows[key] for key in sorted(rows)], out, "her2d_h_generated"), indent=1)
+    )
 
 
 def pack_adsorption(rows, out: Path, prefix: str) -> dict:
@@ -196,8 +230,10 @@ def pack_adsorption(rows, out: Path, prefix: str) -> dict:
 
 
 def pack_perturbed(rows, hull: Hull, path: Path) -> dict:
-    """perturbed.pt, tensors of M structures one after another: natoms [M], atomic_numbers [ΣN], pos [ΣN, 3] Å, cell [M, 3, 3] Å,
-    e_hull [M] eV/atom above the hull (single points, not relaxed), kind [M] and uid [M] (the layer's)."""
+    """perturbed.pt, tensors of M structures one after another: natoms [M], atomic_numbers [ΣN], pos [ΣN, 3]
+    Å, cell [M, 3, 3] Å, e_hull [M] eV/atom above the hull (single points, not relaxed), kind [M] and uid [M]
+    (the layer's).
+    """
     fields = {name: [] for name in ("natoms", "atomic_numbers", "pos", "cell", "e_hull", "kind", "uid")}
     dropped = Counter()
     for row in rows:
@@ -227,7 +263,11 @@ def pack_perturbed(rows, hull: Hull, path: Path) -> dict:
                 fields[name].append(value)
     if fields["natoms"]:
         joined = {name: torch.cat(fields[name]) for name in ("atomic_numbers", "pos")}
-        tensors = {"natoms": torch.tensor(fields["natoms"]), "cell": torch.stack(fields["cell"]), "e_hull": torch.tensor(fields["e_hull"])}
+        tensors = {
+            "natoms": torch.tensor(fields["natoms"]),
+            "cell": torch.stack(fields["cell"]),
+            "e_hull": torch.tensor(fields["e_hull"]),
+        }
         save_checkpoint(path, {**fields, **joined, **tensors})
     return {"structures": dict(Counter(fields["kind"])), "dropped": dict(dropped)}
 
@@ -248,7 +288,10 @@ def pack(shards: dict, out: Path, potential: str) -> None:
     counts |= {
         "adsorption": pack_adsorption(rows["adsorption"], out, "her2d_h"),
         "adsorption_relaxed": pack_adsorption(rows["relaxed"], out, "her2d_h_relaxed"),
-        "core_hours": {level: round(sum(row.get("seconds", 0) for row in found) / 3600, 2) for level, found in rows.items()},
+        "core_hours": {
+            level: round(sum(row.get("seconds", 0) for row in found) / 3600, 2)
+            for level, found in rows.items()
+        },
     }
     write_json(out / "data.json", counts)
     print(json.dumps(counts, indent=1))

@@ -1,7 +1,8 @@
 """Measures the potential and the hull against DFT: python -m data.build.validate
 
-C2DB's formation energies and hull distances, hydrogen on single-atom catalysts (geometries given), and the literature's
-ΔG_H. Writes data/validation.json and data/validation.png; what of the reference data is missing is left out, and said.
+C2DB's formation energies and hull distances, hydrogen on single-atom catalysts (geometries given), and the
+literature's ΔG_H. Writes data/validation.json and data/validation.png; what of the reference data is missing
+is left out, and said.
 """
 
 import argparse
@@ -27,9 +28,18 @@ from models.physics.potentials import load_potential, single_point
 
 HERE = ROOT / "data"
 REFERENCE = Path(os.environ.get("HER2D_REFERENCE_DATA", HERE.parent / "../shared/data"))
-SURFACES = {"(111)": "fcc111", "(0001)": "hcp0001", "(110)": "bcc110", "(001)": "fcc100"}  # of the literature -> of data/items.py
-LAYERS = {"MoS2 basal plane": "MoS2-2H:Mo-S", "graphene": "honeycomb-A:C", "Mo2CO2 (Mo2CTx)": "MXene-M2XT2:Mo-C-O",
-          "Ti2CO2 (Ti2CTx)": "MXene-M2XT2:Ti-C-O"}  # fmt: skip
+SURFACES = {
+    "(111)": "fcc111",
+    "(0001)": "hcp0001",
+    "(110)": "bcc110",
+    "(001)": "fcc100",
+}  # of the literature -> of data/items.py
+LAYERS = {
+    "MoS2 basal plane": "MoS2-2H:Mo-S",
+    "graphene": "honeycomb-A:C",
+    "Mo2CO2 (Mo2CTx)": "MXene-M2XT2:Mo-C-O",
+    "Ti2CO2 (Ti2CTx)": "MXene-M2XT2:Ti-C-O",
+}
 STABLE = 0.1  # eV/atom
 
 
@@ -38,9 +48,14 @@ def errors(predicted, true) -> dict:
     predicted, true = np.array(predicted), np.array(true)
     error = predicted - true
     return {
-        "n": len(true), "bias": error.mean(), "mae": abs(error).mean(), "median": np.median(abs(error)),
-        "rmse": np.sqrt((error**2).mean()), "r": np.corrcoef(predicted, true)[0, 1], "slope": np.polyfit(true, predicted, 1)[0],
-    }  # fmt: skip
+        "n": len(true),
+        "bias": error.mean(),
+        "mae": abs(error).mean(),
+        "median": np.median(abs(error)),
+        "rmse": np.sqrt((error**2).mean()),
+        "r": np.corrcoef(predicted, true)[0, 1],
+        "slope": np.polyfit(true, predicted, 1)[0],
+    }
 
 
 def corrected_on_halves(predicted, true, seed: int = 0) -> dict:
@@ -55,15 +70,21 @@ def corrected_on_halves(predicted, true, seed: int = 0) -> dict:
 
 
 def fitted_references(formulas: list[str], e_form, hform, huber: float = 0.05, ridge: float = 0.02) -> dict:
-    """Errors on val and test formulas of E_form with an energy per element added that was fitted, robustly, on training formulas."""
+    """Errors on val and test formulas of E_form with an energy per element added that was fitted, robustly,
+    on training formulas.
+    """
     compositions = [Composition(formula) for formula in formulas]
     elements = sorted({element for composition in compositions for element in composition})
-    shares = np.array([[composition.get_atomic_fraction(element) for element in elements] for composition in compositions])
+    shares = np.array(
+        [[composition.get_atomic_fraction(element) for element in elements] for composition in compositions]
+    )
     train = np.array([split_of(formula) == "train" for formula in formulas])
     weights, shift = np.ones(train.sum()), np.zeros(len(elements))
     for _ in range(30):
         weighted = shares[train].T * weights
-        shift = np.linalg.solve(weighted @ shares[train] + ridge * np.eye(len(elements)), weighted @ (hform - e_form)[train])
+        shift = np.linalg.solve(
+            weighted @ shares[train] + ridge * np.eye(len(elements)), weighted @ (hform - e_form)[train]
+        )
         weights = np.minimum(1, huber / np.maximum(np.abs((hform - e_form - shares @ shift)[train]), 1e-9))
     return errors((e_form + shares @ shift)[~train], hform[~train])
 
@@ -83,35 +104,54 @@ def against_c2db(calculator, count: int, seed: int = 0) -> tuple[dict, dict]:
         except ValueError as error:
             skipped[str(error)] = skipped.get(str(error), 0) + 1
             continue
-        found.append((row.formula, stability.e_form, row.hform, stability.e_hull, row.ehull, stability.phases))
+        found.append(
+            (row.formula, stability.e_form, row.hform, stability.e_hull, row.ehull, stability.phases)
+        )
     e_form, hform, e_hull, ehull, phases = np.array([row[1:] for row in found]).T
     called, true = e_hull < STABLE, ehull < STABLE
     formulas = [row[0] for row in found]
     summary = {
-        "hform": errors(e_form, hform), "hform, references fitted on training formulas": fitted_references(formulas, e_form, hform),
+        "hform": errors(e_form, hform),
+        "hform, references fitted on training formulas": fitted_references(formulas, e_form, hform),
         "ehull": errors(e_hull, ehull),
         "ehull where compounds compete": errors(e_hull[phases > 0], ehull[phases > 0]),
-        "stable below 0.1 eV/atom": {"precision": (called & true).sum() / called.sum(), "recall": (called & true).sum() / true.sum(),
-                                     "share called": called.mean(), "share true": true.mean()},
+        "stable below 0.1 eV/atom": {
+            "precision": (called & true).sum() / called.sum(),
+            "recall": (called & true).sum() / true.sum(),
+            "share called": called.mean(),
+            "share true": true.mean(),
+        },
         "skipped": skipped,
-    }  # fmt: skip
-    return summary, {"E_form (eV/atom)": (hform, e_form, "eV/atom"), "E_hull (eV/atom)": (ehull, e_hull, "eV/atom")}
+    }
+    return summary, {
+        "E_form (eV/atom)": (hform, e_form, "eV/atom"),
+        "E_hull (eV/atom)": (ehull, e_hull, "eV/atom"),
+    }
 
 
 def against_sac(calculator, dimenet: Path) -> tuple[dict, dict]:
-    """ΔE_H of metal@N-graphene at DFT's geometries: by single points of slab and slab + H, and by DimeNet++, which has seen no such
-    host, from the geometry with H (its own use is a starting pose)."""
+    """ΔE_H of metal@N-graphene at DFT's geometries: by single points of slab and slab + H, and by DimeNet++,
+    which has seen no such host, from the geometry with H (its own use is a starting pose)."""
     frames = read(REFERENCE / "sac_her" / "sac_her_dft.extxyz", ":")
     half_h2 = hydrogen_energy(calculator)
     model, graphs, predicted, true = load_dimenet(dimenet), [], [], []
-    for slab, slab_h in tqdm(list(zip(frames[::2], frames[1::2])), desc="single-atom catalysts", mininterval=5):
+    for slab, slab_h in tqdm(
+        list(zip(frames[::2], frames[1::2])), desc="single-atom catalysts", mininterval=5
+    ):
         predicted.append(single_point(slab_h, calculator) - single_point(slab, calculator) - half_h2)
         true.append(slab_h.info["dE_H_dft_eV"])
         graphs.append(adsorption_graph(slab_h, np.where(slab_h.numbers == 1, ADSORBATE, 1), model.cutoff))
     guessed = predict(model, graphs)
-    summary = {"as it is": errors(predicted, true), "line fitted on the other half": corrected_on_halves(predicted, true),
-               "DimeNet++": errors(guessed, true), "always the mean": {"mae": np.abs(true - np.mean(true)).mean()}}  # fmt: skip
-    return summary, {"ΔE_H, single-atom catalysts (eV)": (true, predicted, "eV"), "the same by DimeNet++ (eV)": (true, guessed, "eV")}
+    summary = {
+        "as it is": errors(predicted, true),
+        "line fitted on the other half": corrected_on_halves(predicted, true),
+        "DimeNet++": errors(guessed, true),
+        "always the mean": {"mae": np.abs(true - np.mean(true)).mean()},
+    }
+    return summary, {
+        "ΔE_H, single-atom catalysts (eV)": (true, predicted, "eV"),
+        "the same by DimeNet++ (eV)": (true, guessed, "eV"),
+    }
 
 
 def against_literature(shard: Path) -> tuple[dict, dict]:
@@ -120,21 +160,39 @@ def against_literature(shard: Path) -> tuple[dict, dict]:
     for entry in csv.DictReader((HERE / "literature_delta_g_h.csv").open()):
         surface = f"{SURFACES.get(entry['surface'])}:{entry['host_formula']}"
         key = surface if entry["kind"] == "metal_surface" else LAYERS.get(entry["system"])
-        good = [site["delta_e"] for site in rows.get(key, {}).get("sites", []) if site["converged"] and not site["flag"]]
+        good = [
+            site["delta_e"]
+            for site in rows.get(key, {}).get("sites", [])
+            if site["converged"] and not site["flag"]
+        ]
         if good:
-            pairs.append((entry["system"], entry["functional"], float(entry["delta_g_h_eV"]), min(good) + CORRECTION))
+            pairs.append(
+                (entry["system"], entry["functional"], float(entry["delta_g_h_eV"]), min(good) + CORRECTION)
+            )
     predicted, true = [p[3] for p in pairs], [p[2] for p in pairs]
-    summary = {"all": errors(predicted, true), "line fitted on the other half": corrected_on_halves(predicted, true),
-               "pairs": [dict(zip(("system", "functional", "literature", "oracle"), pair)) for pair in pairs]}  # fmt: skip
+    summary = {
+        "all": errors(predicted, true),
+        "line fitted on the other half": corrected_on_halves(predicted, true),
+        "pairs": [dict(zip(("system", "functional", "literature", "oracle"), pair)) for pair in pairs],
+    }
     return summary, {"ΔG_H, literature (eV)": (true, predicted, "eV")}
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--potential", default="sevennet", help="the potential that made the data")
-    parser.add_argument("--dimenet", type=Path, default=HERE.parent / "models" / "weights" / "dimenet.pt", help="checkpoint of stage 1")
+    parser.add_argument(
+        "--dimenet",
+        type=Path,
+        default=HERE.parent / "models" / "weights" / "dimenet.pt",
+        help="checkpoint of stage 1",
+    )
     parser.add_argument("--rows", type=int, default=1000, help="random rows of C2DB")
-    parser.add_argument("--out", type=Path, default=HERE / "validation.json", help="the figure lands beside it")
+    parser.add_argument(
+        "--out", type=Path, default=HERE / "validation.json", help="the figure lands beside it"
+    )
     return parser
 
 
@@ -155,7 +213,9 @@ def main():
             print(f"{name}: left out, {error.filename} is missing (HER2D_REFERENCE_DATA names its folder)")
     write_json(args.out, summary)
     parity(panels, "DFT", "predicted", args.out.with_suffix(".png"))
-    brief = lambda value: {k: brief(v) for k, v in value.items() if k != "pairs"} if isinstance(value, dict) else value
+    brief = lambda value: (
+        {k: brief(v) for k, v in value.items() if k != "pairs"} if isinstance(value, dict) else value
+    )
     print(json.dumps(brief(json.loads(args.out.read_text())), indent=1))
 
 

@@ -19,12 +19,17 @@ FAMILIES = {
     "late_metal": "Co Ni Cu Zn Rh Pd Ag Cd Ir Pt Au Hg",
     "f_block": "La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Ac Th Pa U Np Pu",
 }
-FAMILY_NUMBERS = {name: [atomic_numbers[symbol] for symbol in symbols.split()] for name, symbols in FAMILIES.items()}
+FAMILY_NUMBERS = {
+    name: [atomic_numbers[symbol] for symbol in symbols.split()] for name, symbols in FAMILIES.items()
+}
 COMPOSITION_FEATURES = (
     *(f"{name}_{statistic}" for name in ELEMENTAL for statistic in STATISTICS),
     *(f"share_{name}" for name in FAMILIES),
-    "elements", "largest_fraction", "smallest_fraction", "charge_imbalance",
-)  # fmt: skip
+    "elements",
+    "largest_fraction",
+    "smallest_fraction",
+    "charge_imbalance",
+)
 
 
 @cache
@@ -43,11 +48,20 @@ def composition_features(numbers: np.ndarray) -> list[float]:
     mean, low, high = share @ table, table.min(0), table.max(0)
     statistics = np.column_stack([mean, low, high, high - low, np.sqrt(share @ (table - mean) ** 2)])
     families = [share[np.isin(kinds, members)].sum() for members in FAMILY_NUMBERS.values()]
-    return [*statistics.ravel(), *families, len(kinds), share.max(), share.min(), _charge_imbalance(kinds, share)]
+    return [
+        *statistics.ravel(),
+        *families,
+        len(kinds),
+        share.max(),
+        share.min(),
+        _charge_imbalance(kinds, share),
+    ]
 
 
 def _charge_imbalance(kinds: np.ndarray, share: np.ndarray) -> float:
-    """Smallest |charge| an atom over all choices of one common oxidation state an element; 0 for a pure element."""
+    """Smallest |charge| an atom over all choices of one common oxidation state an element; 0 for a pure
+    element.
+    """
     if len(kinds) == 1:
         return 0.0
     states = [Element.from_Z(int(kind)).common_oxidation_states or (0,) for kind in kinds]

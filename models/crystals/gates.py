@@ -1,4 +1,6 @@
-"""The gates of the evaluator: is a structure a free-standing two-dimensional crystal, and is it chemically possible?"""
+"""The gates of the evaluator: is a structure a free-standing two-dimensional crystal, and is it chemically
+possible?
+"""
 
 from ase import Atoms
 from smact.screening import smact_validity
@@ -17,6 +19,7 @@ from models.crystals.matching import layer_group
 
 VERDICTS = ("2D", "layer too thick", "layers too close", "several layers", "chain", "molecule", "3D network")
 
+
 def verdict(atoms: Atoms) -> tuple[str, Atoms | None, dict]:
     """What a structure is, one of VERDICTS.
 
@@ -30,7 +33,11 @@ def verdict(atoms: Atoms) -> tuple[str, Atoms | None, dict]:
     except NotALayer:
         kinds = {0: "molecule", 1: "chain", 2: "several layers", 3: "3D network"}
         return kinds[directions], None, measures
-    measures |= {"vacuum_A": layer.vacuum, "thickness_A": layer.thickness, "layer_group": layer_group(layer.atoms)}
+    measures |= {
+        "vacuum_A": layer.vacuum,
+        "thickness_A": layer.thickness,
+        "layer_group": layer_group(layer.atoms),
+    }
     if layer.vacuum < MIN_VACUUM:
         return "layers too close", None, measures
     if layer.thickness > MAX_THICKNESS:
@@ -59,7 +66,12 @@ def gates(atoms: Atoms) -> tuple[dict, Atoms | None, str]:
     formula, ratio = reduced_formula(atoms), min_distance_ratio(atoms)
     smact = bool(smact_validity(formula))
     row = {
-        "formula": formula, "n_atoms": len(atoms), "min_dist_ratio": ratio, "smact_valid": smact,
-        "valid": ratio >= OVERLAP_SCALE and smact, "two_d": layer is not None, "verdict": name,
-    }  # fmt: skip
+        "formula": formula,
+        "n_atoms": len(atoms),
+        "min_dist_ratio": ratio,
+        "smact_valid": smact,
+        "valid": ratio >= OVERLAP_SCALE and smact,
+        "two_d": layer is not None,
+        "verdict": name,
+    }
     return row | measures, layer, reason(name, measures)

@@ -18,6 +18,7 @@ OVERLAP_SCALE = 0.7  # an overlap: d < OVERLAP_SCALE * (r_i + r_j)
 VACUUM = 15.0  # Å of vacuum that every stored layer has
 MIN_VACUUM, MAX_THICKNESS = 10.0, 12.0  # Å
 
+
 class NotALayer(ValueError):
     """The structure is not one connected component that is periodic in exactly two directions."""
 
@@ -67,7 +68,9 @@ def min_distance_ratio(atoms: Atoms) -> float:
 
 
 def components(atoms: Atoms, scale: float = BOND_SCALE) -> list[Component]:
-    """Connected components of the periodic bond graph, each with the lattice of translations it repeats under."""
+    """Connected components of the periodic bond graph, each with the lattice of translations it repeats
+    under.
+    """
     i, j, shift, _ = bond_ratios(atoms, scale)
     neighbours = [[] for _ in atoms]
     for a, b, s in zip(i, j, shift):
@@ -99,7 +102,9 @@ def _integer_basis(vectors) -> np.ndarray:
     done = 0
     for column in range(3):
         while np.count_nonzero(rows[done:, column]) > 1:
-            pivot = done + np.argmin(np.where(rows[done:, column], abs(rows[done:, column]), np.iinfo(int).max))
+            pivot = done + np.argmin(
+                np.where(rows[done:, column], abs(rows[done:, column]), np.iinfo(int).max)
+            )
             rows[[done, pivot]] = rows[[pivot, done]]
             rows[done + 1 :] -= np.outer(rows[done + 1 :, column] // rows[done, column], rows[done])
         nonzero = np.flatnonzero(rows[done:, column])
@@ -203,7 +208,9 @@ def primitive_layer(atoms: Atoms, symprec: float) -> Atoms:
     Args:
         symprec: Å within which a translation maps the layer onto itself.
     """
-    found = spglib.get_symmetry((atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), symprec=symprec)
+    found = spglib.get_symmetry(
+        (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), symprec=symprec
+    )
     if found is None:
         return atoms
     shifts = found["translations"][(found["rotations"] == np.eye(3, dtype=int)).all((1, 2))]

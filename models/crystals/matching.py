@@ -40,7 +40,9 @@ class Fingerprint:
 
     @cached_property
     def structure(self):
-        thin = layer_atoms(self.atoms.numbers, self.atoms.positions, self.atoms.cell.array[:2, :2], vacuum=GAP)
+        thin = layer_atoms(
+            self.atoms.numbers, self.atoms.positions, self.atoms.cell.array[:2, :2], vacuum=GAP
+        )
         return Structure(Lattice(thin.cell.array), thin.get_chemical_symbols(), thin.get_scaled_positions())
 
     def same(self, other: "Fingerprint") -> bool:
@@ -75,5 +77,7 @@ def rmsd(start: Atoms, end: Atoms) -> float:
     delta = end.get_scaled_positions(wrap=False)[:, :2] - start.get_scaled_positions(wrap=False)[:, :2]
     delta -= np.round(delta - delta[0])
     plane = (delta - delta.mean(0)) @ end.cell.array[:2, :2]
-    z = (end.positions[:, 2] - end.positions[:, 2].mean()) - (start.positions[:, 2] - start.positions[:, 2].mean())
+    z = (end.positions[:, 2] - end.positions[:, 2].mean()) - (
+        start.positions[:, 2] - start.positions[:, 2].mean()
+    )
     return float(np.sqrt(((plane**2).sum(1) + z**2).mean()))

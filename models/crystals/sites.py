@@ -1,4 +1,6 @@
-"""Hydrogen on a layer, as geometry: symmetry-distinct sites, supercells, starting poses, and what became of a pose."""
+"""Hydrogen on a layer, as geometry: symmetry-distinct sites, supercells, starting poses, and what became of a
+pose.
+"""
 
 from dataclasses import dataclass
 
@@ -12,7 +14,9 @@ from scipy.spatial import QhullError, Voronoi
 from models.crystals.layer import BOND_SCALE, VACUUM, flipped, primitive_layer, reduce_plane
 
 H_SPACING = 6.0  # Å, least distance between a hydrogen and its periodic images
-CONTACT = 2.6  # Å at which a probe coming down touches an atom, one for all elements: what is surface is geometry, not species
+# Å at which a probe coming down touches an atom, one for all elements: what is surface is geometry, not
+# species
+CONTACT = 2.6
 START_SCALE = 1.1  # first guess of an H bond, in sums of covalent radii
 MIN_CLEARANCE = 0.5  # Å above the atoms around a site, where no bond of that length fits
 DESORBED_SCALE = 1.35  # shortest H bond beyond this is no adsorption (design, section 4)
@@ -20,6 +24,7 @@ H2_BOND = 1.0  # Å; 0.74 in the molecule
 SAME_SITE = 0.25  # Å, distance under which two sites are one
 SUNK_MARGIN = 0.01  # Å: H right in the middle of a symmetric layer is sunk, whatever the rounding says
 H_RADIUS = covalent_radii[1]
+
 
 @dataclass(frozen=True)
 class Site:
@@ -86,7 +91,9 @@ def surface_atoms(atoms: Atoms) -> np.ndarray:
 
 
 def _start_height(xy, surface, positions, numbers):
-    """Starting height of H at `xy`: on bonds of START_SCALE covalent sums, never sunk between the `surface` atoms [M, 3]."""
+    """Starting height of H at `xy`: on bonds of START_SCALE covalent sums, never sunk between the `surface`
+    atoms [M, 3].
+    """
     bonds = START_SCALE * (covalent_radii[numbers] + H_RADIUS)
     near = np.linalg.norm(surface[:, :2] - xy, axis=1)
     around = surface[near < near.min() + 0.3, 2].max()
@@ -98,7 +105,10 @@ def _top_sites(atoms: Atoms) -> list[Site]:
     face = atoms[surface_atoms(atoms)]
     index, positions = _images(face, 12.0)
     everywhere, everything = _images(atoms, 8.0)
-    home = [np.flatnonzero((index == k) & (np.linalg.norm(positions - p, axis=1) < 1e-6))[0] for k, p in enumerate(face.positions)]
+    home = [
+        np.flatnonzero((index == k) & (np.linalg.norm(positions - p, axis=1) < 1e-6))[0]
+        for k, p in enumerate(face.positions)
+    ]
     points = [("ontop", p[:2]) for p in face.positions]
     try:
         diagram = Voronoi(positions[:, :2])
@@ -112,8 +122,13 @@ def _top_sites(atoms: Atoms) -> list[Site]:
             if np.linalg.norm(ends[0] - ends[1]) > SAME_SITE:
                 points.append(("bridge", positions[pair, :2].mean(0)))
             points += [("hollow", end) for end in ends]
-    points.sort(key=lambda point: ("ontop", "bridge", "hollow").index(point[0]))  # of two within SAME_SITE the first kind stays
-    return [Site(kind, +1, np.array([*xy, _start_height(xy, positions, everything, atoms.numbers[everywhere])])) for kind, xy in points]
+    points.sort(
+        key=lambda point: ("ontop", "bridge", "hollow").index(point[0])
+    )  # of two within SAME_SITE the first kind stays
+    return [
+        Site(kind, +1, np.array([*xy, _start_height(xy, positions, everything, atoms.numbers[everywhere])]))
+        for kind, xy in points
+    ]
 
 
 def _layer_operations(atoms: Atoms, symprec: float):
@@ -121,7 +136,9 @@ def _layer_operations(atoms: Atoms, symprec: float):
     found = spglib.get_symmetry(cell, symprec=symprec)
     if found is None:
         return np.eye(3, dtype=int)[None], np.zeros((1, 3))
-    keeps_c = np.all(found["rotations"][:, 2, :2] == 0, axis=1) & np.all(found["rotations"][:, :2, 2] == 0, axis=1)
+    keeps_c = np.all(found["rotations"][:, 2, :2] == 0, axis=1) & np.all(
+        found["rotations"][:, :2, 2] == 0, axis=1
+    )
     return found["rotations"][keeps_c], found["translations"][keeps_c]
 
 
@@ -170,7 +187,9 @@ def roomy(atoms: Atoms) -> Atoms:
     copy = atoms.copy()
     extent = np.ptp(copy.positions[:, 2])
     copy.cell[2] = (0, 0, extent + VACUUM)
-    copy.positions[:, 2] += copy.cell[2, 2] / 2 - (copy.positions[:, 2].max() + copy.positions[:, 2].min()) / 2
+    copy.positions[:, 2] += (
+        copy.cell[2, 2] / 2 - (copy.positions[:, 2].max() + copy.positions[:, 2].min()) / 2
+    )
     return copy
 
 
@@ -181,7 +200,9 @@ def shortest_bond(atoms: Atoms) -> float:
 
 
 def adsorption_flag(atoms: Atoms, face: int) -> str:
-    """What became of H (last atom): "" for adsorbed, else "desorbed", "made H2" with a hydrogen of the layer, or "sunk"."""
+    """What became of H (last atom): "" for adsorbed, else "desorbed", "made H2" with a hydrogen of the layer,
+    or "sunk".
+    """
     if shortest_bond(atoms) > DESORBED_SCALE:
         return "desorbed"
     distance = atoms.get_distances(-1, range(len(atoms) - 1), mic=True)
@@ -193,7 +214,9 @@ def adsorption_flag(atoms: Atoms, face: int) -> str:
 
 
 def carries_off(pose: Atoms) -> bool:
-    """Whether the atom that H (last) sits on is bonded to nothing else of the layer any more: H is leaving with it."""
+    """Whether the atom that H (last) sits on is bonded to nothing else of the layer any more: H is leaving
+    with it.
+    """
     layer = range(len(pose) - 1)
     host = int(pose.get_distances(-1, layer, mic=True).argmin())
     others = [k for k in layer if k != host]

@@ -1,4 +1,6 @@
-"""Templates: real layers whose elements can be replaced, and what chemistry alone, without a model, would replace them by."""
+"""Templates: real layers whose elements can be replaced, and what chemistry alone, without a model, would
+replace them by.
+"""
 
 import itertools
 from collections import Counter
@@ -38,24 +40,34 @@ def substitute(atoms: Atoms, elements: dict[str, str]) -> Atoms:
         replaced.set_cell(atoms.cell * ratio, scale_atoms=True)
         return replaced
     vacuum = atoms.cell[2, 2] - np.ptp(atoms.positions[:, 2])
-    return layer_atoms(replaced.numbers, atoms.positions * ratio, atoms.cell.array[:2, :2] * ratio, vacuum or VACUUM)
+    return layer_atoms(
+        replaced.numbers, atoms.positions * ratio, atoms.cell.array[:2, :2] * ratio, vacuum or VACUUM
+    )
+
 
 TRIES = 100  # draws of a formula that the templates do not hold yet
 
 
 def prototype_name(atoms: Atoms, symprec: float = 0.1) -> str:
-    """Name of a layer's prototype: anonymous formula, layer group, and how many atoms each orbit of each element holds.
+    """Name of a layer's prototype: anonymous formula, layer group, and how many atoms each orbit of each
+    element holds.
 
     Args:
         symprec: tolerance in Å of the symmetry.
     """
     anonymous = Composition(atoms.get_chemical_formula()).anonymized_formula
-    found = spglib.get_layergroup((atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), aperiodic_dir=2, symprec=symprec)
+    found = spglib.get_layergroup(
+        (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), aperiodic_dir=2, symprec=symprec
+    )
     if found is None:
         return f"{anonymous} {len(atoms)}"
     sizes = Counter(zip(atoms.numbers, found.equivalent_atoms))
-    orbits = sorted([size for (element, _), size in sizes.items() if element == z] for z in set(atoms.numbers))
-    return f"{anonymous} {found.international} " + "|".join(",".join(map(str, sorted(sizes))) for sizes in orbits)
+    orbits = sorted(
+        [size for (element, _), size in sizes.items() if element == z] for z in set(atoms.numbers)
+    )
+    return f"{anonymous} {found.international} " + "|".join(
+        ",".join(map(str, sorted(sizes))) for sizes in orbits
+    )
 
 
 class Templates:
@@ -69,7 +81,9 @@ class Templates:
 
     def __init__(self, structures: list[tuple[str, Atoms]]):
         self.structures = structures
-        self.compositions = [Composition(atoms.get_chemical_formula()).reduced_composition for _, atoms in structures]
+        self.compositions = [
+            Composition(atoms.get_chemical_formula()).reduced_composition for _, atoms in structures
+        ]
 
     @classmethod
     def read(cls, path: Path, max_atoms: int = 20, max_e_hull: float = 0.3) -> "Templates":
@@ -77,7 +91,11 @@ class Templates:
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist: give an ASE database with --db")
         structures = []
-        rows = (row for row in ase.db.connect(path).select(f"natoms<={max_atoms}") if row.get("ehull", 0.0) <= max_e_hull)
+        rows = (
+            row
+            for row in ase.db.connect(path).select(f"natoms<={max_atoms}")
+            if row.get("ehull", 0.0) <= max_e_hull
+        )
         for row in sorted(rows, key=lambda row: row.get("ehull", 0.0)):
             try:
                 atoms = extract_layer(row.toatoms()).atoms
@@ -86,7 +104,9 @@ class Templates:
             structures.append((row.get("prototype") or prototype_name(atoms), atoms))
         return cls(structures)
 
-    def select(self, formula: str | None = None, name: str | None = None, num_atoms: int | None = None) -> "Templates":
+    def select(
+        self, formula: str | None = None, name: str | None = None, num_atoms: int | None = None
+    ) -> "Templates":
         """Those that a formula fits (same anonymous formula), of a prototype, of a number of atoms.
 
         Raises:
@@ -96,7 +116,9 @@ class Templates:
         kept = [
             (label, atoms)
             for label, atoms in self.structures
-            if (anonymous is None or Composition(atoms.get_chemical_formula()).anonymized_formula == anonymous)
+            if (
+                anonymous is None or Composition(atoms.get_chemical_formula()).anonymized_formula == anonymous
+            )
             and (name is None or label == name)
             and (num_atoms is None or len(atoms) == num_atoms)
         ]
@@ -113,12 +135,17 @@ class Templates:
         return self.structures[rng.integers(len(self.structures))]
 
     def held_out(self, count: int, rng: np.random.Generator) -> list[tuple[str, Atoms]]:
-        """Different layers of the test split, which no stage has learned from; fewer than `count` is an error.
+        """Different layers of the test split, which no stage has learned from; fewer than `count` is an
+        error.
 
         Raises:
             ValueError: there are not so many.
         """
-        unseen = [pair for pair, formula in zip(self.structures, self.compositions) if split_of(formula.reduced_formula) == "test"]
+        unseen = [
+            pair
+            for pair, formula in zip(self.structures, self.compositions)
+            if split_of(formula.reduced_formula) == "test"
+        ]
         if len(unseen) < count:
             raise ValueError(f"the test split holds {len(unseen)} layers, fewer than {count}: lower --num")
         return [unseen[k] for k in rng.permutation(len(unseen))[:count]]
@@ -126,7 +153,9 @@ class Templates:
 
 @cache
 def group_and_scale(symbol: str) -> tuple[int, int]:
-    """Group of the periodic table, and place on Pettifor's chemical scale, on which neighbours form the same structures."""
+    """Group of the periodic table, and place on Pettifor's chemical scale, on which neighbours form the same
+    structures.
+    """
     element = Element(symbol)
     return element.group, int(element.mendeleev_no)
 
@@ -150,15 +179,23 @@ def best_assignment(own: Composition, wanted: Composition) -> tuple[int, dict[st
     if sorted(own.values()) != sorted(wanted.values()):
         return None
     old = sorted(element.symbol for element in own)
-    choices = (dict(zip(old, order)) for order in itertools.permutations(sorted(element.symbol for element in wanted)))
+    choices = (
+        dict(zip(old, order))
+        for order in itertools.permutations(sorted(element.symbol for element in wanted))
+    )
     fits = [choice for choice in choices if all(own[a] == wanted[b] for a, b in choice.items())]
-    return min(((sum(chemical_distance(a, b) for a, b in fit.items()), fit) for fit in fits), key=lambda item: item[0])
+    return min(
+        ((sum(chemical_distance(a, b) for a, b in fit.items()), fit) for fit in fits),
+        key=lambda item: item[0],
+    )
 
 
 def nearest_prototypes(templates: Templates, formula: str) -> Iterator[tuple[str, Atoms]]:
-    """The templates of other formulas with the elements of `formula` put in, the most alike in chemistry first.
+    """The templates of other formulas with the elements of `formula` put in, the most alike in chemistry
+    first.
 
-    Of templates that are one prototype (same name) the most alike stands for all; where two are equally alike, the stabler.
+    Of templates that are one prototype (same name) the most alike stands for all; where two are equally
+    alike, the stabler.
 
     Raises:
         ValueError: no template of another formula has these amounts.
@@ -182,7 +219,10 @@ def related_formula(templates: Templates, rng: np.random.Generator) -> str:
 
     One that the templates hold already is drawn again, TRIES times at most.
     """
-    elements, known = templates.elements(), {composition.reduced_formula for composition in templates.compositions}
+    elements, known = (
+        templates.elements(),
+        {composition.reduced_formula for composition in templates.compositions},
+    )
     for _ in range(TRIES):
         composition = templates.compositions[rng.integers(len(templates.compositions))]
         amounts = {}
@@ -194,8 +234,11 @@ def related_formula(templates: Templates, rng: np.random.Generator) -> str:
     return formula
 
 
-def by_substitution(templates: Templates, count: int, rng: np.random.Generator, formula: str | None = None) -> list[tuple[str, Atoms]]:
-    """What a chemist does without a model: (name of the prototype, layer) of `count` formulas, each in its nearest prototype.
+def by_substitution(
+    templates: Templates, count: int, rng: np.random.Generator, formula: str | None = None
+) -> list[tuple[str, Atoms]]:
+    """What a chemist does without a model: (name of the prototype, layer) of `count` formulas, each in its
+    nearest prototype.
 
     With a `formula` given, that formula in its nearest prototypes, one after the other.
     """
@@ -205,5 +248,11 @@ def by_substitution(templates: Templates, count: int, rng: np.random.Generator, 
 
 
 def spread(templates: Templates, formula: str, count: int) -> list[tuple[str, Atoms]]:
-    """`count` starts for a formula: its nearest prototypes, one after the other, and from the first again when they run out."""
-    return list(itertools.islice(itertools.cycle(itertools.islice(nearest_prototypes(templates, formula), count)), count))
+    """`count` starts for a formula: its nearest prototypes, one after the other, and from the first again
+    when they run out.
+    """
+    return list(
+        itertools.islice(
+            itertools.cycle(itertools.islice(nearest_prototypes(templates, formula), count)), count
+        )
+    )

@@ -196,8 +196,8 @@ def normalise(fields: dict[str, Any]) -> Data:
 
     Returns:
         Data with pos [N, 3] Å float32, cell [1, 3, 3] Å float32 (rows), atomic_numbers, tags, fixed [N] int64
-        (tags and fixed are 0 where missing), natoms, sid; host_uid, pos_relaxed [N, 3] Å and the energies `y`, `y_*` in
-        eV (float) only where present.
+        (tags and fixed are 0 where missing), natoms, sid; host_uid, pos_relaxed [N, 3] Å and the energies
+        `y`, `y_*` in eV (float) only where present.
 
     Raises:
         RecordError: A needed field is missing, or shapes disagree.
@@ -306,7 +306,9 @@ class LmdbDataset(Dataset):
 
 
 class _OneStorage(pickle.Pickler):
-    """Pickles tensors that are views of one storage with that storage written once: it costs 350 bytes a tensor."""
+    """Pickles tensors that are views of one storage with that storage written once: it costs 350 bytes a
+    tensor.
+    """
 
     def __init__(self, file: io.BytesIO):
         super().__init__(file, protocol=-1)
@@ -321,11 +323,13 @@ class _OneStorage(pickle.Pickler):
 
 
 def compact_pickle(record: Data) -> bytes:
-    """Pickle of a record half as long as pickle's own, read by pickle.loads alike: its tensors share one float32 storage
-    (OC20 keeps atomic numbers as floats too).
+    """Pickle of a record half as long as pickle's own, read by pickle.loads alike: its tensors share one
+    float32 storage (OC20 keeps atomic numbers as floats too).
     """
     tensors = {name: value.float() for name, value in record.to_dict().items() if torch.is_tensor(value)}
-    flat = torch.cat([value.flatten() for value in tensors.values()]).split([value.numel() for value in tensors.values()])
+    flat = torch.cat([value.flatten() for value in tensors.values()]).split(
+        [value.numel() for value in tensors.values()]
+    )
     small = record.clone()
     for (name, value), part in zip(tensors.items(), flat):
         small[name] = part.view(value.shape)
@@ -335,8 +339,8 @@ def compact_pickle(record: Data) -> bytes:
 
 
 def write_lmdb(path: str | os.PathLike, records: Iterable[Data]) -> int:
-    """Write records as an OC20-type LMDB: keys "0", "1", …, and `length`; compact pickles, which upstream reads
-    as any. Keys go in as LMDB sorts them, as text, which leaves its pages full.
+    """Write records as an OC20-type LMDB: keys "0", "1", …, and `length`; compact pickles, which upstream
+    reads as any. Keys go in as LMDB sorts them, as text, which leaves its pages full.
 
     Args:
         path: File to make; it appears by rename, complete or not at all.

@@ -17,7 +17,9 @@ from models.crystals.sites import spaced_supercell
 from models.physics.hydrogen import CORRECTION
 
 VACUUM = 16.0  # Å beyond the outermost nuclei of slab and H
-KPOINT_DENSITY = 5.0  # points per Å^-1 of reciprocal vector (2π included): 15 along graphene's a, 5 along 6.4 Å
+KPOINT_DENSITY = (
+    5.0  # points per Å^-1 of reciprocal vector (2π included): 15 along graphene's a, 5 along 6.4 Å
+)
 CUTOFF = 520.0  # eV, 1.3 times the hardest common PAW set
 SMEARING = 0.05  # eV, Gaussian or Fermi-Dirac
 SYMPREC = 0.01  # Å
@@ -27,11 +29,17 @@ MOLECULE = Atoms("H2", [(0, 0, 0), (0, 0, 0.75)], cell=[14.0, 15.0, 16.0])
 CALCULATION_FILES = ("POSCAR", "structure.extxyz", "INCAR", "KPOINTS")
 SCRIPT = "gpaw_delta_g.py"
 PREDICTIONS = {
-    "formula": "formula", "layer_group": "layer group", "e_form_eV_per_atom": "formation energy (eV/atom)",
-    "e_hull_eV_per_atom": "energy above the hull (eV/atom)", "delta_g_h_dimenet_eV": "ΔG_H by DimeNet++ (eV)",
-    "delta_g_h_oracle_eV": "ΔG_H by the potential (eV)", "h_site": "site of H", "h_flags": "what became of H at the sites tried",
-    "p_synth": "P(synthesizable)", "error": "remarks",
-}  # fmt: skip
+    "formula": "formula",
+    "layer_group": "layer group",
+    "e_form_eV_per_atom": "formation energy (eV/atom)",
+    "e_hull_eV_per_atom": "energy above the hull (eV/atom)",
+    "delta_g_h_dimenet_eV": "ΔG_H by DimeNet++ (eV)",
+    "delta_g_h_oracle_eV": "ΔG_H by the potential (eV)",
+    "h_site": "site of H",
+    "h_flags": "what became of H at the sites tried",
+    "p_synth": "P(synthesizable)",
+    "error": "remarks",
+}
 
 INCAR = Template("""\
 SYSTEM = $title
@@ -130,8 +138,11 @@ What is left to you
 """)
 
 
-def write_handoff(folder: Path, name: str, layer: Atoms, pose: Atoms | None, row: dict, provenance: dict) -> Path:
-    """Writes `folder`/<safe name>/ with slab/, slab_H/, a GPAW script and README.txt, and `folder`/h2/ for the reference molecule.
+def write_handoff(
+    folder: Path, name: str, layer: Atoms, pose: Atoms | None, row: dict, provenance: dict
+) -> Path:
+    """Writes `folder`/<safe name>/ with slab/, slab_H/, a GPAW script and README.txt, and `folder`/h2/ for
+    the reference molecule.
 
     Writing again gives the same files; what a calculation has put beside them stays.
 
@@ -139,7 +150,8 @@ def write_handoff(folder: Path, name: str, layer: Atoms, pose: Atoms | None, row
         folder: where all candidates go.
         name: material_id; made safe by safe_name.
         layer: the relaxed layer in the convention; used where there is no pose.
-        pose: supercell of it with H (one atom of tag 2, else the last atom), or None: then neither slab_H/ nor the script is written.
+        pose: supercell of it with H (one atom of tag 2, else the last atom), or None: then neither slab_H/
+            nor the script is written.
         row: its row of metrics.csv.
         provenance: what metrics.json says about potential and models.
 
@@ -165,7 +177,9 @@ def write_handoff(folder: Path, name: str, layer: Atoms, pose: Atoms | None, row
 
 
 def safe_name(name: str) -> str:
-    """A folder name of letters, digits, ".", "_", "-"; a name that had to change carries a hash, so that no two become one."""
+    """A folder name of letters, digits, ".", "_", "-"; a name that had to change carries a hash, so that no
+    two become one.
+    """
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:80].strip("._-")
     if safe and safe == name and name.lower() != "h2":
         return name
@@ -194,12 +208,16 @@ def _adsorbate(pose: Atoms) -> int:
     tagged = np.flatnonzero(pose.get_tags() == 2)
     index = int(tagged[0]) if len(tagged) == 1 else len(pose) - 1
     if pose.numbers[index] != 1:
-        raise ValueError(f"the pose {pose.get_chemical_formula()} has no H as the one atom of tag 2 or the last one")
+        raise ValueError(
+            f"the pose {pose.get_chemical_formula()} has no H as the one atom of tag 2 or the last one"
+        )
     return index
 
 
 def _arranged(atoms: Atoms) -> Atoms:
-    """Bare copy: species together (H last, order kept within one), right-handed, VACUUM along z, centred, wrapped in the plane."""
+    """Bare copy: species together (H last, order kept within one), right-handed, VACUUM along z, centred,
+    wrapped in the plane.
+    """
     cell = atoms.cell.array.copy()
     if np.abs([cell[2, :2], cell[:2, 2]]).max() > 1e-5:
         raise ValueError(f"needs c along z and a, b across, got {cell.round(4).tolist()}")
@@ -223,12 +241,16 @@ def _molecule() -> Atoms:
 
 def _is_polar(atoms: Atoms) -> bool:
     """Whether no symmetry turns z over, so that a dipole along z is allowed."""
-    found = spglib.get_symmetry((atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), symprec=SYMPREC)
+    found = spglib.get_symmetry(
+        (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), symprec=SYMPREC
+    )
     return found is None or not (found["rotations"][:, 2, 2] == -1).any()
 
 
 def _moments(atoms: Atoms) -> np.ndarray | None:
-    """Initial moments [N] in μB where spin matters: magnetic elements, or an odd number of electrons; else None."""
+    """Initial moments [N] in μB where spin matters: magnetic elements, or an odd number of electrons; else
+    None.
+    """
     magnetic = np.isin(atoms.numbers, list(MAGNETIC))
     if magnetic.any() or atoms.numbers.sum() % 2:
         return np.where(magnetic, HIGH_SPIN, LOW_SPIN)
@@ -268,9 +290,14 @@ def _incar(atoms: Atoms, title: str, moments, dipole: bool) -> str:
 
 def _gpaw_script(title: str, slab: Atoms) -> str:
     return GPAW_SCRIPT.substitute(
-        title=title, script=SCRIPT, cutoff=f"{CUTOFF:g}", smearing=f"{SMEARING:g}", correction=f"{CORRECTION:g}",
-        kpts=kpoint_mesh(slab), slab_options=", **DIPOLE" if _is_polar(slab) else "",
-    )  # fmt: skip
+        title=title,
+        script=SCRIPT,
+        cutoff=f"{CUTOFF:g}",
+        smearing=f"{SMEARING:g}",
+        correction=f"{CORRECTION:g}",
+        kpts=kpoint_mesh(slab),
+        slab_options=", **DIPOLE" if _is_polar(slab) else "",
+    )
 
 
 def _readme(name: str, has_pose: bool, row: dict, provenance: dict) -> str:
@@ -279,9 +306,14 @@ def _readme(name: str, has_pose: bool, row: dict, provenance: dict) -> str:
         pose_line = "(no slab_H/: at no site that the pipeline tried did H adsorb)"
     known = {label: row[key] for key, label in PREDICTIONS.items() if row.get(key) not in ("", None)}
     return README.substitute(
-        name=repr(name), pose_line=pose_line, script_line=f"{SCRIPT} computes all three with GPAW." if has_pose else "",
-        correction=f"{CORRECTION:g}", vacuum=f"{VACUUM:g}", predictions=_listing(known), provenance=_listing(provenance),
-    )  # fmt: skip
+        name=repr(name),
+        pose_line=pose_line,
+        script_line=f"{SCRIPT} computes all three with GPAW." if has_pose else "",
+        correction=f"{CORRECTION:g}",
+        vacuum=f"{VACUUM:g}",
+        predictions=_listing(known),
+        provenance=_listing(provenance),
+    )
 
 
 def _listing(values: dict) -> str:

@@ -16,11 +16,18 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 TITLES = {
-    "total": "total", "coordinates": "in-plane score (σ·∇log p)", "z": "z (v-prediction)", "lattice": "lattice (v-prediction)",
-    "elements": "slot elements (cross-entropy)", "delta_g_h": "|ΔG_H − ΔG_H*| (eV)", "e_hull": "(E_hull − E_hull*)² (eV²/atom²)",
+    "total": "total",
+    "coordinates": "in-plane score (σ·∇log p)",
+    "z": "z (v-prediction)",
+    "lattice": "lattice (v-prediction)",
+    "elements": "slot elements (cross-entropy)",
+    "delta_g_h": "|ΔG_H − ΔG_H*| (eV)",
+    "e_hull": "(E_hull − E_hull*)² (eV²/atom²)",
     "synthesizable": "BCE of P_synth",
-}  # fmt: skip
-plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 160})
+}
+plt.rcParams.update(
+    {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 160}
+)
 
 
 def save(figure, path: Path):
@@ -38,14 +45,18 @@ def plot_loss_curve(history: list[dict], path: Path):
     epochs = [row["epoch"] for row in history]
     for axis, (name, title) in zip(axes.flat, TITLES.items()):
         axis.plot(epochs, [row[f"train_{name}"] for row in history], label="train", color="tab:blue")
-        axis.plot(epochs, [row[f"val_{name}"] for row in history], label="validation (EMA)", color="tab:orange")
+        axis.plot(
+            epochs, [row[f"val_{name}"] for row in history], label="validation (EMA)", color="tab:orange"
+        )
         axis.set_title(title)
         if min(row[f"val_{name}"] for row in history) > 0:
             axis.set_yscale("log")
     axes[0, 0].legend(frameon=False)
     for axis in axes[1]:
         axis.set_xlabel("epoch")
-    figure.suptitle("Joint loss: diffusion channels (lower noise floor is not zero) and property terms", y=1.0)
+    figure.suptitle(
+        "Joint loss: diffusion channels (lower noise floor is not zero) and property terms", y=1.0
+    )
     figure.tight_layout()
     save(figure, path)
 
@@ -56,7 +67,9 @@ def plot_mae_curve(history: list[dict], path: Path):
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
     axis.plot(epochs, [row["train_mae_eV"] for row in history], ".-", label="train")
     axis.plot(epochs, [row["val_mae_eV"] for row in history], ".-", label="validation (EMA)")
-    axis.axhline(history[0]["null_val_mae_eV"], color="0.5", linestyle="--", label="mean of train, on validation")
+    axis.axhline(
+        history[0]["null_val_mae_eV"], color="0.5", linestyle="--", label="mean of train, on validation"
+    )
     axis.set(xlabel="epoch", ylabel="MAE (eV)", ylim=(0, None), title="DimeNet++ adsorption energy")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(frameon=False)
@@ -64,8 +77,12 @@ def plot_mae_curve(history: list[dict], path: Path):
 
 
 def parity(panels: dict, xlabel: str, ylabel: str, path: Path):
-    """Parity plots; panels: title -> (true [n], predicted [n], unit). The frame holds the central 99 % of the points."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 4), squeeze=False, layout="constrained")
+    """Parity plots; panels: title -> (true [n], predicted [n], unit). The frame holds the central 99 % of the
+    points.
+    """
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4.6 * len(panels), 4), squeeze=False, layout="constrained"
+    )
     for axis, (title, (true, predicted, unit)) in zip(axes[0], panels.items()):
         true, predicted = np.asarray(true), np.asarray(predicted)
         low, high = np.percentile([*true, *predicted], [0.5, 99.5])
@@ -81,17 +98,30 @@ def parity(panels: dict, xlabel: str, ylabel: str, path: Path):
 
 COLOURS = plt.get_cmap("tab10").colors
 ACTIVE, STABLE = 0.2, 0.1  # eV of |ΔG_H| and eV/atom of E_hull: a hit
-FRAME = {"e_hull": (-0.5, 1.0), "delta_g_h": (-2.0, 2.5)}  # eV/atom, eV; what lies beyond is drawn at the edge and counted
+FRAME = {
+    "e_hull": (-0.5, 1.0),
+    "delta_g_h": (-2.0, 2.5),
+}  # eV/atom, eV; what lies beyond is drawn at the edge and counted
 ACROSS = 10  # structures side by side
 WINDOW = 11.0  # Å that a view of a layer is wide and high
 LABELS = {
-    "two_d_rate": "two-dimensional crystal", "valid_rate": "valid: distances and SMACT", "stable_rate": "stable, E_hull < 0.1 eV/atom",
-    "novel_rate": "novel", "unique_rate": "unique", "sun_rate": "stable, unique and novel", "synthesis_rate": "called synthesizable",
-    "reconstructed_rate": "reconstructs under H", "active_rate_0.2eV": "|ΔG_H| ≤ 0.2 eV", "hit_rate_0.2eV": "hit: that, and stable",
-    "expected_hit_rate_0.1eV": "expected hits, |ΔG_H| ≤ 0.1 eV", "mae_delta_g_h_oracle_eV": "mean |ΔG_H|, oracle (eV)",
-    "mae_delta_g_h_dimenet_eV": "mean |ΔG_H|, DimeNet++ (eV)", "delta_g_h_gap_eV": "oracle less DimeNet++ (eV)",
-    "stability_score": "stability score", "rmsd_relaxed_A": "RMSD to relaxed (Å)",
-}  # fmt: skip
+    "two_d_rate": "two-dimensional crystal",
+    "valid_rate": "valid: distances and SMACT",
+    "stable_rate": "stable, E_hull < 0.1 eV/atom",
+    "novel_rate": "novel",
+    "unique_rate": "unique",
+    "sun_rate": "stable, unique and novel",
+    "synthesis_rate": "called synthesizable",
+    "reconstructed_rate": "reconstructs under H",
+    "active_rate_0.2eV": "|ΔG_H| ≤ 0.2 eV",
+    "hit_rate_0.2eV": "hit: that, and stable",
+    "expected_hit_rate_0.1eV": "expected hits, |ΔG_H| ≤ 0.1 eV",
+    "mae_delta_g_h_oracle_eV": "mean |ΔG_H|, oracle (eV)",
+    "mae_delta_g_h_dimenet_eV": "mean |ΔG_H|, DimeNet++ (eV)",
+    "delta_g_h_gap_eV": "oracle less DimeNet++ (eV)",
+    "stability_score": "stability score",
+    "rmsd_relaxed_A": "RMSD to relaxed (Å)",
+}
 
 
 def column(rows, name):
@@ -110,9 +140,20 @@ def cumulative(axis, sets: dict, values: dict, low: float, high: float):
     for colour, (label, rows) in zip(COLOURS, sets.items()):
         found = sorted(values[label])
         share = [k / max(len(rows), 1) for k in range(len(found) + 1)]
-        axis.step([low, *found, max(high, *found, low)], [*share, share[-1]], where="post", color=colour, lw=1.8,
-                  label=f"{label}: {len(found)} of {len(rows)} have it")  # fmt: skip
-    axis.set(xlim=(low, high), ylim=(0, 1.02 + 0.075 * len(sets)), yticks=[k / 5 for k in range(6)], ylabel="share of all submitted")
+        axis.step(
+            [low, *found, max(high, *found, low)],
+            [*share, share[-1]],
+            where="post",
+            color=colour,
+            lw=1.8,
+            label=f"{label}: {len(found)} of {len(rows)} have it",
+        )
+    axis.set(
+        xlim=(low, high),
+        ylim=(0, 1.02 + 0.075 * len(sets)),
+        yticks=[k / 5 for k in range(6)],
+        ylabel="share of all submitted",
+    )
     axis.legend(frameon=False, fontsize=8, loc="upper left")
 
 
@@ -125,28 +166,43 @@ def inside(values: list[float], bounds: tuple) -> tuple[list[float], int]:
 def scatter(axis, sets: dict, names: tuple, frames: tuple):
     """Rows of the sets by two columns, within the frames; what lies beyond is counted in the legend."""
     for colour, (label, rows) in zip(COLOURS, sets.items()):
-        (x, beyond_x), (y, beyond_y) = (inside(values, frame) for values, frame in zip(paired(rows, *names), frames))
+        (x, beyond_x), (y, beyond_y) = (
+            inside(values, frame) for values, frame in zip(paired(rows, *names), frames)
+        )
         beyond = f" ({max(beyond_x, beyond_y)} at the edge)" if beyond_x or beyond_y else ""
-        axis.scatter(x, y, s=30, color=colour, alpha=0.75, lw=0, label=f"{label}, n = {len(x)}{beyond}", clip_on=False)
+        axis.scatter(
+            x, y, s=30, color=colour, alpha=0.75, lw=0, label=f"{label}, n = {len(x)}{beyond}", clip_on=False
+        )
     axis.set(xlim=frames[0], ylim=(frames[1][0], frames[1][1] + 0.28 * len(sets)))
     axis.legend(frameon=False, fontsize=8, loc="upper left")
 
 
 def her_performance(sets: dict, potential: str, path: Path):
-    """How many come how close to ΔG_H = 0 by the oracle and by DimeNet++, the two against each other, and against E_hull."""
+    """How many come how close to ΔG_H = 0 by the oracle and by DimeNet++, the two against each other, and
+    against E_hull.
+    """
     figure, axes = plt.subplots(2, 2, figsize=(11.5, 9))
     energy = FRAME["delta_g_h"]
-    names = {"delta_g_h_oracle_eV": f"by the oracle, H relaxed with {potential}", "delta_g_h_dimenet_eV": "by DimeNet++"}
+    names = {
+        "delta_g_h_oracle_eV": f"by the oracle, H relaxed with {potential}",
+        "delta_g_h_dimenet_eV": "by DimeNet++",
+    }
     for axis, (name, title) in zip(axes[0], names.items()):
         axis.fill_betweenx([0, 1], 0, ACTIVE, color="tab:green", alpha=0.15, lw=0)
-        cumulative(axis, sets, {label: [abs(v) for v in column(rows, name)] for label, rows in sets.items()}, 0, 2)
+        cumulative(
+            axis, sets, {label: [abs(v) for v in column(rows, name)] for label, rows in sets.items()}, 0, 2
+        )
         axis.set(xlabel="|ΔG_H| below (eV)", title=title)
     parity, hits = axes[1]
     parity.axline((0, 0), slope=1, color="0.6", lw=1)
     scatter(parity, sets, ("delta_g_h_oracle_eV", "delta_g_h_dimenet_eV"), (energy, energy))
-    parity.set(xlabel="ΔG_H, oracle (eV)", ylabel="ΔG_H, DimeNet++ (eV)", title="the surrogate against the oracle")
+    parity.set(
+        xlabel="ΔG_H, oracle (eV)", ylabel="ΔG_H, DimeNet++ (eV)", title="the surrogate against the oracle"
+    )
     low = FRAME["e_hull"][0]
-    hits.add_patch(plt.Rectangle((low, -ACTIVE), STABLE - low, 2 * ACTIVE, color="tab:green", alpha=0.15, lw=0))
+    hits.add_patch(
+        plt.Rectangle((low, -ACTIVE), STABLE - low, 2 * ACTIVE, color="tab:green", alpha=0.15, lw=0)
+    )
     scatter(hits, sets, ("e_hull_eV_per_atom", "delta_g_h_oracle_eV"), (FRAME["e_hull"], energy))
     hits.set(xlabel="E_hull (eV/atom)", ylabel="ΔG_H, oracle (eV)", title="hits: stable and active (green)")
     figure.tight_layout()
@@ -154,11 +210,15 @@ def her_performance(sets: dict, potential: str, path: Path):
 
 
 def stability_curve(sets: dict, potential: str, path: Path):
-    """Share of all submitted below an E_hull, above a stability score, and within an RMSD of the relaxed structure."""
+    """Share of all submitted below an E_hull, above a stability score, and within an RMSD of the relaxed
+    structure.
+    """
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.4))
-    panels = [("e_hull_eV_per_atom", -0.5, 1.5, "E_hull below (eV/atom)", f"stability curve, {potential}"),
-              ("stability_score", 0, 1, "exp(−max(0, E_form − E_stable)) below", "stability score"),
-              ("rmsd_relaxed_A", 0, 1.5, "RMSD to the relaxed structure below (Å)", "how far from a minimum")]  # fmt: skip
+    panels = [
+        ("e_hull_eV_per_atom", -0.5, 1.5, "E_hull below (eV/atom)", f"stability curve, {potential}"),
+        ("stability_score", 0, 1, "exp(−max(0, E_form − E_stable)) below", "stability score"),
+        ("rmsd_relaxed_A", 0, 1.5, "RMSD to the relaxed structure below (Å)", "how far from a minimum"),
+    ]
     for axis, (name, low, high, label, title) in zip(axes, panels):
         cumulative(axis, sets, {key: column(rows, name) for key, rows in sets.items()}, low, high)
         axis.set(xlabel=label, title=title)
@@ -168,7 +228,9 @@ def stability_curve(sets: dict, potential: str, path: Path):
 
 
 def baseline_comparison(sets: dict, path: Path):
-    """Rates and means of several sets with their 95 % intervals; a star where a set differs from the first with p < 0.05."""
+    """Rates and means of several sets with their 95 % intervals; a star where a set differs from the first
+    with p < 0.05.
+    """
     names = [name for name in LABELS if any(metrics[name]["value"] is not None for metrics in sets.values())]
     groups = [[n for n in names if "rate" in n], [n for n in names if "rate" not in n]]
     rows = max(len(group) for group in groups)
@@ -185,7 +247,9 @@ def baseline_comparison(sets: dict, path: Path):
     axes[1].set(xlabel="mean over those that have it")
     figure.tight_layout(rect=(0, 0, 1, 0.92))
     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="upper center", ncols=len(sets))
-    axes[0].set_title("95 % intervals; * differs from the first set, p < 0.05", fontsize=9, loc="left", color="0.35")
+    axes[0].set_title(
+        "95 % intervals; * differs from the first set, p < 0.05", fontsize=9, loc="left", color="0.35"
+    )
     save(figure, path)
 
 
@@ -199,7 +263,9 @@ def _interval_column(axis, metrics: list[dict], offset: float, colour, label: st
         axis.plot([low, high], [y + offset] * 2, color=colour, lw=1.6)
         axis.plot(metric["value"], y + offset, "o", color=colour, ms=5.5, label=None if drawn else label)
         if metric.get("p_value", 1) < 0.05:
-            axis.annotate("*", (high, y + offset), xytext=(3, -4), textcoords="offset points", color=colour, fontsize=11)
+            axis.annotate(
+                "*", (high, y + offset), xytext=(3, -4), textcoords="offset points", color=colour, fontsize=11
+            )
         drawn = True
 
 
@@ -217,22 +283,40 @@ def draw_layer(axis, atoms, across: int, up: int):
     depth = 3 - across - up
     plane = atoms.cell.array[:2, :2]
     reach = np.ceil(2 * WINDOW * np.linalg.norm(np.linalg.inv(plane), axis=0)).astype(int)
-    shifts = np.array([(i, j) for i in range(-reach[0], reach[0] + 1) for j in range(-reach[1], reach[1] + 1)]) @ plane
-    centre = np.array([*atoms.positions[-1, :2], (atoms.positions[:, 2].max() + atoms.positions[:, 2].min()) / 2])
+    shifts = (
+        np.array([(i, j) for i in range(-reach[0], reach[0] + 1) for j in range(-reach[1], reach[1] + 1)])
+        @ plane
+    )
+    centre = np.array(
+        [*atoms.positions[-1, :2], (atoms.positions[:, 2].max() + atoms.positions[:, 2].min()) / 2]
+    )
     positions = np.tile(atoms.positions - centre, (len(shifts), 1))
     positions[:, :2] += np.repeat(shifts, len(atoms), axis=0)
     numbers = np.tile(atoms.numbers, len(shifts))
-    seen = (abs(positions[:, [across, up]]) < WINDOW / 2 + 2).all(1) & (abs(positions[:, depth]) < WINDOW / 2 + 2)
-    order = np.flatnonzero(seen)[np.argsort(positions[seen, depth] * (1 if depth == 2 else -1), kind="stable")]
+    seen = (abs(positions[:, [across, up]]) < WINDOW / 2 + 2).all(1) & (
+        abs(positions[:, depth]) < WINDOW / 2 + 2
+    )
+    order = np.flatnonzero(seen)[
+        np.argsort(positions[seen, depth] * (1 if depth == 2 else -1), kind="stable")
+    ]
     for k in order:
-        axis.add_patch(plt.Circle(positions[k, [across, up]], 0.8 * covalent_radii[numbers[k]], fc=jmol_colors[numbers[k]],
-                                  ec="tab:red" if numbers[k] == 1 else "0.15", lw=1.3 if numbers[k] == 1 else 0.6))  # fmt: skip
+        axis.add_patch(
+            plt.Circle(
+                positions[k, [across, up]],
+                0.8 * covalent_radii[numbers[k]],
+                fc=jmol_colors[numbers[k]],
+                ec="tab:red" if numbers[k] == 1 else "0.15",
+                lw=1.3 if numbers[k] == 1 else 0.6,
+            )
+        )
     axis.set(xlim=(-WINDOW / 2, WINDOW / 2), ylim=(-WINDOW / 2, WINDOW / 2), aspect="equal")
     axis.set_axis_off()
 
 
 def generated_structures(rows, relaxed: dict, poses: dict, path: Path, count: int = 8):
-    """Top and side views of the best ranked relaxed structures, then of the most stable, H at the oracle's best site."""
+    """Top and side views of the best ranked relaxed structures, then of the most stable, H at the oracle's
+    best site.
+    """
     number = lambda row, name: float(row[name]) if row[name] not in ("", None) else float("inf")
     known = [row for row in rows if row["material_id"] in relaxed]
     best = sorted(known, key=lambda row: (number(row, "rank"), number(row, "e_hull_eV_per_atom")))[:count]
@@ -248,11 +332,17 @@ def generated_structures(rows, relaxed: dict, poses: dict, path: Path, count: in
         draw_layer(top, atoms, 0, 1)
         draw_layer(side, atoms, 0, 2)
         delta_g, e_hull = number(row, "delta_g_h_oracle_eV"), number(row, "e_hull_eV_per_atom")
-        energies = [f"ΔG$_H$ {delta_g:+.2f} eV" if np.isfinite(delta_g) else "H does not stay",
-                    f"E$_{{hull}}$ {e_hull:+.2f} eV/atom" if np.isfinite(e_hull) else "no E$_{hull}$"]  # fmt: skip
+        energies = [
+            f"ΔG$_H$ {delta_g:+.2f} eV" if np.isfinite(delta_g) else "H does not stay",
+            f"E$_{{hull}}$ {e_hull:+.2f} eV/atom" if np.isfinite(e_hull) else "no E$_{hull}$",
+        ]
         energies += ["H takes an atom along"] if is_true(row, "h_carries_off") else []
         top.set_title("\n".join([subscripts(row["formula"]), row["layer_group"], *energies]), fontsize=8.5)
-    title = f"best ranked first, relaxed, {WINDOW:g} Å wide, top and side; H (red rim) where the oracle puts it"
-    figure.suptitle(title if best else "no structure of this set is a 2D crystal", y=1 + 0.03 / lines, fontsize=10)
+    title = (
+        f"best ranked first, relaxed, {WINDOW:g} Å wide, top and side; H (red rim) where the oracle puts it"
+    )
+    figure.suptitle(
+        title if best else "no structure of this set is a 2D crystal", y=1 + 0.03 / lines, fontsize=10
+    )
     figure.tight_layout()
     save(figure, path)

@@ -1,7 +1,8 @@
-"""From rows to numbers with intervals: what each metric is the mean of, how sure it is, how far two sets are apart.
+"""From rows to numbers with intervals: what each metric is the mean of, how sure it is, how far two sets are
+apart.
 
-Rates are over all submitted structures, failures included; means over those where the quantity exists, with their n.
-A row is a dict with the columns of metrics.csv, as numbers or as the text that a CSV gives back.
+Rates are over all submitted structures, failures included; means over those where the quantity exists, with
+their n. A row is a dict with the columns of metrics.csv, as numbers or as the text that a CSV gives back.
 """
 
 import math
@@ -40,7 +41,11 @@ def is_true(row: dict, column: str) -> bool:
 
 def is_active(row: dict, bound: float) -> bool:
     """Whether |ΔG_H| by the oracle is at most `bound` eV, H leaving the layer whole."""
-    return value(row, ORACLE) is not None and abs(value(row, ORACLE)) <= bound and not is_true(row, "h_carries_off")
+    return (
+        value(row, ORACLE) is not None
+        and abs(value(row, ORACLE)) <= bound
+        and not is_true(row, "h_carries_off")
+    )
 
 
 def is_stable(row: dict) -> bool:
@@ -55,7 +60,9 @@ def is_sun(row: dict) -> bool:
 
 
 def pareto_front(costs: np.ndarray) -> np.ndarray:
-    """Which rows of [n, k] no other row beats or equals in every cost, and beats in one; never a row with a NaN."""
+    """Which rows of [n, k] no other row beats or equals in every cost, and beats in one; never a row with a
+    NaN.
+    """
     beaten = [((costs <= row).all(1) & (costs < row).any(1)).any() for row in costs]
     return ~np.isnan(costs).any(1) & ~np.array(beaten, bool)
 
@@ -67,7 +74,9 @@ def metric_samples(rows: list[dict]) -> dict[str, np.ndarray]:
     both = abs(pairs(rows, ORACLE, "delta_g_h_dimenet_eV"))
     return {
         "two_d_rate": rate(lambda r: is_true(r, "two_d")),
-        "one_2d_component_rate": rate(lambda r: str(r["components"]) == "1" and str(r["periodic_directions"]) == "2"),
+        "one_2d_component_rate": rate(
+            lambda r: str(r["components"]) == "1" and str(r["periodic_directions"]) == "2"
+        ),
         "valid_rate": rate(lambda r: is_true(r, "valid")),
         "distance_valid_rate": rate(lambda r: at_least(r, "min_dist_ratio", OVERLAP_SCALE)),
         "smact_valid_rate": rate(lambda r: is_true(r, "smact_valid")),
@@ -91,7 +100,9 @@ def metric_samples(rows: list[dict]) -> dict[str, np.ndarray]:
 
 
 def interval(sample: np.ndarray, seed: int = 0, rate: bool = False) -> dict:
-    """Mean, n and a 95 % interval: bootstrap, but Wilson's for a rate of 0 or 1 (0 of n is not "exactly never")."""
+    """Mean, n and a 95 % interval: bootstrap, but Wilson's for a rate of 0 or 1 (0 of n is not "exactly
+    never").
+    """
     n = len(sample)
     mean = float(sample.mean()) if n else None
     if n == 0 or (n == 1 and not rate):
@@ -110,7 +121,9 @@ def aggregate(rows: list[dict], seed: int = 0) -> dict[str, dict]:
 
 
 def permutation_p(own: np.ndarray, other: np.ndarray, seed: int = 0) -> float:
-    """Two-sided p-value of the difference of two means: how often labels dealt at random set them as far apart."""
+    """Two-sided p-value of the difference of two means: how often labels dealt at random set them as far
+    apart.
+    """
     pooled, n = np.concatenate([own, other]), len(own)
     shuffled = np.random.default_rng(seed).permuted(np.tile(pooled, (DRAWS, 1)), axis=1)
     apart = abs(shuffled[:, :n].mean(1) - shuffled[:, n:].mean(1))
@@ -118,7 +131,9 @@ def permutation_p(own: np.ndarray, other: np.ndarray, seed: int = 0) -> float:
 
 
 def difference(own: dict, other: dict) -> list[float]:
-    """95 % interval of own − other from the intervals of both (independent sets; Zou and Donner 2008, Newcombe for rates)."""
+    """95 % interval of own − other from the intervals of both (independent sets; Zou and Donner 2008,
+    Newcombe for rates).
+    """
     (low, high), (other_low, other_high) = own["ci95"], other["ci95"]
     gap = own["value"] - other["value"]
     down = math.hypot(own["value"] - low, other_high - other["value"])
@@ -147,7 +162,8 @@ def effective_number(labels: list[str]) -> float:
 
 
 def compare(own: list[dict], other: list[dict], seed: int = 0) -> dict[str, dict]:
-    """Metrics of another set; of as many structures as the own, also the difference own − other, its interval and p-value.
+    """Metrics of another set; of as many structures as the own, also the difference own − other, its interval
+    and p-value.
 
     p-values are of single tests: of twenty metrics one falls below 0.05 by chance.
     """
@@ -159,8 +175,11 @@ def compare(own: list[dict], other: list[dict], seed: int = 0) -> dict[str, dict
         mine = own_metrics[name]
         if None in (*mine["ci95"], *metric["ci95"]):
             continue
-        metric |= {"difference": mine["value"] - metric["value"], "difference_ci95": difference(mine, metric),
-                   "p_value": permutation_p(samples[0][name], samples[1][name], seed)}  # fmt: skip
+        metric |= {
+            "difference": mine["value"] - metric["value"],
+            "difference_ci95": difference(mine, metric),
+            "p_value": permutation_p(samples[0][name], samples[1][name], seed),
+        }
     return metrics
 
 
@@ -168,9 +187,13 @@ def sensitivity(rows: list[dict], seed: int = 0) -> dict[str, dict]:
     """Rates of active structures with the correction in ΔG_H changed by −SHIFT, 0 and +SHIFT eV."""
     found = {}
     for shift in (-SHIFT, 0.0, SHIFT):
-        moved = [row if value(row, ORACLE) is None else row | {ORACLE: value(row, ORACLE) + shift} for row in rows]
+        moved = [
+            row if value(row, ORACLE) is None else row | {ORACLE: value(row, ORACLE) + shift} for row in rows
+        ]
         metrics = aggregate(moved, seed)
-        found[f"{shift:+.2f} eV"] = {name: metrics[name] for name in ("active_rate_0.2eV", "hit_rate_0.2eV", "hit_rate_0.1eV")}
+        found[f"{shift:+.2f} eV"] = {
+            name: metrics[name] for name in ("active_rate_0.2eV", "hit_rate_0.2eV", "hit_rate_0.1eV")
+        }
     return found
 
 
@@ -187,21 +210,36 @@ def difference_cell(metric: dict) -> str:
     if "difference" not in metric:
         return "–"
     (low, high), p = metric["difference_ci95"], metric["p_value"]
-    return f"{metric['difference']:+.3f} [{low:+.3f}, {high:+.3f}] " + ("p<0.001*" if p < 0.001 else f"p={p:.3f}{'*' * (p < 0.05)}")
+    return f"{metric['difference']:+.3f} [{low:+.3f}, {high:+.3f}] " + (
+        "p<0.001*" if p < 0.001 else f"p={p:.3f}{'*' * (p < 0.05)}"
+    )
 
 
 def table(sets: dict[str, dict[str, dict]]) -> str:
-    """Markdown: the metrics of several sets, and the differences of the first to the others where they have one."""
+    """Markdown: the metrics of several sets, and the differences of the first to the others where they have
+    one.
+    """
     own, *others = sets
     names = list(dict.fromkeys(name for metrics in sets.values() for name in metrics))
     lines = ["| metric | " + " | ".join(sets) + " |", "|---" * (len(sets) + 1) + "|"]
-    lines += [f"| {n} | " + " | ".join(cell(metrics[n]) if n in metrics else "" for metrics in sets.values()) + " |" for n in names]
+    lines += [
+        f"| {n} | " + " | ".join(cell(metrics[n]) if n in metrics else "" for metrics in sets.values()) + " |"
+        for n in names
+    ]
     tested = [other for other in others if any("difference" in metric for metric in sets[other].values())]
     if not tested:
         return "\n".join(lines)
-    lines += ["", f"{own} less another set of as many structures, 95 % interval, p of a permutation test (one test each, * below 0.05):",
-              "", "| metric | " + " | ".join(tested) + " |", "|---" * (len(tested) + 1) + "|"]  # fmt: skip
-    lines += [f"| {name} | " + " | ".join(difference_cell(sets[other][name]) for other in tested) + " |" for name in sets[own]]
+    lines += [
+        "",
+        f"{own} less another set of as many structures, 95 % interval, p of a permutation test (one test each, * below 0.05):",
+        "",
+        "| metric | " + " | ".join(tested) + " |",
+        "|---" * (len(tested) + 1) + "|",
+    ]
+    lines += [
+        f"| {name} | " + " | ".join(difference_cell(sets[other][name]) for other in tested) + " |"
+        for name in sets[own]
+    ]
     return "\n".join(lines)
 
 
@@ -211,7 +249,18 @@ def flat(sets: dict[str, dict[str, dict]]) -> list[dict]:
     for label, metrics in sets.items():
         for name, metric in metrics.items():
             low, high = metric.get("difference_ci95", ["", ""])
-            rows.append({"set": label, "metric": name, "value": metric["value"], "low95": metric["ci95"][0], "high95": metric["ci95"][1],
-                         "n": metric["n"], "difference": metric.get("difference", ""), "difference_low95": low,
-                         "difference_high95": high, "p_value": metric.get("p_value", "")})  # fmt: skip
+            rows.append(
+                {
+                    "set": label,
+                    "metric": name,
+                    "value": metric["value"],
+                    "low95": metric["ci95"][0],
+                    "high95": metric["ci95"][1],
+                    "n": metric["n"],
+                    "difference": metric.get("difference", ""),
+                    "difference_low95": low,
+                    "difference_high95": high,
+                    "p_value": metric.get("p_value", ""),
+                }
+            )
     return rows

@@ -1,6 +1,8 @@
-"""One self-contained page of an evaluation: tables, interactive plots and structures that turn in 3D; opens offline.
+"""One self-contained page of an evaluation: tables, interactive plots and structures that turn in 3D; opens
+offline.
 
-What the page shows is one JSON, made here, the physics included; how it is drawn stands in report_template.html.
+What the page shows is one JSON, made here, the physics included; how it is drawn stands in
+report_template.html.
 """
 
 import hashlib
@@ -24,7 +26,11 @@ LONG = 1.25  # a contact longer than this many nearest-neighbour distances is no
 MARGIN = 4.0  # Å of layer beyond what is drawn, so that atoms at the rim know all their neighbours
 MAX_SCENES = 300  # structures that turn in 3D, the shortlist first: about 5 kB each
 FIGURE_BYTES = 2_000_000  # of PNG files in the page
-STABLE, ABSURD, ACTIVE = 0.1, -1.0, 0.1  # eV/atom above the hull, eV/atom below it that nobody believes, eV of |ΔG_H|
+STABLE, ABSURD, ACTIVE = (
+    0.1,
+    -1.0,
+    0.1,
+)  # eV/atom above the hull, eV/atom below it that nobody believes, eV of |ΔG_H|
 
 K0 = 200.0  # 1/s per site, rate constant fitted by Nørskov et al., J. Electrochem. Soc. 152, J23 (2005)
 SITES = 1.5e15  # 1/cm², sites of Pt(111), taken for every structure
@@ -42,54 +48,139 @@ SET_NOTES = {
 PERCENT, EV, PURE, ANGSTROM = "%", "eV", "", "Å"
 METRICS = {
     "Is it a two-dimensional crystal?": {
-        "two_d_rate": ("Two-dimensional crystal", "one connected layer, periodic in exactly two directions, thin, free-standing", PERCENT),
-        "one_2d_component_rate": ("One connected layer", "before the space between layers and the thickness are checked", PERCENT),
-        "valid_rate": ("Chemically plausible", "no overlapping atoms, and charges that can balance (SMACT)", PERCENT),
-        "distance_valid_rate": ("No overlapping atoms", "shortest distance at least 0.7 times the sum of the covalent radii", PERCENT),
+        "two_d_rate": (
+            "Two-dimensional crystal",
+            "one connected layer, periodic in exactly two directions, thin, free-standing",
+            PERCENT,
+        ),
+        "one_2d_component_rate": (
+            "One connected layer",
+            "before the space between layers and the thickness are checked",
+            PERCENT,
+        ),
+        "valid_rate": (
+            "Chemically plausible",
+            "no overlapping atoms, and charges that can balance (SMACT)",
+            PERCENT,
+        ),
+        "distance_valid_rate": (
+            "No overlapping atoms",
+            "shortest distance at least 0.7 times the sum of the covalent radii",
+            PERCENT,
+        ),
         "smact_valid_rate": ("Charges can balance", "SMACT's check of the composition", PERCENT),
     },
     "Is it stable?": {
-        "stable_rate": ("Stable", "relaxed, and less than 0.1 eV/atom above the competing phases (E_hull)", PERCENT),
+        "stable_rate": (
+            "Stable",
+            "relaxed, and less than 0.1 eV/atom above the competing phases (E_hull)",
+            PERCENT,
+        ),
         "stability_score": ("Stability score", "mean of exp(−E_hull), 1 on the hull and below it", PURE),
         "converged_rate": ("Relaxation reached a minimum", "", PERCENT),
-        "rmsd_relaxed_A": ("How far atoms move when relaxed", "root mean square; 0 for a structure made at its minimum", ANGSTROM),
+        "rmsd_relaxed_A": (
+            "How far atoms move when relaxed",
+            "root mean square; 0 for a structure made at its minimum",
+            ANGSTROM,
+        ),
     },
     "Is it active?": {
-        "hit_rate_0.2eV": ("Active and stable", "|ΔG_H| ≤ 0.2 eV by relaxed hydrogen, and stable as above", PERCENT),
+        "hit_rate_0.2eV": (
+            "Active and stable",
+            "|ΔG_H| ≤ 0.2 eV by relaxed hydrogen, and stable as above",
+            PERCENT,
+        ),
         "hit_rate_0.1eV": ("Very active and stable", "|ΔG_H| ≤ 0.1 eV, and stable", PERCENT),
-        "expected_hit_rate_0.1eV": ("The same, with the oracle's error", "mean of P(|ΔG_H| ≤ 0.1 eV), 0 if unstable", PERCENT),
-        "reconstructed_rate": ("Reconstructs under hydrogen", "H taken off again, the layer ends lower: no ΔG_H", PERCENT),
+        "expected_hit_rate_0.1eV": (
+            "The same, with the oracle's error",
+            "mean of P(|ΔG_H| ≤ 0.1 eV), 0 if unstable",
+            PERCENT,
+        ),
+        "reconstructed_rate": (
+            "Reconstructs under hydrogen",
+            "H taken off again, the layer ends lower: no ΔG_H",
+            PERCENT,
+        ),
         "active_rate_0.2eV": ("Active", "|ΔG_H| ≤ 0.2 eV, stable or not", PERCENT),
-        "mae_delta_g_h_oracle_eV": ("Distance from the ideal ΔG_H = 0", "mean |ΔG_H|, hydrogen relaxed with the potential", EV),
-        "mae_delta_g_h_dimenet_eV": ("The same as DimeNet++ predicts it", "mean |ΔG_H|, without relaxing hydrogen", EV),
-        "delta_g_h_gap_eV": ("How much DimeNet++ flatters", "the former less the latter; above 0 it is too optimistic", EV),
+        "mae_delta_g_h_oracle_eV": (
+            "Distance from the ideal ΔG_H = 0",
+            "mean |ΔG_H|, hydrogen relaxed with the potential",
+            EV,
+        ),
+        "mae_delta_g_h_dimenet_eV": (
+            "The same as DimeNet++ predicts it",
+            "mean |ΔG_H|, without relaxing hydrogen",
+            EV,
+        ),
+        "delta_g_h_gap_eV": (
+            "How much DimeNet++ flatters",
+            "the former less the latter; above 0 it is too optimistic",
+            EV,
+        ),
     },
     "Is it new, and can it be made?": {
-        "sun_rate": ("Stable, unique and new", "no copy of another one in the set, nor of a layer in the reference database", PERCENT),
+        "sun_rate": (
+            "Stable, unique and new",
+            "no copy of another one in the set, nor of a layer in the reference database",
+            PERCENT,
+        ),
         "unique_rate": ("Unique", "matches no earlier structure of the set", PERCENT),
         "novel_rate": ("New", "matches no layer of the reference database", PERCENT),
-        "synthesis_rate": ("Called synthesizable", "with probability ≥ ½, by the model under provenance; depends on cell size", PERCENT),
+        "synthesis_rate": (
+            "Called synthesizable",
+            "with probability ≥ ½, by the model under provenance; depends on cell size",
+            PERCENT,
+        ),
     },
-}  # fmt: skip
+}
 MINOR = {
-    "one_2d_component_rate", "distance_valid_rate", "smact_valid_rate", "converged_rate", "hit_rate_0.1eV", "unique_rate", "novel_rate",
+    "one_2d_component_rate",
+    "distance_valid_rate",
+    "smact_valid_rate",
+    "converged_rate",
+    "hit_rate_0.1eV",
+    "unique_rate",
+    "novel_rate",
     "expected_hit_rate_0.1eV",
-}  # fmt: skip
+}
 HEADLINE = ("two_d_rate", "stable_rate", "sun_rate", "hit_rate_0.2eV")
 COLUMNS = {
-    "material_id": "Structure", "formula": "Formula", "layer_group": "Layer group", "e_hull_eV_per_atom": "E_hull (eV/atom)",
-    "delta_g_h_oracle_eV": "ΔG_H, H relaxed (eV)", "delta_g_h_dimenet_eV": "ΔG_H, DimeNet++ (eV)",
-    "delta_g_h_dimenet_std_eV": "± DimeNet++ (eV)", "delta_g_h_second_eV": "ΔG_H, second potential (eV)",
-    "p_active": "P(|ΔG_H| ≤ 0.1 eV)", "p_synth": "P(synthesizable)", "h_site": "Site of H", "n_atoms": "Atoms in the cell",
-    "two_d": "2D", "valid": "Plausible", "converged": "Relaxed", "unique": "Unique", "novel": "New",
-    "thickness_A": "Thickness (Å)", "rmsd_relaxed_A": "Moved when relaxed (Å)", "rank": "Rank", "candidate_class": "Class",
-    "phonons": "Phonons", "lowest_frequency_THz": "Lowest frequency (THz)", "elastic": "Elastic",
-}  # fmt: skip
-MEASURES = {"oracle": "delta_g_h_oracle_eV", "dimenet": "delta_g_h_dimenet_eV", "second": "delta_g_h_second_eV"}
+    "material_id": "Structure",
+    "formula": "Formula",
+    "layer_group": "Layer group",
+    "e_hull_eV_per_atom": "E_hull (eV/atom)",
+    "delta_g_h_oracle_eV": "ΔG_H, H relaxed (eV)",
+    "delta_g_h_dimenet_eV": "ΔG_H, DimeNet++ (eV)",
+    "delta_g_h_dimenet_std_eV": "± DimeNet++ (eV)",
+    "delta_g_h_second_eV": "ΔG_H, second potential (eV)",
+    "p_active": "P(|ΔG_H| ≤ 0.1 eV)",
+    "p_synth": "P(synthesizable)",
+    "h_site": "Site of H",
+    "n_atoms": "Atoms in the cell",
+    "two_d": "2D",
+    "valid": "Plausible",
+    "converged": "Relaxed",
+    "unique": "Unique",
+    "novel": "New",
+    "thickness_A": "Thickness (Å)",
+    "rmsd_relaxed_A": "Moved when relaxed (Å)",
+    "rank": "Rank",
+    "candidate_class": "Class",
+    "phonons": "Phonons",
+    "lowest_frequency_THz": "Lowest frequency (THz)",
+    "elastic": "Elastic",
+}
+MEASURES = {
+    "oracle": "delta_g_h_oracle_eV",
+    "dimenet": "delta_g_h_dimenet_eV",
+    "second": "delta_g_h_second_eV",
+}
 
 
 def plain(value):
-    """JSON's own types of anything: numpy scalars and arrays unpacked, "", nan and inf as None, the rest as text."""
+    """JSON's own types of anything: numpy scalars and arrays unpacked, "", nan and inf as None, the rest as
+    text.
+    """
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):
@@ -122,13 +213,17 @@ def log_exchange_current(delta_g_h):
 
 
 def is_stable(row: dict) -> bool:
-    """Whether a row counts as stable: converged, and less than STABLE above the hull but not absurdly below it."""
+    """Whether a row counts as stable: converged, and less than STABLE above the hull but not absurdly below
+    it.
+    """
     hull = number(row.get("e_hull_eV_per_atom"))
     return str(row.get("converged")) == "True" and hull is not None and ABSURD < hull < STABLE
 
 
 def point(row: dict) -> dict:
-    """What the plots need of a row of metrics: ΔG_H (eV) by each method with log10 j0 (A/cm²), E_hull (eV/atom); or None."""
+    """What the plots need of a row of metrics: ΔG_H (eV) by each method with log10 j0 (A/cm²), E_hull
+    (eV/atom); or None.
+    """
     found = {"id": str(row["material_id"]), "formula": str(row["formula"]), "stable": is_stable(row)}
     found |= {"hull": number(row["e_hull_eV_per_atom"]), "std": number(row.get("delta_g_h_dimenet_std_eV"))}
     for name, column in MEASURES.items():
@@ -139,14 +234,16 @@ def point(row: dict) -> dict:
 
 
 def parity(rows: list[dict], name: str) -> dict | None:
-    """How far a method's ΔG_H is from the oracle's over a set's rows, beside the null of always saying the oracle's mean.
+    """How far a method's ΔG_H is from the oracle's over a set's rows, beside the null of always saying the
+    oracle's mean.
 
     Args:
         name: key of MEASURES.
 
     Returns:
-        {"n", "mae", "bias", "null", "r"}: mean absolute and mean signed difference and the null's error, in eV (the null leaves
-        each structure out of its mean), correlation (None where undefined); None where fewer than two rows have both.
+        {"n", "mae", "bias", "null", "r"}: mean absolute and mean signed difference and the null's error, in
+        eV (the null leaves each structure out of its mean), correlation (None where undefined); None where
+        fewer than two rows have both.
     """
     pairs = [(number(row.get(MEASURES["oracle"])), number(row.get(MEASURES[name]))) for row in rows]
     pairs = np.array([pair for pair in pairs if None not in pair]).reshape(-1, 2)
@@ -157,21 +254,32 @@ def parity(rows: list[dict], name: str) -> dict | None:
     others_mean = (oracle.sum() - oracle) / (n - 1)
     varied = min(np.ptp(oracle), np.ptp(other)) > 1e-9
     return {
-        "n": n, "mae": float(abs(other - oracle).mean()), "bias": float((other - oracle).mean()),
-        "null": float(abs(others_mean - oracle).mean()), "r": float(np.corrcoef(oracle, other)[0, 1]) if varied else None,
-    }  # fmt: skip
+        "n": n,
+        "mae": float(abs(other - oracle).mean()),
+        "bias": float((other - oracle).mean()),
+        "null": float(abs(others_mean - oracle).mean()),
+        "r": float(np.corrcoef(oracle, other)[0, 1]) if varied else None,
+    }
 
 
 def causes(rows: list[dict]) -> list[list]:
-    """[cause, number of structures] of the errors, most frequent first; numbers within a cause are blanked to count it once."""
+    """[cause, number of structures] of the errors, most frequent first; numbers within a cause are blanked to
+    count it once.
+    """
     found = Counter()
     for row in rows:
-        parts = [re.sub(r"(?<!\w)[-−]?\d+(\.\d+)?(?!\w)", "…", part) for part in str(row["error"]).split("; ") if part]
+        parts = [
+            re.sub(r"(?<!\w)[-−]?\d+(\.\d+)?(?!\w)", "…", part)
+            for part in str(row["error"]).split("; ")
+            if part
+        ]
         found.update({part.split(":")[0].strip() for part in parts})
     return [[cause, count] for cause, count in found.most_common()]
 
 
-def tiled(host: Atoms, low: np.ndarray, high: np.ndarray, plane: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def tiled(
+    host: Atoms, low: np.ndarray, high: np.ndarray, plane: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images of a layer's atoms in a parallelogram of the plane and MARGIN Å around it.
 
     Args:
@@ -180,14 +288,18 @@ def tiled(host: Atoms, low: np.ndarray, high: np.ndarray, plane: np.ndarray) -> 
         plane: [2, 2] lattice rows, Å.
 
     Returns:
-        numbers [N], positions [N, 3] Å, inside [N] whether an atom lies in the parallelogram itself (rim included).
+        numbers [N], positions [N, 3] Å, inside [N] whether an atom lies in the parallelogram itself (rim
+        included).
     """
     margin = MARGIN * np.linalg.norm(np.linalg.inv(plane), axis=0)
     supercell = host.cell.array[:2, :2]
     x, y = zip(low - margin, high + margin)
     corners = np.array([[u, v] for u in x for v in y]) @ plane @ np.linalg.inv(supercell)
     first, last = np.floor(corners.min(0)).astype(int) - 1, np.ceil(corners.max(0)).astype(int) + 1
-    shifts = np.array([[u, v] for u in range(first[0], last[0] + 1) for v in range(first[1], last[1] + 1)]) @ supercell
+    shifts = (
+        np.array([[u, v] for u in range(first[0], last[0] + 1) for v in range(first[1], last[1] + 1)])
+        @ supercell
+    )
     positions = np.tile(host.positions, (len(shifts), 1))
     positions[:, :2] += np.repeat(shifts, len(host), axis=0)
     frac = positions[:, :2] @ np.linalg.inv(plane)
@@ -199,8 +311,8 @@ def tiled(host: Atoms, low: np.ndarray, high: np.ndarray, plane: np.ndarray) -> 
 def bonds(numbers: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sticks and mere contacts between atoms, both within BOND_SCALE covalent sums.
 
-    A contact is longer than LONG nearest-neighbour distances of both its ends; one that two sticks over a shared neighbour
-    imply (metal to metal over the anion) is left out.
+    A contact is longer than LONG nearest-neighbour distances of both its ends; one that two sticks over a
+    shared neighbour imply (metal to metal over the anion) is left out.
 
     Returns:
         pairs [E, 2], the first index below the second, of sticks and of contacts.
@@ -223,7 +335,9 @@ def without_strays(inside: np.ndarray, sticks: np.ndarray) -> np.ndarray:
 
 
 def hydrogen_bonds(numbers: np.ndarray, positions: np.ndarray) -> list[int]:
-    """Atoms that the adsorbed H, the last one, is bound to: within BOND_SCALE covalent sums and LONG of its shortest bond."""
+    """Atoms that the adsorbed H, the last one, is bound to: within BOND_SCALE covalent sums and LONG of its
+    shortest bond.
+    """
     distance = np.linalg.norm(positions[:-1] - positions[-1], axis=1)
     ratio = distance / (covalent_radii[numbers[:-1]] + covalent_radii[1])
     return np.flatnonzero(ratio <= min(BOND_SCALE, LONG * ratio.min(initial=np.inf))).tolist()
@@ -237,9 +351,10 @@ def scene(layer: Atoms, pose: Atoms | None) -> dict:
         pose: supercell of it with H as last atom; None draws the bare layer.
 
     Returns:
-        {"symbols": [N], "positions": [N, 3] Å, "bonds": [[i, j]], "contacts": [[i, j]] (see bonds), "cell": [8, 3] Å, corners of the
-        unit cell with bit k of the index for vector k and 1 Å of vacuum at each side, "hydrogen": index or None, "turned": whether
-        the layer is upside down, so that an H of the bottom face is on top}.
+        {"symbols": [N], "positions": [N, 3] Å, "bonds": [[i, j]], "contacts": [[i, j]] (see bonds), "cell":
+        [8, 3] Å, corners of the unit cell with bit k of the index for vector k and 1 Å of vacuum at each
+        side, "hydrogen": index or None, "turned": whether the layer is upside down, so that an H of the
+        bottom face is on top}.
     """
     plane = layer.cell.array[:2, :2]
     host = layer if pose is None else pose[:-1]
@@ -276,7 +391,9 @@ def scene(layer: Atoms, pose: Atoms | None) -> dict:
 
 def scenes(evaluation, shortlist: list[dict]) -> dict[str, dict]:
     """Scenes by material_id: of the shortlist, then of the other relaxed layers, MAX_SCENES in all."""
-    names = dict.fromkeys([item["material_id"] for item in shortlist] + [row["material_id"] for row in evaluation.rows])
+    names = dict.fromkeys(
+        [item["material_id"] for item in shortlist] + [row["material_id"] for row in evaluation.rows]
+    )
     names = [name for name in names if name in evaluation.relaxed][:MAX_SCENES]
     return {name: scene(evaluation.relaxed[name], evaluation.poses.get(name)) for name in names}
 
@@ -289,17 +406,28 @@ def element(symbol: str) -> dict:
 
 
 def words(metrics: dict[str, dict]) -> list[dict]:
-    """The metrics that a table shows, in groups and in words; one without words of its own stands last, by its name."""
+    """The metrics that a table shows, in groups and in words; one without words of its own stands last, by
+    its name.
+    """
     present = dict.fromkeys(name for values in metrics.values() for name in values)
     groups = [
-        {"title": title, "metrics": [{"name": name, "label": label, "note": note, "unit": unit, "main": name not in MINOR}
-                                     for name, (label, note, unit) in group.items() if name in present]}
+        {
+            "title": title,
+            "metrics": [
+                {"name": name, "label": label, "note": note, "unit": unit, "main": name not in MINOR}
+                for name, (label, note, unit) in group.items()
+                if name in present
+            ],
+        }
         for title, group in METRICS.items()
-    ]  # fmt: skip
+    ]
     known = {name for group in METRICS.values() for name in group}
     unit = lambda name: PERCENT if "rate" in name else EV if name.endswith("_eV") else PURE
-    rest = [{"name": name, "label": name.replace("_", " "), "note": "", "unit": unit(name), "main": False}
-            for name in present if name not in known]  # fmt: skip
+    rest = [
+        {"name": name, "label": name.replace("_", " "), "note": "", "unit": unit(name), "main": False}
+        for name in present
+        if name not in known
+    ]
     return [group for group in [*groups, {"title": "Further", "metrics": rest}] if group["metrics"]]
 
 
@@ -314,40 +442,65 @@ def embedded(figures: list[Path]) -> tuple[list[dict], list[str]]:
             left_out.append(path.name)
             total -= path.stat().st_size
             continue
-        images.append({"name": path.stem.replace("_", " "), "uri": "data:image/png;base64," + b64encode(path.read_bytes()).decode()})
+        images.append(
+            {
+                "name": path.stem.replace("_", " "),
+                "uri": "data:image/png;base64," + b64encode(path.read_bytes()).decode(),
+            }
+        )
     return images, left_out
 
 
-def content(name: str, evaluation, others: dict, metrics: dict, shortlist: list[dict], figures: list[Path]) -> dict:
+def content(
+    name: str, evaluation, others: dict, metrics: dict, shortlist: list[dict], figures: list[Path]
+) -> dict:
     """All that the page shows, as plain JSON types; arguments as in write_html."""
     sets = {name: evaluation.rows, **others}
     drawn = scenes(evaluation, shortlist)
     images, left_out = embedded(figures)
     axis = np.linspace(-1, 1, 161)
-    return plain({
-        "set": name,
-        "sets": [{
-            "name": label, "note": SET_NOTES.get(label, ""), "points": [point(row) for row in rows],
-            "parity": {key: parity(rows, key) for key in ("dimenet", "second")},
-        } for label, rows in sets.items()],
-        "groups": words(metrics),
-        "metrics": metrics,
-        "headline": [key for key in HEADLINE if key in metrics.get(name, {})],
-        "labels": COLUMNS,
-        "shortlist": shortlist,
-        "rows": evaluation.rows,
-        "scenes": [[key, value] for key, value in drawn.items()],
-        "undrawn": max(0, len(evaluation.relaxed) - len(drawn)),
-        "elements": {symbol: element(symbol) for symbol in sorted({s for value in drawn.values() for s in value["symbols"]})},
-        "failures": [[row["material_id"], row["formula"], row["error"]] for row in evaluation.rows if row["error"]],
-        "causes": causes(evaluation.rows),
-        "provenance": evaluation.provenance,
-        "volcano": {"curve": np.column_stack([axis, log_exchange_current(axis)]).round(3), "k0": K0, "sites": SITES,
-                    "metals": [[metal, value, float(log_exchange_current(value))] for metal, value in METALS.items()]},
-        "thresholds": {"stable": STABLE, "active": ACTIVE},
-        "figures": images,
-        "figures_left_out": left_out,
-    })  # fmt: skip
+    return plain(
+        {
+            "set": name,
+            "sets": [
+                {
+                    "name": label,
+                    "note": SET_NOTES.get(label, ""),
+                    "points": [point(row) for row in rows],
+                    "parity": {key: parity(rows, key) for key in ("dimenet", "second")},
+                }
+                for label, rows in sets.items()
+            ],
+            "groups": words(metrics),
+            "metrics": metrics,
+            "headline": [key for key in HEADLINE if key in metrics.get(name, {})],
+            "labels": COLUMNS,
+            "shortlist": shortlist,
+            "rows": evaluation.rows,
+            "scenes": [[key, value] for key, value in drawn.items()],
+            "undrawn": max(0, len(evaluation.relaxed) - len(drawn)),
+            "elements": {
+                symbol: element(symbol)
+                for symbol in sorted({s for value in drawn.values() for s in value["symbols"]})
+            },
+            "failures": [
+                [row["material_id"], row["formula"], row["error"]] for row in evaluation.rows if row["error"]
+            ],
+            "causes": causes(evaluation.rows),
+            "provenance": evaluation.provenance,
+            "volcano": {
+                "curve": np.column_stack([axis, log_exchange_current(axis)]).round(3),
+                "k0": K0,
+                "sites": SITES,
+                "metals": [
+                    [metal, value, float(log_exchange_current(value))] for metal, value in METALS.items()
+                ],
+            },
+            "thresholds": {"stable": STABLE, "active": ACTIVE},
+            "figures": images,
+            "figures_left_out": left_out,
+        }
+    )
 
 
 def script_safe(value) -> str:
@@ -357,7 +510,9 @@ def script_safe(value) -> str:
 
 
 def guarded(page: str) -> str:
-    """The template with the hash of its one program in its security policy: no browser runs anything else, or asks any server."""
+    """The template with the hash of its one program in its security policy: no browser runs anything else, or
+    asks any server.
+    """
     program = page.split("<script>")[1].split("</script>")[0]
     digest = b64encode(hashlib.sha256(program.encode()).digest()).decode()
     return page.replace("__SCRIPT_HASH__", digest)
@@ -377,13 +532,16 @@ def write_html(
     Args:
         path: the file; written by rename.
         name: name of the set.
-        evaluation: geo_utils.Evaluation; `relaxed` are layers in the convention, `poses` supercells of them with H as the
-            last atom (positions and cells in Å), either may lack an id; `provenance` may name "potential" and "second_potential".
+        evaluation: geo_utils.Evaluation; `relaxed` are layers in the convention, `poses` supercells of them
+            with H as the last atom (positions and cells in Å), either may lack an id; `provenance` may name
+            "potential" and "second_potential".
         others: rows of the sets to compare with, by name; columns of metrics.csv, as text or as numbers.
-        metrics: {set: {metric: {"value", "ci95": [low, high], "n"}}}, the own set first. A metric of another set may carry
-            "difference", "difference_ci95" (own less other, in the metric's unit) and "p_value" of a paired test.
-        shortlist: best first; keys material_id, formula, layer_group, e_hull_eV_per_atom (eV/atom), delta_g_h_oracle_eV and
-            delta_g_h_dimenet_eV (eV), p_synth and p_active (0 to 1), "" where not computed. Other keys become columns.
+        metrics: {set: {metric: {"value", "ci95": [low, high], "n"}}}, the own set first. A metric of another
+            set may carry "difference", "difference_ci95" (own less other, in the metric's unit) and "p_value"
+            of a paired test.
+        shortlist: best first; keys material_id, formula, layer_group, e_hull_eV_per_atom (eV/atom),
+            delta_g_h_oracle_eV and delta_g_h_dimenet_eV (eV), p_synth and p_active (0 to 1), "" where not
+            computed. Other keys become columns.
         figures: PNG files to embed; those that do not exist are left out.
     """
     before, after = guarded(TEMPLATE.read_text(encoding="utf-8")).split("__DATA__")

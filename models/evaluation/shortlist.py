@@ -1,4 +1,6 @@
-"""Which structures to compute next: P(|ΔG_H| <= 0.1 eV) with the oracle's own error, the ranking, a second opinion."""
+"""Which structures to compute next: P(|ΔG_H| <= 0.1 eV) with the oracle's own error, the ranking, a second
+opinion.
+"""
 
 import json
 import math
@@ -6,18 +8,33 @@ from pathlib import Path
 
 import numpy as np
 
-from models.evaluation.metrics import ABSURD, ORACLE, interval, is_stable, is_sun, is_true, pairs, pareto_front, value
+from models.evaluation.metrics import (
+    ABSURD,
+    ORACLE,
+    interval,
+    is_stable,
+    is_sun,
+    is_true,
+    pairs,
+    pareto_front,
+    value,
+)
 
 ACTIVE = 0.1  # eV
 AGREE = 0.2  # eV within which two potentials say the same
 DIMENET, DIMENET_STD, SECOND = "delta_g_h_dimenet_eV", "delta_g_h_dimenet_std_eV", "delta_g_h_second_eV"
-VALIDATION = {"literature": "all", "single-atom catalysts": "as it is"}  # measured against DFT, set -> its summary
+VALIDATION = {
+    "literature": "all",
+    "single-atom catalysts": "as it is",
+}  # measured against DFT, set -> its summary
 
 
 def oracle_error(path: Path) -> tuple[float, str]:
-    """RMSE in eV of the oracle against DFT, pooled over metal surfaces of the literature and single-atom catalysts.
+    """RMSE in eV of the oracle against DFT, pooled over metal surfaces of the literature and single-atom
+    catalysts.
 
-    The layers that are judged are neither: the one set is what potentials know best, the other bonds at odd metals in a sheet.
+    The layers that are judged are neither: the one set is what potentials know best, the other bonds at odd
+        metals in a sheet.
     Pooled by structure, bias included.
 
     Returns:
@@ -45,8 +62,9 @@ def within(centre: float, sigma: float, bound: float = ACTIVE) -> float:
 def p_active(row: dict, sigma: float) -> float | None:
     """P(|ΔG_H| <= ACTIVE) of a row, `sigma` being the oracle's error in eV.
 
-    From the oracle's value; where it never ran, from DimeNet++'s, widened by the spread of its members; None where there is
-    neither, where the oracle found no site that adsorbs, or where H takes an atom of the layer along.
+    From the oracle's value; where it never ran, from DimeNet++'s, widened by the spread of its members; None
+    where there is neither, where the oracle found no site that adsorbs, or where H takes an atom of the layer
+    along.
     """
     if is_true(row, "h_carries_off"):
         return None
@@ -65,14 +83,20 @@ def candidate_class(row: dict) -> int:
 
 
 def rank(rows: list[dict]) -> list[dict]:
-    """The rows that have a P(|ΔG_H| <= ACTIVE), best first: by class, then by that probability, then by E_hull."""
-    e_hull = lambda row: math.inf if value(row, "e_hull_eV_per_atom") is None else value(row, "e_hull_eV_per_atom")
+    """The rows that have a P(|ΔG_H| <= ACTIVE), best first: by class, then by that probability, then by
+    E_hull.
+    """
+    e_hull = lambda row: (
+        math.inf if value(row, "e_hull_eV_per_atom") is None else value(row, "e_hull_eV_per_atom")
+    )
     known = [row for row in rows if value(row, "p_active") is not None]
     return sorted(known, key=lambda row: (candidate_class(row), -value(row, "p_active"), e_hull(row)))
 
 
 def rank_into(rows: list[dict], sigma: float):
-    """Fills the columns p_active, candidate_class, rank, and pareto: the front of |ΔG_H| by the oracle, E_hull and P_synth."""
+    """Fills the columns p_active, candidate_class, rank, and pareto: the front of |ΔG_H| by the oracle,
+    E_hull and P_synth.
+    """
     for row in rows:
         probability = p_active(row, sigma)
         row["p_active"] = "" if probability is None else probability
@@ -80,16 +104,22 @@ def rank_into(rows: list[dict], sigma: float):
     for place, row in enumerate(rank(rows), 1):
         row["rank"] = place
     number = lambda row, column: math.nan if value(row, column) is None else value(row, column)
-    costs = [[abs(number(row, ORACLE)), number(row, "e_hull_eV_per_atom"), -number(row, "p_synth")] for row in rows]
+    costs = [
+        [abs(number(row, ORACLE)), number(row, "e_hull_eV_per_atom"), -number(row, "p_synth")] for row in rows
+    ]
     costs = np.array(costs).reshape(-1, 3)
-    costs[(costs[:, 1] <= ABSURD) | np.array([not is_true(row, "converged") for row in rows], bool)] = math.nan
+    costs[(costs[:, 1] <= ABSURD) | np.array([not is_true(row, "converged") for row in rows], bool)] = (
+        math.nan
+    )
     costs[:, 1] = np.maximum(costs[:, 1], 0)  # what lies below the hull lies on it: mostly a phase is missing
     for row, best in zip(rows, pareto_front(costs)):
         row["pareto"] = bool(best)
 
 
 def agreement(rows: list[dict], seed: int = 0) -> dict:
-    """How often the second potential's ΔG_H is within AGREE of the oracle's, of the rows that have both, and the mean distance."""
+    """How often the second potential's ΔG_H is within AGREE of the oracle's, of the rows that have both, and
+    the mean distance.
+    """
     first, second = pairs(rows, ORACLE, SECOND).T
     apart = abs(first - second)
     return {

@@ -1,4 +1,5 @@
-"""What of an evaluation takes minutes: everything by a potential, spread over processes, every result kept in a shard.
+"""What of an evaluation takes minutes: everything by a potential, spread over processes, every result kept in
+a shard.
 
 Items are (material_id, ASE layer), results plain JSON. `settings` is a geo_utils.Settings throughout.
 """
@@ -19,7 +20,10 @@ from models.physics.hydrogen import hydrogen_energy, oracle_delta_g
 from models.physics.phonons import elastic_positivity, phonon_stability
 from models.physics.potentials import Potential, load_potential, relax_layer
 
-RELAXATION, ADSORPTION = ("fmax", "relax_steps"), ("correction", "oracle", "oracle_sites")  # settings that results depend on
+RELAXATION, ADSORPTION = (
+    ("fmax", "relax_steps"),
+    ("correction", "oracle", "oracle_sites"),
+)  # settings that results depend on
 
 _worker = {}
 
@@ -32,16 +36,29 @@ def start_worker(spec: str, checkpoint, settings):
 
 
 def item_key(item: tuple, settings, note: str, depends: tuple = RELAXATION + ADSORPTION) -> str:
-    """Changes with the structure and with the settings that its result depends on; `note` is the potential's provenance."""
+    """Changes with the structure and with the settings that its result depends on; `note` is the potential's
+    provenance.
+    """
     name, atoms = item
     content = atoms if isinstance(atoms, str) else json.dumps(pack_atoms(atoms))
-    return f"{name}:{digest(' '.join([content, note, *(str(getattr(settings, field)) for field in depends)]))}"
+    return (
+        f"{name}:{digest(' '.join([content, note, *(str(getattr(settings, field)) for field in depends)]))}"
+    )
 
 
 def computed(
-    task, items: list[tuple], settings, potential: Potential, checkpoint, shard: Shard, label: str, depends=RELAXATION + ADSORPTION
+    task,
+    items: list[tuple],
+    settings,
+    potential: Potential,
+    checkpoint,
+    shard: Shard,
+    label: str,
+    depends=RELAXATION + ADSORPTION,
 ) -> list[dict]:
-    """Results of a task on every item, `settings.jobs` processes at a time; {"lost": why} where a process died."""
+    """Results of a task on every item, `settings.jobs` processes at a time; {"lost": why} where a process
+    died.
+    """
     keys = [item_key(item, settings, potential.note, depends) for item in items]
     arguments = (potential.spec, checkpoint, settings)
     lost = run_jobs(task, dict(zip(keys, items)), shard, settings.jobs, start_worker, arguments, label)
@@ -54,7 +71,9 @@ def add_error(row: dict, text: str):
 
 
 def relax_one(item: tuple) -> dict:
-    """{"row", "relaxed", "seconds"} of a structure as submitted, through the gates; whatever goes wrong ends up in the row's `error`."""
+    """{"row", "relaxed", "seconds"} of a structure as submitted, through the gates; whatever goes wrong ends
+    up in the row's `error`.
+    """
     _, atoms = item
     begin, result = time.process_time(), {"row": {}, "relaxed": None, "seconds": 0.0}
     if isinstance(atoms, str):
@@ -72,14 +91,19 @@ def relax_one(item: tuple) -> dict:
 
 
 def adsorb_one(item: tuple) -> dict:
-    """{"row", "layer", "pose", "correction", "seconds"} of a relaxed layer: the oracle's columns and its best pose of H."""
+    """{"row", "layer", "pose", "correction", "seconds"} of a relaxed layer: the oracle's columns and its best
+    pose of H.
+    """
     _, atoms = item
     begin, result = time.process_time(), {"row": {}, "layer": pack_atoms(atoms), "pose": None}
     try:
         result["pose"] = pack_atoms(_adsorb_into(result["row"], atoms))
     except Exception as error:
         add_error(result["row"], f"{type(error).__name__}: {error}")
-    return result | {"correction": _worker["settings"].correction, "seconds": round(time.process_time() - begin, 2)}
+    return result | {
+        "correction": _worker["settings"].correction,
+        "seconds": round(time.process_time() - begin, 2),
+    }
 
 
 def _relax_into(row: dict, layer: Atoms) -> Atoms:
@@ -94,29 +118,47 @@ def _relax_into(row: dict, layer: Atoms) -> Atoms:
         raise NotALayer(f"relaxation left two dimensions: {error}") from error
     if min_distance_ratio(atoms) < OVERLAP_SCALE:
         raise ValueError("relaxation ended in overlapping atoms: a hole in the potential")
-    row |= {"energy": relaxed.energy, "rmsd_relaxed_A": rmsd(layer, relaxed.atoms), "layer_group": layer_group(atoms)}
+    row |= {
+        "energy": relaxed.energy,
+        "rmsd_relaxed_A": rmsd(layer, relaxed.atoms),
+        "layer_group": layer_group(atoms),
+    }
     return atoms
 
 
 def _oracle(atoms: Atoms) -> dict:
     settings = _worker["settings"]
     relaxed = settings.oracle == "relaxed"
-    return oracle_delta_g(atoms, _worker["calculator"], _worker["half_h2"], settings.correction, settings.oracle_sites, relaxed)
+    return oracle_delta_g(
+        atoms, _worker["calculator"], _worker["half_h2"], settings.correction, settings.oracle_sites, relaxed
+    )
 
 
 def _adsorb_into(row: dict, atoms: Atoms) -> Atoms | None:
     """Fills the oracle's columns; returns its best pose."""
     found = _oracle(atoms)
-    filled = {"delta_g_h_oracle_eV": found["delta_g_h"], "delta_g_h_rigid_eV": found["rigid_delta_g_h"],
-              "slab_change_eV": found["slab_change"], "h_site": found["h_site"], "h_flags": flags_text(found)}  # fmt: skip
+    filled = {
+        "delta_g_h_oracle_eV": found["delta_g_h"],
+        "delta_g_h_rigid_eV": found["rigid_delta_g_h"],
+        "slab_change_eV": found["slab_change"],
+        "h_site": found["h_site"],
+        "h_flags": flags_text(found),
+    }
     row |= {name: "" if content is None else content for name, content in filled.items()}
     if found["delta_g_h"] is None:
-        add_error(row, "the layer reconstructs under H" if "reconstructed" in found["relaxed_flags"] else "no site adsorbs H")
+        add_error(
+            row,
+            "the layer reconstructs under H"
+            if "reconstructed" in found["relaxed_flags"]
+            else "no site adsorbs H",
+        )
     return found["pose"]
 
 
 def flags_text(found: dict) -> str:
-    """What became of H at the rigid sites and, behind "then", with the layer free, e.g. "adsorbed:2 sunk:1 then reconstructed:1"."""
+    """What became of H at the rigid sites and, behind "then", with the layer free, e.g. "adsorbed:2 sunk:1
+    then reconstructed:1".
+    """
     text = lambda flags: " ".join(f"{flag}:{count}" for flag, count in sorted(flags.items()))
     return " then ".join(filter(None, [text(found["flags"]), text(found["relaxed_flags"])]))
 
@@ -138,4 +180,7 @@ def second_opinion(item: tuple) -> dict:
 def dynamic_stability(item: tuple) -> dict:
     """{"phonons": …, "elastic": …} of a relaxed layer: models.physics.phonons."""
     _, layer = item
-    return {"phonons": phonon_stability(layer, _worker["calculator"]), "elastic": elastic_positivity(layer, _worker["calculator"])}
+    return {
+        "phonons": phonon_stability(layer, _worker["calculator"]),
+        "elastic": elastic_positivity(layer, _worker["calculator"]),
+    }

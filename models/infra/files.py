@@ -8,12 +8,16 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]  # of the repository: weights and embedded data are found from any folder
+ROOT = (
+    Path(__file__).resolve().parents[2]
+)  # of the repository: weights and embedded data are found from any folder
 
 
 def plain(values: dict) -> dict:
     """The arguments as plain types, for checkpoints and JSON."""
-    convert = lambda v: str(v) if isinstance(v, Path) else [convert(x) for x in v] if isinstance(v, (list, tuple)) else v
+    convert = lambda v: (
+        str(v) if isinstance(v, Path) else [convert(x) for x in v] if isinstance(v, (list, tuple)) else v
+    )
     return {key: convert(value) for key, value in values.items()}
 
 
@@ -21,7 +25,9 @@ def write_json(path: Path, content) -> None:
     """Writes JSON by rename; NaN becomes null."""
     temporary = path.with_name(path.name + ".tmp")
     text = json.dumps(content, default=float)
-    content = json.loads(text, parse_constant=lambda name: None if name == "NaN" else float(name))  # "NaN" is also sodium nitride
+    content = json.loads(
+        text, parse_constant=lambda name: None if name == "NaN" else float(name)
+    )  # "NaN" is also sodium nitride
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(temporary, path)
 

@@ -24,7 +24,9 @@ def _end_with_parent():
     os._exit(1)
 
 
-def run_jobs(task, items: dict, shard: Shard, jobs: int, initializer, arguments: tuple, label: str, hours: float = 1e6) -> dict[str, str]:
+def run_jobs(
+    task, items: dict, shard: Shard, jobs: int, initializer, arguments: tuple, label: str, hours: float = 1e6
+) -> dict[str, str]:
     """Computes the items that the shard lacks and appends what `task` returns.
 
     Args:
@@ -34,13 +36,16 @@ def run_jobs(task, items: dict, shard: Shard, jobs: int, initializer, arguments:
         hours: no new item is started after this time.
 
     Returns:
-        key -> reason of the items lost because a process died (of memory, for instance); a rerun tries them again.
+        key -> reason of the items lost because a process died (of memory, for instance); a rerun tries them
+        again.
     """
     todo = [key for key in items if key not in shard.rows]
     if not todo:
         return {}
     deadline, queue = time.time() + hours * 3600, iter(todo)
-    with ProcessPoolExecutor(min(jobs, len(todo)), multiprocessing.get_context("spawn"), _start, (initializer, arguments)) as pool:
+    with ProcessPoolExecutor(
+        min(jobs, len(todo)), multiprocessing.get_context("spawn"), _start, (initializer, arguments)
+    ) as pool:
         running = {pool.submit(task, items[key]): key for key in itertools.islice(queue, 2 * jobs)}
         with tqdm(total=len(items), initial=len(items) - len(todo), desc=label, mininterval=2) as bar:
             while running:

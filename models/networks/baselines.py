@@ -1,4 +1,6 @@
-"""Null models that a predicted adsorption energy must beat: the mean, and extra-trees on composition and site."""
+"""Null models that a predicted adsorption energy must beat: the mean, and extra-trees on composition and
+site.
+"""
 
 import numpy as np
 import torch
@@ -10,17 +12,23 @@ from torch_geometric.data import Data
 from models.crystals.elements import composition_features, element_features
 from models.networks.dimenet import edge_vectors, readout_atoms
 
-WIDTHS = (0.1, 0.3, 0.8)  # of the shells around the adsorbate, in sums of covalent radii beyond the shortest bond
+WIDTHS = (
+    0.1,
+    0.3,
+    0.8,
+)  # of the shells around the adsorbate, in sums of covalent radii beyond the shortest bond
 
 
 def site_features(graph: Data) -> np.ndarray:
-    """What the trees see of an adsorption graph; invariant under rotation, translation, mirror and permutation.
+    """What the trees see of an adsorption graph; invariant under rotation, translation, mirror and
+    permutation.
 
     Args:
         graph: fields of `models.networks.dimenet.GRAPH_FIELDS`, adsorbate tagged.
 
     Returns:
-        [F]: composition of the host; of each shell around the adsorbate the weighted mean of its elements' properties and its
+        [F]: composition of the host; of each shell around the adsorbate the weighted mean of its elements'
+            properties and its
         coordination number; length of the shortest bond in covalent sums.
     """
     adsorbate = readout_atoms(graph.tags, torch.zeros_like(graph.tags))
@@ -44,7 +52,9 @@ def features_of(graphs: list[Data]) -> np.ndarray:
     return np.stack([[*site_features(graph), graph.rigid] for graph in graphs])
 
 
-def surrogate_report(energies: np.ndarray, spreads: np.ndarray, train: list[Data], test: list[Data], seed: int = 0) -> dict:
+def surrogate_report(
+    energies: np.ndarray, spreads: np.ndarray, train: list[Data], test: list[Data], seed: int = 0
+) -> dict:
     """Errors of predicted adsorption energies on held-out hosts beside the nulls' on the same data.
 
     Args:
@@ -52,14 +62,21 @@ def surrogate_report(energies: np.ndarray, spreads: np.ndarray, train: list[Data
         train, test: graphs with targets `y` (eV), `host` and `rigid`.
 
     Returns:
-        {"rigid" | "relaxed": {n, hosts, train_hosts, mae, mae_mean, mae_median, mae_trees, mae_best_site (of each host's lowest energy),
-        within_1_spread, within_2_spreads, spread_error_rank_correlation}}, energies in eV; levels without test graphs are left out.
+        {"rigid" | "relaxed": {n, hosts, train_hosts, mae, mae_mean, mae_median, mae_trees, mae_best_site (of
+        each host's lowest energy), within_1_spread, within_2_spreads, spread_error_rank_correlation}},
+        energies in eV; levels without test graphs are left out.
     """
     if not test:
         return {}
     y, true = (np.array([graph.y for graph in graphs]) for graphs in (train, test))
-    trees = ExtraTreesRegressor(300, min_samples_leaf=2, max_features=0.4, random_state=seed).fit(features_of(train), y)
-    guesses = {"mean": np.full(len(true), y.mean()), "median": np.full(len(true), np.median(y)), "trees": trees.predict(features_of(test))}
+    trees = ExtraTreesRegressor(300, min_samples_leaf=2, max_features=0.4, random_state=seed).fit(
+        features_of(train), y
+    )
+    guesses = {
+        "mean": np.full(len(true), y.mean()),
+        "median": np.full(len(true), np.median(y)),
+        "trees": trees.predict(features_of(test)),
+    }
     hosts = np.array([graph.host for graph in test])
     rigid = np.array([graph.rigid for graph in test])
     report = {}
@@ -68,16 +85,22 @@ def surrogate_report(energies: np.ndarray, spreads: np.ndarray, train: list[Data
             continue
         error = np.abs(energies - true)[chosen]
         names = np.unique(hosts[chosen])
-        best = [energies[chosen & (hosts == name)].min() - true[chosen & (hosts == name)].min() for name in names]
+        best = [
+            energies[chosen & (hosts == name)].min() - true[chosen & (hosts == name)].min() for name in names
+        ]
         report[level] = {
-            "n": int(chosen.sum()), "hosts": len(names), "train_hosts": len({graph.host for graph in train}),
-            "mae": error.mean(), "mae_best_site": np.abs(best).mean(),
+            "n": int(chosen.sum()),
+            "hosts": len(names),
+            "train_hosts": len({graph.host for graph in train}),
+            "mae": error.mean(),
+            "mae_best_site": np.abs(best).mean(),
             **{f"mae_{name}": np.abs(guess - true)[chosen].mean() for name, guess in guesses.items()},
-        }  # fmt: skip
+        }
         if np.isfinite(spreads).all():
             ratio = error / spreads[chosen]
             report[level] |= {
-                "within_1_spread": (ratio <= 1).mean(), "within_2_spreads": (ratio <= 2).mean(),
+                "within_1_spread": (ratio <= 1).mean(),
+                "within_2_spreads": (ratio <= 2).mean(),
                 "spread_error_rank_correlation": spearmanr(error, spreads[chosen]).statistic,
-            }  # fmt: skip
+            }
     return report

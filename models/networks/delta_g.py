@@ -1,4 +1,5 @@
-"""ΔG_H of a layer, twice: predicted by DimeNet++ from the starting pose, and by the potential with H and layer relaxed.
+"""ΔG_H of a layer, twice: predicted by DimeNet++ from the starting pose, and by the potential with H and
+layer relaxed.
 
 ΔG_H = min over symmetry-distinct sites on both faces of ΔE_H, plus the correction (design: 0.27 eV).
 """
@@ -13,6 +14,7 @@ from models.physics.hydrogen import CORRECTION
 
 CHUNK = 32  # layers whose sites are predicted together
 
+
 def predict_delta_g(
     model: Ensemble, layers, batch_size: int = 64, correction: float = CORRECTION, progress: bool = False
 ):
@@ -22,8 +24,8 @@ def predict_delta_g(
         layers: list of (name, ASE layer in the convention).
 
     Yields:
-        (name, {"delta_g_h": eV, "delta_g_h_std": eV or None, "h_site", "h_position": [3] Å in the supercell, "sites": n});
-        a layer that fails gives {"error": why}.
+        (name, {"delta_g_h": eV, "delta_g_h_std": eV or None, "h_site", "h_position": [3] Å in the supercell,
+        "sites": n}); a layer that fails gives {"error": why}.
     """
     bar = tqdm(range(0, len(layers), CHUNK), desc="ΔG_H by DimeNet++", disable=not progress, mininterval=2)
     for start in bar:
@@ -43,9 +45,11 @@ def predict_delta_g(
             best["sites"] += 1
             if energy + correction < best["delta_g_h"]:
                 best |= {
-                    "delta_g_h": float(energy + correction), "delta_g_h_std": None if np.isnan(spread) else float(spread),
-                    "h_site": site.label, "h_position": graph.pos[-1].tolist(),
-                }  # fmt: skip
+                    "delta_g_h": float(energy + correction),
+                    "delta_g_h_std": None if np.isnan(spread) else float(spread),
+                    "h_site": site.label,
+                    "h_position": graph.pos[-1].tolist(),
+                }
         yield from results.items()
 
 

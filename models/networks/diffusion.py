@@ -1,11 +1,12 @@
 """The forward process of a layer and the joint loss.
 
 One noise level σ(t) in Å drives all channels, ᾱ_t = 1 / (1 + σ_t²):
-  in-plane coordinates  Cartesian Gaussian of width σ_t wrapped onto the torus of the current cell (variance exploding)
-  z                     √ᾱ_t z + √(1 − ᾱ_t) ε, mean-free, Å (variance preserving; its noise-to-signal is σ_t Å too)
-  lattice               the same update on S = ½ log(L Lᵀ), less ½ log N, standardised over the training set
-  slot elements         masked (absorbing), at a rate drawn apart from t
-The in-plane noise lives in the metric of the noised cell, so it is isotropic in Å in every cell, skewed or not.
+  in-plane coordinates  Cartesian Gaussian of width σ_t wrapped onto the torus of the current cell (variance
+  exploding) z                     √ᾱ_t z + √(1 − ᾱ_t) ε, mean-free, Å (variance preserving; its
+  noise-to-signal is σ_t Å too) lattice               the same update on S = ½ log(L Lᵀ), less ½ log N,
+  standardised over the training set slot elements         masked (absorbing), at a rate drawn apart from t
+The in-plane noise lives in the metric of the noised cell, so it is isotropic in Å in every cell, skewed or
+not.
 """
 
 import math
@@ -19,7 +20,8 @@ from models.networks.layers import MASK, Layers
 
 MAX_E_HULL = 1.0  # eV/atom; how bad beyond that a structure is, no guide needs to know
 EMPHASIS = 0.6  # of the middle times in training, 0 for none
-Z_SPREAD = 1.9  # Å, standard deviation of z over C2DB: a loss that forgets it learns how thick layers are, and little else
+# Å, standard deviation of z over C2DB: a loss that forgets it learns how thick layers are, and little else
+Z_SPREAD = 1.9
 SHOWN = 0.5  # share of the graphs in training that show all their elements
 IMAGES = (10, 2)  # terms along the short and the long direction in the sums of the wrapped normal
 
@@ -33,13 +35,17 @@ class Diffusion(nn.Module):
         lattice_mean, lattice_std: [3] statistics of the unscaled lattice over the training set.
     """
 
-    def __init__(self, steps=1000, sigma_min=0.01, sigma_max=8.0, lattice_mean=(0.0,) * 3, lattice_std=(1.0,) * 3):
+    def __init__(
+        self, steps=1000, sigma_min=0.01, sigma_max=8.0, lattice_mean=(0.0,) * 3, lattice_std=(1.0,) * 3
+    ):
         super().__init__()
         self.hparams = dict(steps=steps, sigma_min=sigma_min, sigma_max=sigma_max)
         sigmas = torch.exp(torch.linspace(math.log(sigma_min), math.log(sigma_max), steps))
         self.register_buffer("sigmas", torch.cat([torch.zeros(1), sigmas]), persistent=False)
         self.register_buffer("alphas_cumprod", 1 / (1 + self.sigmas**2), persistent=False)
-        self.register_buffer("betas", 1 - self.alphas_cumprod[1:] / self.alphas_cumprod[:-1], persistent=False)
+        self.register_buffer(
+            "betas", 1 - self.alphas_cumprod[1:] / self.alphas_cumprod[:-1], persistent=False
+        )
         self.register_buffer("lattice_mean", torch.as_tensor(lattice_mean, dtype=torch.float32))
         self.register_buffer("lattice_std", torch.as_tensor(lattice_std, dtype=torch.float32))
 
@@ -52,9 +58,11 @@ class Diffusion(nn.Module):
         return t / self.steps
 
     def random_times(self, count, generator=None):
-        """Integer times [count] in 1 … T, in random order: one from each of `count` parts that are narrow where the crystal is decided.
+        """Integer times [count] in 1 … T, in random order: one from each of `count` parts that are narrow
+        where the crystal is decided.
 
-        The density is 1 / (1 − EMPHASIS) in the middle, where σ is tenths of an Å, and 1 / (1 + EMPHASIS) at either end.
+        The density is 1 / (1 − EMPHASIS) in the middle, where σ is tenths of an Å, and 1 / (1 + EMPHASIS) at
+        either end.
         """
         part = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
         warped = part + EMPHASIS * torch.sin(2 * torch.pi * part) / (2 * torch.pi)
@@ -73,14 +81,17 @@ class Diffusion(nn.Module):
         """In-plane cells [B, 2, 2] Å, symmetric, of standardised lattices [B, 3]."""
         s = lattice * self.lattice_std + self.lattice_mean
         size = 0.5 * count.to(s.dtype).log()
-        matrix = torch.stack([torch.stack([s[:, 0] + size, s[:, 2]], -1), torch.stack([s[:, 2], s[:, 1] + size], -1)], -2)
+        matrix = torch.stack(
+            [torch.stack([s[:, 0] + size, s[:, 2]], -1), torch.stack([s[:, 2], s[:, 1] + size], -1)], -2
+        )
         return torch.linalg.matrix_exp(matrix)
 
     def noise(self, layers: Layers, t, generator=None):
         """Noised structure at integer times t [B].
 
         Returns:
-            layers_t, lattice_t [B, 3], and the targets: σ·score [B, N, 2], v of z [B, N], v of the lattice [B, 3].
+            layers_t, lattice_t [B, 3], and the targets: σ·score [B, N, 2], v of z [B, N], v of the lattice
+            [B, 3].
         """
         keep = layers.mask.to(layers.z.dtype)
         count = keep.sum(1)
@@ -137,8 +148,9 @@ def reduced(cell):
 def wrapped_normal_score(displacement, sigma, cell):
     """σ ∇ log p of a normal of width σ wrapped onto the torus of a cell.
 
-    Sums over lattice images while σ is small against the cell, over reciprocal vectors otherwise; either sum runs far
-    along its own short direction, so that together they hold in cells up to about 12 times as long as wide.
+    Sums over lattice images while σ is small against the cell, over reciprocal vectors otherwise; either sum
+    runs far along its own short direction, so that together they hold in cells up to about 12 times as long
+    as wide.
 
     Args:
         displacement: [B, N, 2] Å from the centre; any image.
@@ -165,33 +177,51 @@ def wrapped_normal_score(displacement, sigma, cell):
     dual = -width * torch.einsum("bnm,bmd->bnd", decay * phase.sin(), reciprocal) / density
 
     heights = 1 / inverse.norm(dim=1)  # spacing of the lattice lines, Å
-    missing = (heights * heights.new_tensor([n + 0.5 for n in IMAGES])).min(-1).values  # Å to the first image left out
+    missing = (
+        (heights * heights.new_tensor([n + 0.5 for n in IMAGES])).min(-1).values
+    )  # Å to the first image left out
     return torch.where((sigma > missing / 6)[:, None, None], dual, direct)
 
 
 def mask_slots(layers: Layers, generator=None) -> Layers:
-    """Shows all elements of a share SHOWN of the graphs; hides the slots of the others at a rate drawn uniformly for each graph."""
-    rate = torch.rand(len(layers), 1, generator=generator) * (torch.rand(len(layers), 1, generator=generator) >= SHOWN)
+    """Shows all elements of a share SHOWN of the graphs; hides the slots of the others at a rate drawn
+    uniformly for each graph.
+    """
+    rate = torch.rand(len(layers), 1, generator=generator) * (
+        torch.rand(len(layers), 1, generator=generator) >= SHOWN
+    )
     hidden = torch.rand(layers.slots.shape, generator=generator) < rate
     hidden = torch.gather(hidden.to(layers.slots.device), 1, layers.slots) & layers.mask
     return layers.replace(atomic_numbers=torch.where(hidden, MASK, layers.atomic_numbers))
 
 
 LOSS_WEIGHTS = {
-    "coordinates": 1.0, "z": 1.0, "lattice": 0.5, "elements": 0.3,  # the diffusion term, channel by channel
-    "delta_g_h": 0.5, "e_hull": 10.0, "synthesizable": 0.2,  # λ1, λ2, λ3
+    "coordinates": 1.0,
+    "z": 1.0,
+    "lattice": 0.5,
+    "elements": 0.3,  # the diffusion term, channel by channel
+    "delta_g_h": 0.5,
+    "e_hull": 10.0,
+    "synthesizable": 0.2,  # λ1, λ2, λ3
     "delta_g_h_std": 0.5,
     "off_equilibrium": 0.5,
-}  # fmt: skip
+}
 
 
 def joint_loss(
-    model: DenoisingEGNN, diffusion: Diffusion, layers: Layers, labels: Tensor, weights=LOSS_WEIGHTS, drop=0.15, generator=None
+    model: DenoisingEGNN,
+    diffusion: Diffusion,
+    layers: Layers,
+    labels: Tensor,
+    weights=LOSS_WEIGHTS,
+    drop=0.15,
+    generator=None,
 ):
     """L_total = E‖ε − ε_θ(x_t, t)‖² + λ1 ‖ΔG_H − ΔG_H*‖₁ + λ2 ‖E_hull − E_hull*‖² + λ3 BCE(P_synth, y_synth).
 
     Args:
-        labels: [B, 4] ΔG_H (eV), E_hull (eV/atom), synthesizable (1, 0), standard deviation of ΔG_H (eV); NaN is unknown and masked.
+        labels: [B, 4] ΔG_H (eV), E_hull (eV/atom), synthesizable (1, 0), standard deviation of ΔG_H (eV); NaN
+            is unknown and masked.
         weights: of the four diffusion channels, λ1, λ2, λ3, and of the head of the standard deviation.
         drop: probability with which each condition is replaced by its learned null.
 
@@ -204,14 +234,20 @@ def joint_loss(
     targets = labels[:, : len(CONDITIONS)]
     dropped = torch.rand(targets.shape, generator=generator).to(labels.device) < drop
     out = model(noised, diffusion.time(t), lattice_t, targets.masked_fill(dropped, torch.nan))
-    terms = channel_losses(out, layers, noised, score, v_z, v_lattice, diffusion.z_spread(t)) | property_losses(out.properties, labels)
+    terms = channel_losses(
+        out, layers, noised, score, v_z, v_lattice, diffusion.z_spread(t)
+    ) | property_losses(out.properties, labels)
     return sum(weights[name] * value for name, value in terms.items()), terms
 
 
-def off_equilibrium_loss(model: DenoisingEGNN, diffusion: Diffusion, layers: Layers, e_hull: Tensor, generator=None):
-    """Error of E_hull of structures that are no sample of the data: each its own x_0, noised, its denoising not learned.
+def off_equilibrium_loss(
+    model: DenoisingEGNN, diffusion: Diffusion, layers: Layers, e_hull: Tensor, generator=None
+):
+    """Error of E_hull of structures that are no sample of the data: each its own x_0, noised, its denoising
+    not learned.
 
-    Huber's loss, not the square: a few structures far from any crystal would else set the direction of every step.
+    Huber's loss, not the square: a few structures far from any crystal would else set the direction of every
+    step.
 
     Args:
         e_hull: [B] eV/atom, clamped to MAX_E_HULL.
@@ -223,11 +259,17 @@ def off_equilibrium_loss(model: DenoisingEGNN, diffusion: Diffusion, layers: Lay
 
 
 def channel_losses(out: Denoised, layers: Layers, noised: Layers, score, v_z, v_lattice, z_spread):
-    """Mean squared errors of the continuous channels, that of z in units of z_spread [B] Å, and the cross-entropy of the hidden slots."""
+    """Mean squared errors of the continuous channels, that of z in units of z_spread [B] Å, and the
+    cross-entropy of the hidden slots.
+    """
     atoms = layers.mask.sum()
     hidden = (noised.atomic_numbers == MASK) & layers.mask
-    logits = torch.gather(out.slot_logits, 1, layers.slots[..., None].expand(-1, -1, out.slot_logits.shape[-1]))
-    surprise = F.cross_entropy(logits[hidden], layers.atomic_numbers[hidden], reduction="sum") / hidden.sum().clamp(min=1)
+    logits = torch.gather(
+        out.slot_logits, 1, layers.slots[..., None].expand(-1, -1, out.slot_logits.shape[-1])
+    )
+    surprise = F.cross_entropy(
+        logits[hidden], layers.atomic_numbers[hidden], reduction="sum"
+    ) / hidden.sum().clamp(min=1)
     return {
         "coordinates": ((out.score - score) ** 2).sum() / (2 * atoms),
         "z": (((out.z - v_z) / z_spread[:, None]) ** 2).sum() / atoms,
@@ -237,7 +279,9 @@ def channel_losses(out: Denoised, layers: Layers, noised: Layers, score, v_z, v_
 
 
 def property_losses(predicted, labels):
-    """L1 on ΔG_H and its spread, squared error on E_hull, cross-entropy on synthesizability; unknown labels count for nothing."""
+    """L1 on ΔG_H and its spread, squared error on E_hull, cross-entropy on synthesizability; unknown labels
+    count for nothing.
+    """
 
     def known_mean(loss, column):
         known = ~torch.isnan(labels[:, column])
@@ -247,6 +291,8 @@ def property_losses(predicted, labels):
     return {
         "delta_g_h": known_mean(lambda p, y: (p - y).abs(), 0),
         "e_hull": known_mean(lambda p, y: (p - y) ** 2, 1),
-        "synthesizable": known_mean(lambda p, y: F.binary_cross_entropy_with_logits(p, y, reduction="none"), 2),
+        "synthesizable": known_mean(
+            lambda p, y: F.binary_cross_entropy_with_logits(p, y, reduction="none"), 2
+        ),
         "delta_g_h_std": known_mean(lambda p, y: (p - y).abs(), 3),
     }

@@ -208,8 +208,8 @@ class SphericalBasis(nn.Module):
 
 
 class ElementEmbedding(nn.Module):
-    """Embedding of an element: learned for itself, plus learned of what chemistry knows of it, which helps with those that
-    training has hardly seen.
+    """Embedding of an element: learned for itself, plus learned of what chemistry knows of it, which helps
+    with those that training has hardly seen.
 
     Args:
         channels: width.
@@ -221,7 +221,9 @@ class ElementEmbedding(nn.Module):
         known = np.nan_to_num([_descriptors(number) for number in range(1, MAX_ATOMIC_NUMBER + 1)])
         table = np.vstack([np.zeros(known.shape[1]), (known - known.mean(0)) / known.std(0)])
         self.register_buffer("table", torch.tensor(table, dtype=torch.float32), persistent=False)
-        self.shared = nn.Sequential(nn.Linear(table.shape[1], channels), nn.SiLU(), nn.Linear(channels, channels))
+        self.shared = nn.Sequential(
+            nn.Linear(table.shape[1], channels), nn.SiLU(), nn.Linear(channels, channels)
+        )
 
     def forward(self, atomic_numbers: Tensor) -> Tensor:
         """[N] to [N, channels]."""
@@ -229,7 +231,9 @@ class ElementEmbedding(nn.Module):
 
 
 def _descriptors(number: int) -> list[float]:
-    """Group, row, electronegativity, covalent radius, valence electrons, first ionisation energy and electron affinity (eV)."""
+    """Group, row, electronegativity, covalent radius, valence electrons, first ionisation energy and electron
+    affinity (eV).
+    """
     element = Element.from_Z(number)
     return [*element_features(number), element.ionization_energy or 0.0, element.electron_affinity or 0.0]
 
@@ -289,10 +293,18 @@ class PeriodicDimeNetPlusPlus(nn.Module):
         self.emb = EmbeddingBlock(num_radial, hidden_channels, act)
         self.emb.emb = ElementEmbedding(hidden_channels)
         self.interaction_blocks = nn.ModuleList(
-            InteractionPPBlock(hidden_channels, int_emb_size, basis_emb_size, num_spherical, num_radial,
-                               num_before_skip, num_after_skip, act)
+            InteractionPPBlock(
+                hidden_channels,
+                int_emb_size,
+                basis_emb_size,
+                num_spherical,
+                num_radial,
+                num_before_skip,
+                num_after_skip,
+                act,
+            )
             for _ in range(num_blocks)
-        )  # fmt: skip
+        )
         self.output_blocks = nn.ModuleList(
             OutputPPBlock(num_radial, hidden_channels, out_emb_channels, 1, num_output_layers, act)
             for _ in range(num_blocks + 1)
@@ -384,8 +396,8 @@ class Ensemble(nn.Module):
 
     Args:
         members: models of one cutoff.
-        spread_scale: factor that makes the members' standard deviation cover the error (68 % within it), measured on held-out
-            hosts.
+        spread_scale: factor that makes the members' standard deviation cover the error (68 % within it),
+            measured on held-out hosts.
     """
 
     def __init__(self, members: Sequence[PeriodicDimeNetPlusPlus], spread_scale: float = 1.0):
@@ -405,18 +417,30 @@ class Ensemble(nn.Module):
 
 
 def save_dimenet(path: str | os.PathLike, model: PeriodicDimeNetPlusPlus, **extra: Any) -> None:
-    """Write a checkpoint of one model: hyper_parameters, state_dict, and `extra` (plain types and tensors); appears by rename."""
-    save_checkpoint(Path(path), {**extra, "hyper_parameters": _hyper_parameters(model), "state_dict": model.state_dict()})
+    """Write a checkpoint of one model: hyper_parameters, state_dict, and `extra` (plain types and tensors);
+    appears by rename.
+    """
+    save_checkpoint(
+        Path(path), {**extra, "hyper_parameters": _hyper_parameters(model), "state_dict": model.state_dict()}
+    )
 
 
 def save_ensemble(path: str | os.PathLike, ensemble: Ensemble, **extra: Any) -> None:
-    """Write a checkpoint of an ensemble: members (each with hyper_parameters and state_dict), spread_scale, and `extra`."""
-    members = [{"hyper_parameters": _hyper_parameters(m), "state_dict": m.state_dict()} for m in ensemble.members]
+    """Write a checkpoint of an ensemble: members (each with hyper_parameters and state_dict), spread_scale,
+    and `extra`.
+    """
+    members = [
+        {"hyper_parameters": _hyper_parameters(m), "state_dict": m.state_dict()} for m in ensemble.members
+    ]
     save_checkpoint(Path(path), {**extra, "members": members, "spread_scale": ensemble.spread_scale})
 
 
 def _hyper_parameters(model: PeriodicDimeNetPlusPlus) -> dict[str, Any]:
-    return {**model.hyper_parameters, "target_mean": float(model.target_mean), "target_std": float(model.target_std)}
+    return {
+        **model.hyper_parameters,
+        "target_mean": float(model.target_mean),
+        "target_std": float(model.target_std),
+    }
 
 
 def load_checkpoint(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> dict[str, Any]:
@@ -426,7 +450,9 @@ def load_checkpoint(path: str | os.PathLike, map_location: str | torch.device = 
         ValueError: The file is no checkpoint of this model.
     """
     checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    if not isinstance(checkpoint, dict) or not ({"hyper_parameters", "state_dict"} <= checkpoint.keys() or "members" in checkpoint):
+    if not isinstance(checkpoint, dict) or not (
+        {"hyper_parameters", "state_dict"} <= checkpoint.keys() or "members" in checkpoint
+    ):
         raise ValueError(f"{path} is no checkpoint of PeriodicDimeNetPlusPlus (see pretrain_dimenet.py)")
     return checkpoint
 
@@ -446,11 +472,14 @@ def load_dimenet(path: str | os.PathLike, map_location: str | torch.device = "cp
 
 
 @torch.no_grad()
-def predict(model: nn.Module, graphs: Sequence[Data], batch_size: int = 32, progress: bool = False) -> np.ndarray:
+def predict(
+    model: nn.Module, graphs: Sequence[Data], batch_size: int = 32, progress: bool = False
+) -> np.ndarray:
     """Energies of many graphs.
 
     Args:
-        model: PeriodicDimeNetPlusPlus or Ensemble; its device is used, its mode (train, eval) makes no difference.
+        model: PeriodicDimeNetPlusPlus or Ensemble; its device is used, its mode (train, eval) makes no
+            difference.
         graphs: As `adsorption_graph` makes them.
         batch_size: Graphs at a time.
         progress: Show a bar.
@@ -462,13 +491,17 @@ def predict(model: nn.Module, graphs: Sequence[Data], batch_size: int = 32, prog
 
 
 @torch.no_grad()
-def predict_spread(ensemble: Ensemble, graphs: Sequence[Data], batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+def predict_spread(
+    ensemble: Ensemble, graphs: Sequence[Data], batch_size: int = 32
+) -> tuple[np.ndarray, np.ndarray]:
     """Energies of many graphs and their calibrated spread.
 
     Returns:
         [n] and [n] eV; the spread of an ensemble of one is NaN.
     """
-    each = _in_batches(ensemble, ensemble.each, graphs, batch_size, False, np.zeros((len(ensemble.members), 0)))
+    each = _in_batches(
+        ensemble, ensemble.each, graphs, batch_size, False, np.zeros((len(ensemble.members), 0))
+    )
     spread = each.std(0, ddof=1) * ensemble.spread_scale if len(each) > 1 else np.full(each.shape[1], np.nan)
     return each.mean(0), spread
 

@@ -1,9 +1,9 @@
 """DenoisingEGNN: a periodic E(3)-equivariant network for layers, in the padded layout [B, N].
 
-Edges are Cartesian vectors x_j − x_i + S·L over in-plane images. Every atom sees its K nearest images through an
-envelope that falls to zero at the distance of the (K+1)-th: density-adaptive, and exact under ties, supercells and
-any choice of basis. Scalars travel with vector channels (Satorras et al. 2021, arXiv:2102.09844; Schütt et al. 2021,
-arXiv:2102.03150 for the vector channels).
+Edges are Cartesian vectors x_j − x_i + S·L over in-plane images. Every atom sees its K nearest images through
+an envelope that falls to zero at the distance of the (K+1)-th: density-adaptive, and exact under ties,
+supercells and any choice of basis. Scalars travel with vector channels (Satorras et al. 2021,
+arXiv:2102.09844; Schütt et al. 2021, arXiv:2102.03150 for the vector channels).
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ IMAGES = 3  # in-plane images searched for neighbours: −3 … 3 along a and b
 SHORTEST_BOND, FINE_WIDTH = 1.0, 0.1  # Å
 CONDITIONS = ("delta_g_h", "e_hull", "synthesizable")
 
+
 @dataclass
 class Denoised:
     """What DenoisingEGNN says of a noised batch.
@@ -26,8 +27,8 @@ class Denoised:
         z: [B, N] v-prediction of z, mean-free over the atoms.
         lattice: [B, 3] v-prediction of the standardised lattice.
         slot_logits: [B, S, TOKENS] elements of the slots.
-        properties: [B, 4] ΔG_H (eV), E_hull (eV/atom), logit of P_synth, how far DimeNet++'s members are apart on ΔG_H (eV);
-            None if not asked for.
+        properties: [B, 4] ΔG_H (eV), E_hull (eV/atom), logit of P_synth, how far DimeNet++'s members are
+            apart on ΔG_H (eV); None if not asked for.
     """
 
     score: Tensor
@@ -94,12 +95,20 @@ class EquivariantLayer(nn.Module):
         flat = index.reshape(b, n * k, 1)
         x = self.norm(h)
         sender = torch.gather(self.sender(x), 1, flat.expand(-1, -1, h.shape[-1])).view(b, n, k, -1)
-        v_other = torch.gather(v.flatten(2), 1, flat.expand(-1, -1, 3 * self.vectors)).view(b, n, k, self.vectors, 3)
-        along = torch.cat([(v_other * unit[..., None, :]).sum(-1), torch.einsum("bnvd,bnkd->bnkv", v, unit)], -1)
-        message = nn.functional.silu(self.receiver(x)[:, :, None] + sender + self.edge(torch.cat([radial, along], -1)))
+        v_other = torch.gather(v.flatten(2), 1, flat.expand(-1, -1, 3 * self.vectors)).view(
+            b, n, k, self.vectors, 3
+        )
+        along = torch.cat(
+            [(v_other * unit[..., None, :]).sum(-1), torch.einsum("bnvd,bnkd->bnkv", v, unit)], -1
+        )
+        message = nn.functional.silu(
+            self.receiver(x)[:, :, None] + sender + self.edge(torch.cat([radial, along], -1))
+        )
         message = message * weight[..., None]
         radial_part, vector_part = self.coordinate(message).mul(weight[..., None]).chunk(2, -1)
-        pulled = torch.einsum("bnkv,bnkd->bnvd", radial_part, unit) + (vector_part[..., None] * v_other).sum(2)
+        pulled = torch.einsum("bnkv,bnkd->bnvd", radial_part, unit) + (vector_part[..., None] * v_other).sum(
+            2
+        )
         left, right = self.mix((v + pulled / k**0.5).transpose(-1, -2)).transpose(-1, -2).chunk(2, 2)
         change = self.update(torch.cat([x, message.sum(2) / k**0.5, (left * right).sum(-1)], -1))
         scalars, gate = change.split([h.shape[-1], self.vectors], -1)
@@ -123,35 +132,50 @@ class Condition(nn.Module):
 class DenoisingEGNN(nn.Module):
     """Denoises layers and predicts their properties.
 
-    The trunk sees the noised structure and the time; its property heads branch off before the condition enters.
-    The conditional layers above it give score, z, lattice and slot elements.
+    The trunk sees the noised structure and the time; its property heads branch off before the condition
+    enters. The conditional layers above it give score, z, lattice and slot elements.
 
     Args:
         channels, vectors: widths of the scalar and the vector features.
         trunk, conditional: numbers of layers below and above the condition.
         neighbours: images that each atom sees.
         radial: Gaussian basis functions of the distance, up to `reach` Å.
-        fine: further ones, FINE_WIDTH Å apart over the lengths of bonds: late in denoising an atom moves by hundredths of an Å.
+        fine: further ones, FINE_WIDTH Å apart over the lengths of bonds: late in denoising an atom moves by
+            hundredths of an Å.
     """
 
-    def __init__(self, channels=128, vectors=16, trunk=3, conditional=2, neighbours=20, radial=24, fine=40, reach=9.0):
+    def __init__(
+        self, channels=128, vectors=16, trunk=3, conditional=2, neighbours=20, radial=24, fine=40, reach=9.0
+    ):
         super().__init__()
         self.hparams = dict(
-            channels=channels, vectors=vectors, trunk=trunk, conditional=conditional,
-            neighbours=neighbours, radial=radial, fine=fine, reach=reach,
-        )  # fmt: skip
+            channels=channels,
+            vectors=vectors,
+            trunk=trunk,
+            conditional=conditional,
+            neighbours=neighbours,
+            radial=radial,
+            fine=fine,
+            reach=reach,
+        )
         coarse = torch.linspace(0, reach**0.5, radial) ** 2
         widths = torch.diff(coarse, append=coarse[-1:] + 1.0).clamp(min=0.2)
         bonds = SHORTEST_BOND + FINE_WIDTH * torch.arange(fine)
         self.register_buffer("centres", torch.cat([coarse, bonds]), persistent=False)
-        self.register_buffer("widths", torch.cat([widths, torch.full_like(bonds, FINE_WIDTH)]), persistent=False)
+        self.register_buffer(
+            "widths", torch.cat([widths, torch.full_like(bonds, FINE_WIDTH)]), persistent=False
+        )
         self.element = nn.Embedding(TOKENS, channels)
         self.time = nn.Sequential(nn.Linear(32, channels), nn.SiLU(), nn.Linear(channels, channels))
         self.conditions = nn.ModuleList(Condition(channels) for _ in CONDITIONS)
-        make = lambda count: nn.ModuleList(EquivariantLayer(channels, vectors, radial + fine) for _ in range(count))
+        make = lambda count: nn.ModuleList(
+            EquivariantLayer(channels, vectors, radial + fine) for _ in range(count)
+        )
         self.trunk, self.conditional = make(trunk), make(conditional)
         self.attention = nn.Linear(channels, 8)
-        head = lambda count: nn.Sequential(nn.Linear(9 * channels, channels), nn.SiLU(), nn.Linear(channels, count))
+        head = lambda count: nn.Sequential(
+            nn.Linear(9 * channels, channels), nn.SiLU(), nn.Linear(channels, count)
+        )
         self.heads, self.uncertainty = head(3), head(1)
         self.vector_gates = nn.Linear(channels, 3 * vectors)
         self.lattice = nn.Sequential(nn.Linear(2 * channels + 4, channels), nn.SiLU(), nn.Linear(channels, 3))
@@ -213,7 +237,9 @@ class DenoisingEGNN(nn.Module):
         score = (score - score.sum(1, keepdim=True) / count[:, None]) * keep
         z = ((for_z[..., None] * v).sum(2)[..., 2:] * keep).squeeze(-1)
         z = (z - z.sum(1, keepdim=True) / count) * keep[..., 0]
-        strain = torch.einsum("bnv,bnvd,bnve->bde", for_lattice * keep, v[..., :2], v[..., :2]) / count[..., None]
+        strain = (
+            torch.einsum("bnv,bnvd,bnve->bde", for_lattice * keep, v[..., :2], v[..., :2]) / count[..., None]
+        )
         mean = (h * keep).sum(1) / count
         top = h.masked_fill(~layers.mask[..., None], -torch.inf).amax(1)
         features = torch.cat([mean, top, lattice, count.log()], -1)
@@ -230,7 +256,9 @@ class DenoisingEGNN(nn.Module):
 
 
 def in_lattice_frame(tensor, cell):
-    """Components [B, 3] (11, 22, 12) of a symmetric Cartesian tensor [B, 2, 2] in the frame where cell = exp(S)."""
+    """Components [B, 3] (11, 22, 12) of a symmetric Cartesian tensor [B, 2, 2] in the frame where cell =
+    exp(S).
+    """
     left, _, right = torch.linalg.svd(cell.detach())
     rotation = left @ right  # cell = exp(S) @ rotation
     turned = rotation @ tensor @ rotation.transpose(-1, -2)

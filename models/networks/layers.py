@@ -12,6 +12,7 @@ from models.crystals.layer import layer_atoms
 MASK = 119  # token of a slot whose element is not decided
 TOKENS = 120
 
+
 @dataclass
 class Layers:
     """A padded batch of layers, B graphs of at most N atoms.
@@ -47,8 +48,14 @@ class Layers:
 
 def collate(graphs: list[Data]) -> tuple[Layers, torch.Tensor]:
     """Padded batch and its labels [B, 4]: ΔG_H, E_hull, synthesizable, standard deviation of ΔG_H."""
-    layers = pad([graph.atomic_numbers for graph in graphs], [graph.pos for graph in graphs], [graph.cell[0] for graph in graphs])
-    labels = torch.cat([torch.stack([g.delta_g_h, g.e_hull, g.synthesizable, g.delta_g_h_std], -1) for g in graphs])
+    layers = pad(
+        [graph.atomic_numbers for graph in graphs],
+        [graph.pos for graph in graphs],
+        [graph.cell[0] for graph in graphs],
+    )
+    labels = torch.cat(
+        [torch.stack([g.delta_g_h, g.e_hull, g.synthesizable, g.delta_g_h_std], -1) for g in graphs]
+    )
     return layers, labels
 
 
@@ -63,13 +70,19 @@ def layers_of(structures: list[Atoms]) -> Layers:
 
 
 def pad(numbers, positions, cells) -> Layers:
-    """Layers from lists of numbers [N], positions [N, 3] Å and cells [3, 3] Å; atoms of one element are one slot."""
+    """Layers from lists of numbers [N], positions [N, 3] Å and cells [3, 3] Å; atoms of one element are one
+    slot.
+    """
     b, n = len(numbers), max(len(x) for x in numbers)
     cell = torch.stack(cells)[:, :2, :2]
     out = Layers(
-        torch.zeros(b, n, dtype=torch.long), torch.zeros(b, n, dtype=torch.long),
-        torch.zeros(b, n, 2), torch.zeros(b, n), cell, torch.zeros(b, n, dtype=torch.bool),
-    )  # fmt: skip
+        torch.zeros(b, n, dtype=torch.long),
+        torch.zeros(b, n, dtype=torch.long),
+        torch.zeros(b, n, 2),
+        torch.zeros(b, n),
+        cell,
+        torch.zeros(b, n, dtype=torch.bool),
+    )
     inverse = torch.linalg.inv(cell)
     for k, (number, position) in enumerate(zip(numbers, positions)):
         m = len(number)
@@ -89,5 +102,7 @@ def to_atoms(layers: Layers) -> list[Atoms]:
         cell = layers.cell[k].double()
         plane = layers.frac_coords[k, keep].double() @ cell
         positions = torch.cat([plane, layers.z[k, keep, None].double()], -1)
-        structures.append(layer_atoms(layers.atomic_numbers[k, keep].numpy(), positions.numpy(), cell.numpy()))
+        structures.append(
+            layer_atoms(layers.atomic_numbers[k, keep].numpy(), positions.numpy(), cell.numpy())
+        )
     return structures

@@ -1,7 +1,8 @@
 """Gradient-guided Langevin sampling of layers.
 
 z and the lattice follow the mission's update literally,
-    x_{t−1} = 1/√α_t (x_t − (1−α_t)/√(1−ᾱ_t) ε_θ) − η σ_t² ∇L_target + σ_t ζ ,  L_target = E|ΔG_H − target| + w max(0, E_hull − bound),
+    x_{t−1} = 1/√α_t (x_t − (1−α_t)/√(1−ᾱ_t) ε_θ) − η σ_t² ∇L_target + σ_t ζ ,  L_target = E|ΔG_H − target| +
+    w max(0, E_hull − bound),
 the expectation being over how far the members of DimeNet++ are apart;
 in-plane coordinates its variance-exploding form on the torus; masked slot elements are revealed on the way.
 """
@@ -16,7 +17,8 @@ from models.networks.diffusion import Diffusion, mean_free
 from models.networks.egnn import CONDITIONS, DenoisingEGNN
 from models.networks.layers import MASK, Layers
 
-LANGEVIN_STEP = 0.1  # of the corrector, in units of the noise's variance; the variance it settles at is too large by half of this
+# of the corrector, in units of the noise's variance; the variance it settles at is too large by half of this
+LANGEVIN_STEP = 0.1
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,11 @@ class Guide:
         e_hull: bound of E_hull, eV/atom.
         synthesizable: whether to condition on P_synth = 1.
         weight_e_hull: weight of max(0, E_hull − bound) beside |ΔG_H − target|.
-        uncertainty_weight: factor on the standard deviation that |ΔG_H − target| is averaged over; 0 takes the prediction at its word.
+        uncertainty_weight: factor on the standard deviation that |ΔG_H − target| is averaged over; 0 takes
+            the prediction at its word.
         elements: symbols that a structure may hold, any where None; with another its L_target is infinite.
-        cap: largest norm of ∇L_target, per atom in the plane and in z (eV/Å), per component of the lattice (eV).
+        cap: largest norm of ∇L_target, per atom in the plane and in z (eV/Å), per component of the lattice
+            (eV).
     """
 
     cfg_scale: float = 0.0
@@ -47,20 +51,31 @@ class Guide:
 
     def conditions(self, count: int, device) -> torch.Tensor:
         """Targets [count, 3] in the order of CONDITIONS."""
-        values = dict(delta_g_h=self.delta_g_h, e_hull=self.e_hull, synthesizable=1.0 if self.synthesizable else torch.nan)
+        values = dict(
+            delta_g_h=self.delta_g_h,
+            e_hull=self.e_hull,
+            synthesizable=1.0 if self.synthesizable else torch.nan,
+        )
         return torch.tensor([[values[name] for name in CONDITIONS]], device=device).repeat(count, 1)
 
     def allows(self, atomic_numbers: torch.Tensor) -> torch.Tensor:
         """[B] whether graphs with these numbers [B, N] (0 on padding) hold nothing but `elements`."""
         if self.elements is None:
             return atomic_numbers.new_ones(len(atomic_numbers), dtype=torch.bool)
-        wanted = torch.tensor([0, *(ase_numbers[symbol] for symbol in sorted(self.elements))], device=atomic_numbers.device)
+        wanted = torch.tensor(
+            [0, *(ase_numbers[symbol] for symbol in sorted(self.elements))], device=atomic_numbers.device
+        )
         return torch.isin(atomic_numbers, wanted).all(1)
 
     def loss(self, properties: torch.Tensor) -> torch.Tensor:
-        """L_target [B] (eV) of predicted properties [B, 4]: the |ΔG_H − target| to expect, and what E_hull lies above its bound."""
+        """L_target [B] (eV) of predicted properties [B, 4]: the |ΔG_H − target| to expect, and what E_hull
+        lies above its bound.
+        """
         above = (properties[:, 1] - self.e_hull).clamp(min=0)
-        return expected_distance(properties[:, 0] - self.delta_g_h, self.uncertainty_weight * properties[:, 3]) + self.weight_e_hull * above
+        return (
+            expected_distance(properties[:, 0] - self.delta_g_h, self.uncertainty_weight * properties[:, 3])
+            + self.weight_e_hull * above
+        )
 
 
 def expected_distance(mean, std):
@@ -82,15 +97,24 @@ class Sampler:
         model, diffusion: as trained; the schedule is the diffusion's own.
         guide: targets and scales.
         generator: source of all randomness.
-        noise_scale: factor on ζ of each update; 1 samples the model's distribution, less of it stays nearer to its modes.
-        corrector: Langevin steps at the noise level that each update ends on (Song et al. 2021, arXiv:2011.13456).
+        noise_scale: factor on ζ of each update; 1 samples the model's distribution, less of it stays nearer
+            to its modes.
+        corrector: Langevin steps at the noise level that each update ends on (Song et al. 2021,
+            arXiv:2011.13456).
 
     Attributes:
-        nfe: function evaluations so far: of the network or its heads, a structure each; a gradient counts as three.
+        nfe: function evaluations so far: of the network or its heads, a structure each; a gradient counts as
+            three.
     """
 
     def __init__(
-        self, model: DenoisingEGNN, diffusion: Diffusion, guide: Guide, generator: torch.Generator, noise_scale=1.0, corrector=0
+        self,
+        model: DenoisingEGNN,
+        diffusion: Diffusion,
+        guide: Guide,
+        generator: torch.Generator,
+        noise_scale=1.0,
+        corrector=0,
     ):
         self.model, self.diffusion, self.guide, self.generator = model, diffusion, guide, generator
         self.noise_scale, self.corrector, self.nfe = noise_scale, corrector, 0
@@ -145,7 +169,9 @@ class Sampler:
         return layers
 
     def correct(self, layers: Layers, lattice, t: int):
-        """One Langevin step x + δ (score − η ∇L_target) + √(2δ) ζ at time t, δ = LANGEVIN_STEP times the variance of the noise."""
+        """One Langevin step x + δ (score − η ∇L_target) + √(2δ) ζ at time t, δ = LANGEVIN_STEP times the
+        variance of the noise.
+        """
         d, keep = self.diffusion, layers.mask.to(layers.z.dtype)
         index = torch.full((len(layers),), t, device=layers.z.device)
         out = self._denoise(layers, d.time(index), lattice)
@@ -153,10 +179,18 @@ class Sampler:
         sigma, b = d.sigmas[t], (1 - d.alphas_cumprod[t]).sqrt()
 
         def langevin(score, push, width, noise):
-            return LANGEVIN_STEP * (width * score - width**2 * push) + (2 * LANGEVIN_STEP) ** 0.5 * width * noise
+            return (
+                LANGEVIN_STEP * (width * score - width**2 * push) + (2 * LANGEVIN_STEP) ** 0.5 * width * noise
+            )
 
-        z = mean_free(layers.z + langevin(-d.epsilon(out.z, layers.z, index), push_z, b, mean_free(self.normal(layers.z), keep)), keep)
-        lattice = lattice + langevin(-d.epsilon(out.lattice, lattice, index), push_lattice, b, self.normal(lattice))
+        z = mean_free(
+            layers.z
+            + langevin(-d.epsilon(out.z, layers.z, index), push_z, b, mean_free(self.normal(layers.z), keep)),
+            keep,
+        )
+        lattice = lattice + langevin(
+            -d.epsilon(out.lattice, lattice, index), push_lattice, b, self.normal(lattice)
+        )
         move = langevin(out.score, push_frac, sigma, self.normal(out.score))
         return self._moved(layers, move, z, lattice), lattice
 
@@ -176,7 +210,9 @@ class Sampler:
         abar_t, abar_s = d.alphas_cumprod[t], d.alphas_cumprod[s]
         alpha = abar_t / abar_s
         variance = (1 - abar_s) / (1 - abar_t) * (1 - alpha)
-        ancestral = lambda x, v: (x - (1 - alpha) / (1 - abar_t).sqrt() * d.epsilon(v, x, index)) / alpha.sqrt()
+        ancestral = lambda x, v: (
+            (x - (1 - alpha) / (1 - abar_t).sqrt() * d.epsilon(v, x, index)) / alpha.sqrt()
+        )
         width, zeta = self.noise_scale * variance.sqrt(), mean_free(self.normal(layers.z), keep)
         z = mean_free(ancestral(layers.z, out.z) - push_z * variance + width * zeta, keep)
         new_lattice = ancestral(lattice, out.lattice) - push_lattice * variance + width * self.normal(lattice)
@@ -184,7 +220,11 @@ class Sampler:
         sigma_t, sigma_s = d.sigmas[t], d.sigmas[s]
         gap = sigma_t**2 - sigma_s**2
         spread = (gap * sigma_s**2 / sigma_t**2).sqrt()
-        move = gap / sigma_t * out.score - push_frac * spread**2 + self.noise_scale * spread * self.normal(out.score)
+        move = (
+            gap / sigma_t * out.score
+            - push_frac * spread**2
+            + self.noise_scale * spread * self.normal(out.score)
+        )
         layers = self._moved(layers, move, z, new_lattice)
         return self._reveal(layers, out.slot_logits, share=1 - s / t), new_lattice
 
@@ -194,7 +234,9 @@ class Sampler:
         self.nfe += len(layers) * (1 if scale in (0, 1) else 2)
         if scale == 0:
             return self.model(layers, time, lattice, None, properties=False)
-        out = self.model(layers, time, lattice, self.guide.conditions(len(layers), layers.z.device), properties=False)
+        out = self.model(
+            layers, time, lattice, self.guide.conditions(len(layers), layers.z.device), properties=False
+        )
         if scale != 1:
             null = self.model(layers, time, lattice, None, properties=False)
             for name in ("score", "z", "lattice", "slot_logits"):
@@ -203,7 +245,9 @@ class Sampler:
         return out
 
     def _gradient(self, layers, lattice, time):
-        """η ∇ L_target with respect to in-plane positions [B, N, 2] Å, z [B, N] Å and lattice [B, 3], its norm capped."""
+        """η ∇ L_target with respect to in-plane positions [B, N, 2] Å, z [B, N] Å and lattice [B, 3], its
+        norm capped.
+        """
         if self.guide.gradient_scale == 0:
             return 0.0, 0.0, 0.0
         with torch.enable_grad():

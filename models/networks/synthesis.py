@@ -1,10 +1,12 @@
 """Can a layer be made? A positive-unlabelled classifier, for where no CSLLM is given.
 
-Layers known from experiment are positives; the others are unlabelled, not negative. An ensemble of trees, each trained on the
-positives against a bootstrap draw of the unlabelled (PU bagging: Mordelet & Vert, Pattern Recognit. Lett. 37, 201 (2014)),
-gives the probability of being *known*; divided by its mean on known layers that were held out, that is the probability of
-being synthesizable (Elkan & Noto, KDD 2008). This assumes that which of the synthesizable layers have been made so far does not
-depend on the layer. It does: in C2DB the known ones have larger cells than the enumerated ones, so the report also gives the
+Layers known from experiment are positives; the others are unlabelled, not negative. An ensemble of trees,
+each trained on the positives against a bootstrap draw of the unlabelled (PU bagging: Mordelet & Vert, Pattern
+Recognit. Lett. 37, 201 (2014)), gives the probability of being *known*; divided by its mean on known layers
+that were held out, that is the probability of being synthesizable (Elkan & Noto, KDD 2008). This assumes that
+which of the synthesizable layers have been made so far does not
+depend on the layer. It does: in C2DB the known ones have larger cells than the enumerated ones, so the report
+    also gives the
 AUC among layers of equal size.
 """
 
@@ -25,28 +27,67 @@ from models.crystals.split import split_of
 from models.infra.files import save_checkpoint
 
 THRESHOLD = 0.5  # synthesizable: P >= THRESHOLD
-MIN_KNOWN = 5  # fewer held-out known layers than this calibrate nothing: the training ones do then, and P comes out too low
+# fewer held-out known layers than this calibrate nothing: the training ones do then, and P comes out too low
+MIN_KNOWN = 5
 TREES, MIN_LEAF, MAX_FEATURES = 100, 2, 0.3  # by cross-validation over training formulas only
 BOOTSTRAPS = 1000
 
 POINT_GROUP_ORDER = {
-    "1": 1, "-1": 2, "2": 2, "m": 2, "2/m": 4, "222": 4, "mm2": 4, "mmm": 8, "4": 4, "-4": 4, "4/m": 8, "422": 8, "4mm": 8,
-    "-42m": 8, "-4m2": 8, "4/mmm": 16, "3": 3, "-3": 6, "32": 6, "3m": 6, "-3m": 12, "6": 6, "-6": 6, "6/m": 12, "622": 12, "6mm": 12,
-    "-6m2": 12, "-62m": 12, "6/mmm": 24,
-}  # fmt: skip
+    "1": 1,
+    "-1": 2,
+    "2": 2,
+    "m": 2,
+    "2/m": 4,
+    "222": 4,
+    "mm2": 4,
+    "mmm": 8,
+    "4": 4,
+    "-4": 4,
+    "4/m": 8,
+    "422": 8,
+    "4mm": 8,
+    "-42m": 8,
+    "-4m2": 8,
+    "4/mmm": 16,
+    "3": 3,
+    "-3": 6,
+    "32": 6,
+    "3m": 6,
+    "-3m": 12,
+    "6": 6,
+    "-6": 6,
+    "6/m": 12,
+    "622": 12,
+    "6mm": 12,
+    "-6m2": 12,
+    "-62m": 12,
+    "6/mmm": 24,
+}
 CENTROSYMMETRIC = {"-1", "2/m", "mmm", "4/m", "4/mmm", "-3", "-3m", "6/m", "6/mmm"}
 
 FEATURES = (
     *COMPOSITION_FEATURES,
-    "primitive_atoms", "log_point_group_order", "inversion", "rectangular", "tetragonal", "hexagonal",
-    "thickness", "area_per_atom",
-    "coordination_mean", "coordination_min", "coordination_max", "bond_ratio_mean", "like_bonds",
-    "e_hull", "e_hull_unknown",
-)  # fmt: skip
+    "primitive_atoms",
+    "log_point_group_order",
+    "inversion",
+    "rectangular",
+    "tetragonal",
+    "hexagonal",
+    "thickness",
+    "area_per_atom",
+    "coordination_mean",
+    "coordination_min",
+    "coordination_max",
+    "bond_ratio_mean",
+    "like_bonds",
+    "e_hull",
+    "e_hull_unknown",
+)
 
 
 def features(atoms: Atoms, e_hull: float) -> np.ndarray:
-    """What the classifier sees of a layer; invariant under rotation, in-plane translation, mirror and supercell.
+    """What the classifier sees of a layer; invariant under rotation, in-plane translation, mirror and
+    supercell.
 
     Args:
         atoms: a layer in the convention.
@@ -67,8 +108,15 @@ def _symmetry(atoms: Atoms) -> list[float]:
         return [len(atoms), 0.0, 0.0, 0.0, 0.0, 0.0]
     translations = (found.rotations == np.eye(3, dtype=int)).all((1, 2)).sum()
     order = POINT_GROUP_ORDER[found.pointgroup]
-    lattice = np.searchsorted([8, 49, 65], found.number, side="right")  # oblique, rectangular, tetragonal, hexagonal
-    return [len(atoms) / translations, np.log2(order), found.pointgroup in CENTROSYMMETRIC, *(lattice == k for k in (1, 2, 3))]
+    lattice = np.searchsorted(
+        [8, 49, 65], found.number, side="right"
+    )  # oblique, rectangular, tetragonal, hexagonal
+    return [
+        len(atoms) / translations,
+        np.log2(order),
+        found.pointgroup in CENTROSYMMETRIC,
+        *(lattice == k for k in (1, 2, 3)),
+    ]
 
 
 def _geometry(atoms: Atoms) -> list[float]:
@@ -84,15 +132,18 @@ def _geometry(atoms: Atoms) -> list[float]:
 
 def feature_table(structures: Sequence[Atoms], e_hull: Sequence[float]) -> np.ndarray:
     """features of n layers, [n, F]."""
-    return np.array([features(atoms, energy) for atoms, energy in zip(structures, e_hull, strict=True)]).reshape(-1, len(FEATURES))
+    return np.array(
+        [features(atoms, energy) for atoms, energy in zip(structures, e_hull, strict=True)]
+    ).reshape(-1, len(FEATURES))
 
 
 class Forest(nn.Module):
     """Extremely randomised trees as tensors, and the constant that turns their score into P(synthesizable).
 
     Attributes:
-        feature, threshold, left, right, share: [T, K] of the nodes, root first: which feature [F] is compared, where to go for
-            value <= threshold and where else (a leaf leads to itself), and the share of known layers in the node's bag.
+        feature, threshold, left, right, share: [T, K] of the nodes, root first: which feature [F] is
+            compared, where to go for value <= threshold and where else (a leaf leads to itself), and the
+            share of known layers in the node's bag.
         c: mean P(known) of held-out known layers (Elkan & Noto's constant).
     """
 
@@ -133,13 +184,17 @@ def fit_forest(x: np.ndarray, known: np.ndarray, held_out: np.ndarray, seed: int
         ValueError: without known or without unlabelled rows.
     """
     if not known.any() or known.all():
-        raise ValueError(f"{known.sum()} known and {(~known).sum()} unlabelled layers to train on: both are needed")
+        raise ValueError(
+            f"{known.sum()} known and {(~known).sum()} unlabelled layers to train on: both are needed"
+        )
     rng = np.random.default_rng(seed)
     positive, unlabelled = np.flatnonzero(known), np.flatnonzero(~known)
     trees = []
     for state in rng.integers(2**31, size=TREES):
         bag = np.concatenate([positive, rng.choice(unlabelled, len(unlabelled))])
-        tree = ExtraTreeClassifier(min_samples_leaf=MIN_LEAF, max_features=MAX_FEATURES, random_state=int(state))
+        tree = ExtraTreeClassifier(
+            min_samples_leaf=MIN_LEAF, max_features=MAX_FEATURES, random_state=int(state)
+        )
         trees.append(tree.fit(x[bag], known[bag]).tree_)
     forest = Forest(len(trees), max(tree.node_count for tree in trees), max(tree.max_depth for tree in trees))
     for k, tree in enumerate(trees):
@@ -167,7 +222,8 @@ class SynthesisModel(nn.Module):
     """Two forests: one that knows E_hull, and one for where it is unknown.
 
     Args:
-        with_e_hull, without_e_hull: trained by fit_forest, the latter on features from which E_hull was removed.
+        with_e_hull, without_e_hull: trained by fit_forest, the latter on features from which E_hull was
+            removed.
     """
 
     def __init__(self, with_e_hull: Forest, without_e_hull: Forest):
@@ -176,7 +232,9 @@ class SynthesisModel(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """P(synthesizable) [n] of features [n, F]."""
-        return torch.where(x[:, FEATURES.index("e_hull_unknown")] > 0.5, self.without_e_hull(x), self.with_e_hull(x))
+        return torch.where(
+            x[:, FEATURES.index("e_hull_unknown")] > 0.5, self.without_e_hull(x), self.with_e_hull(x)
+        )
 
     @torch.no_grad()
     def predict(self, structures: Sequence[Atoms], e_hull: Sequence[float]) -> np.ndarray:
@@ -186,7 +244,8 @@ class SynthesisModel(nn.Module):
 
 
 def train_synthesis(structures: Sequence[Atoms], e_hull, labels, formulas: Sequence[str], seed: int = 0):
-    """Trains on the split's training formulas, calibrates on its validation ones, and measures on both and on test.
+    """Trains on the split's training formulas, calibrates on its validation ones, and measures on both and on
+    test.
 
     Args:
         structures: n layers in the convention.
@@ -204,7 +263,9 @@ def train_synthesis(structures: Sequence[Atoms], e_hull, labels, formulas: Seque
     rows = np.flatnonzero(np.isfinite(labels))
     known = labels[rows] == 1
     if not known.any():
-        raise ValueError("no layer is known from experiment: the database needs rows with icsd_id, cod_id or doi")
+        raise ValueError(
+            "no layer is known from experiment: the database needs rows with icsd_id, cod_id or doi"
+        )
     energies, formulas = np.asarray(e_hull, dtype=float)[rows], np.array([formulas[k] for k in rows])
     split = np.array([split_of(formula) for formula in formulas])
     x = feature_table([structures[k] for k in rows], energies)
@@ -212,17 +273,23 @@ def train_synthesis(structures: Sequence[Atoms], e_hull, labels, formulas: Seque
     train = split == "train"
     calibration = "val" if (known & (split == "val")).sum() >= MIN_KNOWN else "train"
     held_out = known & (split == calibration)
-    model = SynthesisModel(*(fit_forest(table[train], known[train], table[held_out], seed) for table in (x, blind)))
+    model = SynthesisModel(
+        *(fit_forest(table[train], known[train], table[held_out], seed) for table in (x, blind))
+    )
 
     constants = {"c": float(model.with_e_hull.c), "c_without_e_hull": float(model.without_e_hull.c)}
     report = {"seed": seed, "threshold": THRESHOLD, "calibrated_on": calibration, **constants, "notes": []}
     for name in ("train", "val", "test"):
         here = split == name
-        report[name] = _measure(model, x[here], blind[here], known[here], energies[here], formulas[here], seed)
+        report[name] = _measure(
+            model, x[here], blind[here], known[here], energies[here], formulas[here], seed
+        )
         if report[name]["known"] < MIN_KNOWN:
             report["notes"].append(f"{report[name]['known']} known layers in {name}: its figures say little")
     if calibration == "train":
-        report["notes"].append("calibrated on training layers, for want of held-out ones: P comes out too low for new ones")
+        report["notes"].append(
+            "calibrated on training layers, for want of held-out ones: P comes out too low for new ones"
+        )
     return model, report
 
 
@@ -234,14 +301,19 @@ def _without_e_hull(x: np.ndarray) -> np.ndarray:
 
 
 def _measure(model, x, blind, known, e_hull, formulas, seed) -> dict:
-    """Figures of one split, with E_hull and without, among equal sizes, and of the nulls: E_hull and the size of the cell alone."""
+    """Figures of one split, with E_hull and without, among equal sizes, and of the nulls: E_hull and the size
+    of the cell alone.
+    """
     if not len(x):
         return {"known": 0, "unlabelled": 0}
     result = {"known": int(known.sum()), "unlabelled": int((~known).sum())}
     size = x[:, FEATURES.index("primitive_atoms")].round()
     score, null = model(_tensor(x)).numpy(), -np.nan_to_num(e_hull, nan=np.inf)
     for prefix, values in {"": score, "without_e_hull_": model(_tensor(blind)).numpy()}.items():
-        result |= {f"{prefix}recall": _share(values[known]), f"{prefix}unlabelled_positive": _share(values[~known])}
+        result |= {
+            f"{prefix}recall": _share(values[known]),
+            f"{prefix}unlabelled_positive": _share(values[~known]),
+        }
         result[f"{prefix}auc"], result[f"{prefix}auc_95"] = auc(values, known, formulas, seed)
     result["auc_equal_size"], result["auc_equal_size_95"] = auc(score, known, formulas, seed, size)
     result["e_hull_alone_auc"], result["e_hull_alone_auc_95"] = auc(null, known, formulas, seed)
@@ -254,7 +326,13 @@ def _share(score: np.ndarray) -> float | None:
     return float(np.mean(score >= THRESHOLD)) if len(score) else None
 
 
-def auc(score: np.ndarray, known: np.ndarray, formulas: np.ndarray, seed: int = 0, strata: np.ndarray | None = None):
+def auc(
+    score: np.ndarray,
+    known: np.ndarray,
+    formulas: np.ndarray,
+    seed: int = 0,
+    strata: np.ndarray | None = None,
+):
     """Share of (known, unlabelled) pairs that the score orders rightly, ties half, and its 95 % interval.
 
     The bootstrap draws formulas, not rows, because phases of one formula are not independent.
@@ -270,9 +348,13 @@ def auc(score: np.ndarray, known: np.ndarray, formulas: np.ndarray, seed: int = 
     counted = strata[known][:, None] == strata[~known]
     if not counted.any():
         return None, None
-    right = counted * ((score[known][:, None] > score[~known]) + 0.5 * (score[known][:, None] == score[~known]))
+    right = counted * (
+        (score[known][:, None] > score[~known]) + 0.5 * (score[known][:, None] == score[~known])
+    )
     kinds, group = np.unique(formulas, return_inverse=True)
-    drawn = np.random.default_rng(seed).multinomial(len(kinds), np.full(len(kinds), 1 / len(kinds)), BOOTSTRAPS)[:, group]
+    drawn = np.random.default_rng(seed).multinomial(
+        len(kinds), np.full(len(kinds), 1 / len(kinds)), BOOTSTRAPS
+    )[:, group]
     positive, negative = drawn[:, known].astype(float), drawn[:, ~known]
     pairs = ((positive @ counted) * negative).sum(1)
     values = ((positive @ right) * negative).sum(1)[pairs > 0] / pairs[pairs > 0]
@@ -282,7 +364,10 @@ def auc(score: np.ndarray, known: np.ndarray, formulas: np.ndarray, seed: int = 
 def save_synthesis(path: Path, model: SynthesisModel, **extra) -> None:
     """Writes the forests, the names of the features and plain extras (the report, the arguments)."""
     sizes = {name: forest.hyper_parameters for name, forest in model.named_children()}
-    save_checkpoint(Path(path), {"hyper_parameters": sizes, "features": list(FEATURES), "model": model.state_dict(), **extra})
+    save_checkpoint(
+        Path(path),
+        {"hyper_parameters": sizes, "features": list(FEATURES), "model": model.state_dict(), **extra},
+    )
 
 
 def load_synthesis(path: Path, device: str = "cpu") -> SynthesisModel:
@@ -293,7 +378,9 @@ def load_synthesis(path: Path, device: str = "cpu") -> SynthesisModel:
         ValueError: the checkpoint was trained on other features.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is missing: train it with material_dataset.py --synthesis-out {path}")
+        raise FileNotFoundError(
+            f"{path} is missing: train it with material_dataset.py --synthesis-out {path}"
+        )
     content = torch.load(path, map_location=device, weights_only=True)
     if content["features"] != list(FEATURES):
         raise ValueError(f"{path} was trained on other features than this version computes: train it anew")

@@ -1,11 +1,13 @@
 """Formation energy and energy above the convex hull, from reference phases of one potential.
 
-E_form = (E − Σ n_i μ_i) / N with μ_i the lowest elemental phase; E_stable^ref is the formation energy of the hull at the
-structure's composition, so E_form − E_stable^ref = E_hull. The hull holds bulk phases and the layers of the database.
+E_form = (E − Σ n_i μ_i) / N with μ_i the lowest elemental phase; E_stable^ref is the formation energy of the
+hull at the structure's composition, so E_form − E_stable^ref = E_hull. The hull holds bulk phases and the
+layers of the database.
 
-Potentials that learned the Materials Project's calculations speak of two energy scales: PBE+U where V, Cr, Mn, Fe, Co, Ni, Mo
-or W meets oxygen or fluorine, plain PBE elsewhere. Their energies are brought to the PBE scale of C2DB by the published mixing
-corrections (Wang et al., Sci. Rep. 11, 15496 (2021)), which pymatgen ships.
+Potentials that learned the Materials Project's calculations speak of two energy scales: PBE+U where V, Cr,
+Mn, Fe, Co, Ni, Mo or W meets oxygen or fluorine, plain PBE elsewhere. Their energies are brought to the PBE
+scale of C2DB by the published mixing corrections (Wang et al., Sci. Rep. 11, 15496 (2021)), which pymatgen
+ships.
 """
 
 import json
@@ -27,7 +29,10 @@ from models.infra.files import ROOT, digest
 from models.infra.shards import Shard
 from models.physics.potentials import relax_layer
 
-PLUS_U = ("SevenNet", "MatterSim")  # potentials trained on uncorrected Materials Project energies; CHGNet's were corrected
+PLUS_U = (
+    "SevenNet",
+    "MatterSim",
+)  # potentials trained on uncorrected Materials Project energies; CHGNet's were corrected
 MAX_ENERGY = 50.0  # eV/atom; a relaxation that ends lower has fallen into a hole of the potential
 DEFAULT = ROOT / "data" / "reference_phases.db"
 
@@ -39,8 +44,8 @@ class Stability:
     Attributes:
         e_form: formation energy.
         e_stable: formation energy of the hull at the composition.
-        phases: how many phases of more than one element span the hull of its chemical system; 0 means that only the
-            elements were known, and E_hull is a lower bound.
+        phases: how many phases of more than one element span the hull of its chemical system; 0 means that
+            only the elements were known, and E_hull is a lower bound.
     """
 
     e_form: float
@@ -59,12 +64,16 @@ def _mixing_corrections() -> dict[str, dict[str, float]]:
 
 
 def to_pbe(composition: Composition, energy: float) -> float:
-    """Energy in eV on the PBE scale, of one that is PBE+U where the Materials Project sets U: in oxides and fluorides."""
+    """Energy in eV on the PBE scale, of one that is PBE+U where the Materials Project sets U: in oxides and
+    fluorides.
+    """
     if len(composition) == 1:
         return energy
     anion = max(composition.elements, key=lambda element: element.X).symbol
     corrections = _mixing_corrections().get(anion, {})
-    return energy + sum(corrections.get(element.symbol, 0.0) * count for element, count in composition.items())
+    return energy + sum(
+        corrections.get(element.symbol, 0.0) * count for element, count in composition.items()
+    )
 
 
 class Hull:
@@ -72,8 +81,8 @@ class Hull:
 
     Args:
         phases: list of (formula, energy per formula unit cell in eV).
-        potential: name of the potential that made the energies; those of PLUS_U are brought to the PBE scale, here and in
-            `stability`.
+        potential: name of the potential that made the energies; those of PLUS_U are brought to the PBE scale,
+            here and in `stability`.
     """
 
     def __init__(self, phases: list[tuple[str, float]], potential: str = ""):
@@ -90,7 +99,9 @@ class Hull:
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} is missing: run python -m data.build")
         database = ase.db.connect(path)
-        return cls([(row.formula, row.energy_eV) for row in database.select()], database.metadata["potential"])
+        return cls(
+            [(row.formula, row.energy_eV) for row in database.select()], database.metadata["potential"]
+        )
 
     def diagram(self, elements: frozenset) -> PhaseDiagram:
         """Phase diagram of a chemical system, cached.
@@ -119,13 +130,17 @@ class Hull:
         entry = self._entry(composition, energy)
         e_form = diagram.get_form_energy_per_atom(entry)
         hull = diagram.get_hull_energy_per_atom(composition)
-        elemental = sum(diagram.el_refs[el].energy_per_atom * composition.get_atomic_fraction(el) for el in composition)
+        elemental = sum(
+            diagram.el_refs[el].energy_per_atom * composition.get_atomic_fraction(el) for el in composition
+        )
         compounds = sum(not e.is_element for e in diagram.all_entries)
         return Stability(float(e_form), float(hull - elemental), compounds)
 
 
 def relax_phase(atoms: Atoms, calculator, steps: int = 120) -> tuple[Atoms, float, bool]:
-    """Relaxes a reference phase: a bulk in all directions, a layer in its plane, a molecule in place; (atoms, eV, converged)."""
+    """Relaxes a reference phase: a bulk in all directions, a layer in its plane, a molecule in place; (atoms,
+    eV, converged).
+    """
     if not atoms.pbc.all():
         relaxed = relax_layer(atoms, calculator, steps=steps, cell=bool(atoms.pbc.any()))
         return relaxed.atoms, relaxed.energy, relaxed.converged
@@ -138,15 +153,17 @@ def relax_phase(atoms: Atoms, calculator, steps: int = 120) -> tuple[Atoms, floa
 def hull_for(potential, formulas, path: Path, cache: Shard) -> Hull:
     """Hull of a potential over the chemical systems of some formulas.
 
-    The stored energies serve the potential that made them; for any other potential the phases inside these chemical
-    systems are relaxed with it, once (`cache`). A phase that fails or does not converge is left out.
+    The stored energies serve the potential that made them; for any other potential the phases inside these
+    chemical systems are relaxed with it, once (`cache`). A phase that fails or does not converge is left out.
 
     Raises:
         ValueError: the database does not say which potential made it.
     """
     database = ase.db.connect(path)
     if "potential" not in database.metadata:
-        raise ValueError(f"{path} does not name its potential in its metadata: build it with python -m data.build")
+        raise ValueError(
+            f"{path} does not name its potential in its metadata: build it with python -m data.build"
+        )
     if database.metadata["potential"] == potential.name:
         return Hull.read(path)
     systems = [{el.symbol for el in Composition(formula).elements} for formula in formulas]

@@ -28,6 +28,7 @@ CORRECTION = 0.27  # eV, ΔE_ZPE − TΔS of adsorbed H at 300 K, 1 bar (the mis
 SCAN = (-0.35, 0.0, 0.35)  # Å, heights tried about the starting one
 RECONSTRUCTED = 0.1  # eV: a slab that ends lower by more, H taken off, was not the reference
 
+
 @dataclass(frozen=True)
 class Adsorption:
     """ΔE_H at one site.
@@ -69,7 +70,14 @@ def scan(atoms: Atoms, calculator, site: Site) -> tuple[Atoms, Atoms, float]:
 
 
 def adsorb(
-    atoms: Atoms, calculator, sites: list[Site], layer_energy: float, half_h2: float, top: int = 0, fmax=0.05, steps=60
+    atoms: Atoms,
+    calculator,
+    sites: list[Site],
+    layer_energy: float,
+    half_h2: float,
+    top: int = 0,
+    fmax=0.05,
+    steps=60,
 ) -> list[Adsorption]:
     """ΔE_H on the rigid layer: a height scan at every site, then H relaxed at the best of them.
 
@@ -87,7 +95,9 @@ def adsorb(
         end = relaxed.atoms
         end.set_constraint()
         delta_e = relaxed.energy - (len(end) - 1) // len(atoms) * layer_energy - half_h2
-        results.append(Adsorption(site, start, end, delta_e, relaxed.converged, adsorption_flag(end, site.face)))
+        results.append(
+            Adsorption(site, start, end, delta_e, relaxed.converged, adsorption_flag(end, site.face))
+        )
     return results
 
 
@@ -100,7 +110,8 @@ class Released:
         delta_e: eV, against the slab as it was.
         slab_change: eV by which the slab, H taken off and relaxed again, lies above where it began.
         converged: whether the relaxation with H did.
-        flag: as adsorption_flag, or "reconstructed": the slab ended more than RECONSTRUCTED lower than it began.
+        flag: as adsorption_flag, or "reconstructed": the slab ended more than RECONSTRUCTED lower than it
+            began.
     """
 
     end: Atoms
@@ -110,7 +121,9 @@ class Released:
     flag: str
 
 
-def relax_and_release(pose: Atoms, face: int, calculator, slab_energy: float, half_h2: float, fmax=0.05, steps=120) -> Released:
+def relax_and_release(
+    pose: Atoms, face: int, calculator, slab_energy: float, half_h2: float, fmax=0.05, steps=120
+) -> Released:
     """Relaxes slab and H together in the cell, then takes H off and relaxes the slab again.
 
     Args:
@@ -125,14 +138,24 @@ def relax_and_release(pose: Atoms, face: int, calculator, slab_energy: float, ha
     flag = adsorption_flag(relaxed.atoms, face) or ("reconstructed" if change < -RECONSTRUCTED else "")
     return Released(relaxed.atoms, relaxed.energy - slab_energy - half_h2, change, relaxed.converged, flag)
 
+
 LABEL_SITES = 3  # sites at which a label's H is relaxed alone, before everything is at the best of them
 
-def oracle_delta_g(atoms: Atoms, calculator, half_h2: float, correction: float = CORRECTION, sites: int = 0, relaxed: bool = True):
+
+def oracle_delta_g(
+    atoms: Atoms,
+    calculator,
+    half_h2: float,
+    correction: float = CORRECTION,
+    sites: int = 0,
+    relaxed: bool = True,
+):
     """ΔG_H by a potential.
 
-    H alone is relaxed at the best sites of a height scan, which ranks them. With `relaxed`, everything is then relaxed at the
-    best site, or at the next one while H does not stay; H is taken off and the slab relaxed again. Where the slab ends lower
-    than it began it was no reference for any site, and there is no ΔG_H.
+    H alone is relaxed at the best sites of a height scan, which ranks them. With `relaxed`, everything is
+    then relaxed at the best site, or at the next one while H does not stay; H is taken off and the slab
+    relaxed again. Where the slab ends lower than it began it was no reference for any site, and there is no
+    ΔG_H.
 
     Args:
         atoms: relaxed layer in the convention.
@@ -141,20 +164,27 @@ def oracle_delta_g(atoms: Atoms, calculator, half_h2: float, correction: float =
         relaxed: whether the layer moves too.
 
     Returns:
-        {"delta_g_h": eV or None where H adsorbs nowhere, "rigid_delta_g_h": eV or None, "slab_change": eV or None, "h_site",
-        "pose": Atoms, "flags": {flag: count} of the rigid sites, "relaxed_flags": of those relaxed with the layer}.
+        {"delta_g_h": eV or None where H adsorbs nowhere, "rigid_delta_g_h": eV or None, "slab_change": eV or
+        None, "h_site", "pose": Atoms, "flags": {flag: count} of the rigid sites, "relaxed_flags": of those
+        relaxed with the layer}.
     """
     energy = single_point(roomy(atoms), calculator)
     found = adsorb(atoms, calculator, adsorption_sites(atoms), energy, half_h2, top=sites)
     flags = Counter(_flag(result) for result in found)
-    good = sorted((result for result in found if _flag(result) == "adsorbed"), key=lambda result: result.delta_e)
+    good = sorted(
+        (result for result in found if _flag(result) == "adsorbed"), key=lambda result: result.delta_e
+    )
     none = {"delta_g_h": None, "rigid_delta_g_h": None, "slab_change": None, "h_site": None, "pose": None}
     answer = none | {"flags": dict(flags), "relaxed_flags": {}}
     if not good:
         return answer
     answer["rigid_delta_g_h"] = good[0].delta_e + correction
     if not relaxed:
-        return answer | {"delta_g_h": answer["rigid_delta_g_h"], "h_site": good[0].site.label, "pose": good[0].end}
+        return answer | {
+            "delta_g_h": answer["rigid_delta_g_h"],
+            "h_site": good[0].site.label,
+            "pose": good[0].end,
+        }
     tried = Counter()
     for result in good:
         cells = (len(result.end) - 1) // len(atoms)
@@ -162,7 +192,11 @@ def oracle_delta_g(atoms: Atoms, calculator, half_h2: float, correction: float =
         tried[_flag(free)] += 1
         answer |= {"slab_change": free.slab_change, "relaxed_flags": dict(tried)}
         if _flag(free) == "adsorbed":
-            return answer | {"delta_g_h": free.delta_e + correction, "h_site": result.site.label, "pose": free.end}
+            return answer | {
+                "delta_g_h": free.delta_e + correction,
+                "h_site": result.site.label,
+                "pose": free.end,
+            }
         if free.flag == "reconstructed":
             break
     return answer
@@ -172,7 +206,9 @@ def _flag(result) -> str:
     """What became of H: "adsorbed", "not converged", or the flag of an Adsorption or a Released."""
     return result.flag or ("adsorbed" if result.converged else "not converged")
 
+
 _worker = {}
+
 
 def _start_oracle(potential: str, checkpoint: Path | None, correction: float):
     torch.set_num_threads(1)
@@ -183,11 +219,15 @@ def _start_oracle(potential: str, checkpoint: Path | None, correction: float):
 def _oracle_label(atoms: Atoms) -> dict:
     calculator = _worker["calculator"]
     try:
-        relaxed = relax_layer(atoms, calculator)  # another method's geometry is no reference: what it relaxes by is no adsorption
+        relaxed = relax_layer(
+            atoms, calculator
+        )  # another method's geometry is no reference: what it relaxes by is no adsorption
         if not relaxed.converged:
             return {"error": relaxed.problem}
         layer = extract_layer(relaxed.atoms).atoms
-        found = oracle_delta_g(layer, calculator, _worker["half_h2"], _worker["correction"], sites=LABEL_SITES)
+        found = oracle_delta_g(
+            layer, calculator, _worker["half_h2"], _worker["correction"], sites=LABEL_SITES
+        )
     except Exception as error:  # one bad structure costs one row
         return {"error": f"{type(error).__name__}: {error}"}
     position = None if found["pose"] is None else found["pose"].positions[-1].tolist()
@@ -195,7 +235,14 @@ def _oracle_label(atoms: Atoms) -> dict:
     return {name: found[name] for name in ("delta_g_h", "h_site")} | flags | {"h_position": position}
 
 
-def oracle_labels(layers: dict[str, Atoms], shard: Shard, potential: str, checkpoint: Path | None, correction: float, jobs: int) -> None:
+def oracle_labels(
+    layers: dict[str, Atoms],
+    shard: Shard,
+    potential: str,
+    checkpoint: Path | None,
+    correction: float,
+    jobs: int,
+) -> None:
     """ΔG_H of layers by a potential, which relaxes them first (oracle_delta_g); appended to the shard by key.
 
     Args:
@@ -203,6 +250,14 @@ def oracle_labels(layers: dict[str, Atoms], shard: Shard, potential: str, checkp
         potential, checkpoint: as load_potential takes them.
         jobs: processes, one thread each.
     """
-    lost = run_jobs(_oracle_label, layers, shard, jobs, _start_oracle, (potential, checkpoint, correction), "ΔG_H by the potential")
+    lost = run_jobs(
+        _oracle_label,
+        layers,
+        shard,
+        jobs,
+        _start_oracle,
+        (potential, checkpoint, correction),
+        "ΔG_H by the potential",
+    )
     for key, reason in lost.items():
         print(f"not labelled: {key}: {reason}")

@@ -1,7 +1,8 @@
-"""Whether a relaxed layer sits in a minimum: phonons by finite displacements and in-plane elastic constants, by any potential.
+"""Whether a relaxed layer sits in a minimum: phonons by finite displacements and in-plane elastic constants,
+by any potential.
 
-Force constants by phonopy (Togo et al. 2023, J. Phys.: Condens. Matter 35, 353001). No long-range correction: LO-TO splitting of
-polar layers is missing, which moves the highest frequencies and not the verdict.
+Force constants by phonopy (Togo et al. 2023, J. Phys.: Condens. Matter 35, 353001). No long-range correction:
+LO-TO splitting of polar layers is missing, which moves the highest frequencies and not the verdict.
 """
 
 import numpy as np
@@ -10,45 +11,69 @@ from ase import Atoms, units
 from models.crystals.layer import reduce_plane
 from models.physics.potentials import _fully_periodic, relax_layer
 
-IMAGE_DISTANCE = 12.0  # Å between in-plane images; at 9 the ZA branch of graphene and MoS2 dips to −0.8 and −1.0 THz near Γ
+# Å between in-plane images; at 9 the ZA branch of graphene and MoS2 dips to −0.8 and −1.0 THz near Γ
+IMAGE_DISTANCE = 12.0
 MAX_ATOMS = 150  # of the supercell; about 2 s a displacement with SevenNet l3i5 on one thread
 NOISE = 0.1  # THz below zero that forces in single precision can make: 1e-5 eV/Å over 0.01 Å on a light atom
 TOLERANCE = 0.5  # THz, imaginary flexural frequency near Γ that is still called stable
 NEAR_GAMMA = 0.25  # of the shortest reciprocal vector: half of the way to the zone's edge
-RIGID = 0.5  # overlap with the layer moving as one along z from which a mode counts as flexural acoustic; 0.75 in Janus MoSSe
+# overlap with the layer moving as one along z from which a mode counts as flexural acoustic; 0.75 in Janus
+# MoSSe
+RIGID = 0.5
 SYMPREC = 0.01  # Å
 PATH_POINTS = 120
-FMAX, STEPS = 0.005, 300  # eV/Å; the atoms are relaxed further than for an energy, or the soft modes come out wrong
+FMAX, STEPS = (
+    0.005,
+    300,
+)  # eV/Å; the atoms are relaxed further than for an energy, or the soft modes come out wrong
 NEWTON_PER_METRE = units.J / units.m**2  # eV/Å^2
-SHEARS = np.array([[[1, 0], [0, 0]], [[0, 0], [0, 1]], [[0, 0.5], [0.5, 0]]])  # xx, yy and the engineering shear xy
+SHEARS = np.array(
+    [[[1, 0], [0, 0]], [[0, 0], [0, 1]], [[0, 0.5], [0.5, 0]]]
+)  # xx, yy and the engineering shear xy
 
 
 def phonon_stability(
-    layer: Atoms, calculator, supercell: int | None = None, displacement: float = 0.01, tolerance: float = TOLERANCE
+    layer: Atoms,
+    calculator,
+    supercell: int | None = None,
+    displacement: float = 0.01,
+    tolerance: float = TOLERANCE,
 ) -> dict:
-    """Dynamic stability of a layer from phonons on the grid that the supercell holds and along the path of its plane lattice.
+    """Dynamic stability of a layer from phonons on the grid that the supercell holds and along the path of
+    its plane lattice.
 
-    Atoms are first relaxed in the given cell. The layer is unstable if any frequency lies below −NOISE, unless the mode is the
-    flexural acoustic one (ZA) nearer to Γ than NEAR_GAMMA and no lower than −tolerance: force constants cut off at the supercell
-    and not invariant to rotation bend that branch down. Whenever this was used, `note` says so. Where that branch alone falls
-    lower, the supercell is made larger once: an artefact shrinks (FeSe, SevenNet: −0.63, −0.21, 0 THz at n = 4, 5, 6).
+    Atoms are first relaxed in the given cell. The layer is unstable if any frequency lies below −NOISE,
+    unless the mode is the flexural acoustic one (ZA) nearer to Γ than NEAR_GAMMA and no lower than
+    −tolerance: force constants cut off at the supercell and not invariant to rotation bend that branch down.
+    Whenever this was used, `note` says so. Where that branch alone falls
+    lower, the supercell is made larger once: an artefact shrinks (FeSe, SevenNet: −0.63, −0.21, 0 THz at n =
+        4, 5, 6).
 
     Args:
         layer: relaxed layer in the convention (models.crystals.layer); not changed.
         calculator: ASE calculator with forces.
-        supercell: repeats along a and b, taken as given; by default as many along each as keep the images IMAGE_DISTANCE apart,
-            fewer where that takes more than MAX_ATOMS atoms.
+        supercell: repeats along a and b, taken as given; by default as many along each as keep the images
+            IMAGE_DISTANCE apart, fewer where that takes more than MAX_ATOMS atoms.
         displacement: Å.
         tolerance: THz.
 
     Returns:
         `verdict`: "stable", "unstable", or "failed" with the reason in `error`, the rest None;
-        `lowest_frequency_THz` (negative: imaginary), `lowest_at` (name of a special point, or "(qx, qy)" in reciprocal vectors),
-        `highest_frequency_THz`, `tolerated_ZA_THz` (lowest frequency that was tolerated, or None), `supercell` [na, nb, 1],
-        `image_distance_A`, `displacements` (number), `note`. Frequencies come with the supercell that is named.
+        `lowest_frequency_THz` (negative: imaginary), `lowest_at` (name of a special point, or "(qx, qy)" in
+        reciprocal vectors), `highest_frequency_THz`, `tolerated_ZA_THz` (lowest frequency that was tolerated,
+        or None), `supercell` [na, nb, 1], `image_distance_A`, `displacements` (number), `note`. Frequencies
+        come with the supercell that is named.
     """
-    names = ("lowest_frequency_THz", "lowest_at", "highest_frequency_THz", "tolerated_ZA_THz", "supercell", "image_distance_A",
-             "displacements", "note")  # fmt: skip
+    names = (
+        "lowest_frequency_THz",
+        "lowest_at",
+        "highest_frequency_THz",
+        "tolerated_ZA_THz",
+        "supercell",
+        "image_distance_A",
+        "displacements",
+        "note",
+    )
     try:
         atoms = _settled(layer, calculator)
         repeats = (supercell, supercell) if supercell else _repeats(atoms)
@@ -62,7 +87,8 @@ def phonon_stability(
 
 
 def elastic_positivity(layer: Atoms, calculator, strain: float = 0.01) -> dict:
-    """In-plane elastic constants by central differences of the stress, atoms relaxed at each strain, and their positivity.
+    """In-plane elastic constants by central differences of the stress, atoms relaxed at each strain, and
+    their positivity.
 
     Args:
         layer: relaxed layer in the convention; not changed. Atoms are first relaxed in its cell.
@@ -70,9 +96,9 @@ def elastic_positivity(layer: Atoms, calculator, strain: float = 0.01) -> dict:
         strain: ±xx, ±yy and ±engineering shear.
 
     Returns:
-        `verdict`: "stable" if the matrix in Voigt order (xx, yy, xy) is positive definite, "unstable", or "failed" with the reason
-        in `error`, the rest None; `C11`, `C22`, `C12`, `C66`, `C16`, `C26`, `lowest_eigenvalue` and `residual_stress`
-        [xx, yy, xy] of the layer as given, all in N/m.
+        `verdict`: "stable" if the matrix in Voigt order (xx, yy, xy) is positive definite, "unstable", or
+        "failed" with the reason in `error`, the rest None; `C11`, `C22`, `C12`, `C66`, `C16`, `C26`,
+        `lowest_eigenvalue` and `residual_stress` [xx, yy, xy] of the layer as given, all in N/m.
     """
     names = ("C11", "C22", "C12", "C66", "C16", "C26", "lowest_eigenvalue", "residual_stress")
     try:
@@ -85,7 +111,10 @@ def elastic_positivity(layer: Atoms, calculator, strain: float = 0.01) -> dict:
         return dict.fromkeys(names) | {"verdict": "failed", "error": f"{type(error).__name__}: {error}"}
     matrix = (matrix + matrix.T) / 2
     lowest = float(np.linalg.eigvalsh(matrix).min())
-    constants = {f"C{'126'[i]}{'126'[j]}": float(matrix[i, j]) for i, j in ((0, 0), (1, 1), (0, 1), (2, 2), (0, 2), (1, 2))}
+    constants = {
+        f"C{'126'[i]}{'126'[j]}": float(matrix[i, j])
+        for i, j in ((0, 0), (1, 1), (0, 1), (2, 2), (0, 2), (1, 2))
+    }
     more = {"lowest_eigenvalue": lowest, "residual_stress": residual}
     return constants | more | {"verdict": "stable" if lowest > 0 else "unstable", "error": ""}
 
@@ -123,17 +152,26 @@ def _repeats(atoms: Atoms) -> tuple[int, int]:
 
 
 def _force_constants(atoms: Atoms, calculator, repeats, displacement: float):
-    """A phonopy object with force constants that obey the space group, the acoustic sum rule and the symmetry of indices."""
+    """A phonopy object with force constants that obey the space group, the acoustic sum rule and the symmetry
+    of indices.
+    """
     from phonopy import Phonopy
     from phonopy.structure.atoms import PhonopyAtoms
 
     unit, _ = _fully_periodic(atoms)
-    cell = PhonopyAtoms(numbers=unit.numbers, cell=unit.cell.array, scaled_positions=unit.get_scaled_positions(), masses=unit.get_masses())
+    cell = PhonopyAtoms(
+        numbers=unit.numbers,
+        cell=unit.cell.array,
+        scaled_positions=unit.get_scaled_positions(),
+        masses=unit.get_masses(),
+    )
     phonon = Phonopy(cell, np.diag([*repeats, 1]), primitive_matrix=np.eye(3), symprec=SYMPREC)
     phonon.generate_displacements(distance=displacement)
     phonon.forces = [_forces(moved, calculator) for moved in phonon.supercells_with_displacements]
     phonon.produce_force_constants(show_drift=False)
-    phonon.symmetrize_force_constants(level=2, show_drift=False)  # phonopy 4.10's symfc projector ruins h-BN's: −28 THz
+    phonon.symmetrize_force_constants(
+        level=2, show_drift=False
+    )  # phonopy 4.10's symfc projector ruins h-BN's: −28 THz
     return phonon
 
 
@@ -155,7 +193,9 @@ def _wave_vectors(atoms: Atoms, repeats) -> tuple[np.ndarray, dict]:
 
 
 def _judge(atoms: Atoms, calculator, repeats, displacement: float, tolerance: float) -> tuple[dict, bool]:
-    """The result for one supercell, and whether nothing but the flexural branch near Γ makes the layer unstable."""
+    """The result for one supercell, and whether nothing but the flexural branch near Γ makes the layer
+    unstable.
+    """
     phonon = _force_constants(atoms, calculator, repeats, displacement)
     wave_vectors, special = _wave_vectors(atoms, repeats)
     modes = phonon.run_qpoints(wave_vectors, with_eigenvectors=True)
@@ -169,12 +209,15 @@ def _judge(atoms: Atoms, calculator, repeats, displacement: float, tolerance: fl
     stable = not elsewhere and lowest[q] >= -max(tolerance, NOISE)
     found = {
         "verdict": "stable" if stable else "unstable",
-        "lowest_frequency_THz": float(lowest[q]), "lowest_at": _place(wave_vectors[q], special),
-        "highest_frequency_THz": float(frequencies.max()), "tolerated_ZA_THz": None,
-        "supercell": [*repeats, 1], "image_distance_A": _shortest(atoms, repeats),
+        "lowest_frequency_THz": float(lowest[q]),
+        "lowest_at": _place(wave_vectors[q], special),
+        "highest_frequency_THz": float(frequencies.max()),
+        "tolerated_ZA_THz": None,
+        "supercell": [*repeats, 1],
+        "image_distance_A": _shortest(atoms, repeats),
         "displacements": len(phonon.supercells_with_displacements),
         "note": "acoustic sum rule and index symmetry imposed, rotational invariance not",
-    }  # fmt: skip
+    }
     if found["image_distance_A"] < IMAGE_DISTANCE:
         found["note"] += f"; in-plane images only {found['image_distance_A']:.1f} Å apart"
     if stable and imaginary.any():

@@ -1,4 +1,6 @@
-"""The builder of the embedded data, on a tiny preset with a cheap calculator: interrupted or not, it makes the same set."""
+"""The builder of the embedded data, on a tiny preset with a cheap calculator: interrupted or not, it makes
+the same set.
+"""
 
 import json
 import os
@@ -32,16 +34,38 @@ def calculator():
 
 
 def start(out: Path, *more) -> subprocess.Popen:
-    command = [sys.executable, "-m", "data.build", *more, "--out", out, "--limit", "3", "--jobs", "2", "--potential", "test_build:calculator"]
+    command = [
+        sys.executable,
+        "-m",
+        "data.build",
+        *more,
+        "--out",
+        out,
+        "--limit",
+        "3",
+        "--jobs",
+        "2",
+        "--potential",
+        "test_build:calculator",
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests" / "build"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(map(str, command), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True, start_new_session=True)  # fmt: skip
+    return subprocess.Popen(
+        map(str, command),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def shards(out: Path) -> dict:
     """Rows of every level by key, less the time that they took."""
     rows = {level: Shard(out / "shards" / f"{level}.jsonl").rows for level in LEVELS}
-    return {level: {key: {**row, "seconds": 0} for key, row in found.items()} for level, found in rows.items()}
+    return {
+        level: {key: {**row, "seconds": 0} for key, row in found.items()} for level, found in rows.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +93,10 @@ def test_killed_builder_ends_with_the_same_set(whole, tmp_path):
         assert [record.to_dict().keys() for record in ours] == [record.to_dict().keys() for record in theirs]
         assert all(a.pos.equal(b.pos) and a.y_relaxed == b.y_relaxed for a, b in zip(ours, theirs))
     for name in ("her2d.db", "reference_phases.db"):
-        ours, theirs = ([(row.formula, row.key_value_pairs) for row in ase.db.connect(f / name).select()] for f in (tmp_path, whole))
+        ours, theirs = (
+            [(row.formula, row.key_value_pairs) for row in ase.db.connect(f / name).select()]
+            for f in (tmp_path, whole)
+        )
         assert ours == theirs
 
 
@@ -82,7 +109,9 @@ def sleeper(path: str):
 def test_processes_end_with_a_killed_parent(tmp_path):
     job = "from test_build import *; from models.infra.jobs import run_jobs; run_jobs(sleeper, {'a': 'pid'}, Shard(Path('s')), 1, print, (), '')"
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    parent = subprocess.Popen([sys.executable, "-c", f"if __name__ == '__main__':\n    {job}"], cwd=tmp_path, env=environment)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", f"if __name__ == '__main__':\n    {job}"], cwd=tmp_path, env=environment
+    )
     within(60, lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
     child = int((tmp_path / "pid").read_text())
     parent.kill()
@@ -120,7 +149,9 @@ def test_every_level_makes_rows_and_counts(whole):
 def test_layers_of_stage_2_take_hydrogen_in_the_place_of_the_own_ones(tmp_path):
     layers = {name: known(name) for name in ("graphene", "1T-TiS2")}
     (tmp_path / "processed").mkdir()
-    InMemoryDataset.save([layer_graph(atoms, name) for name, atoms in layers.items()], tmp_path / "processed" / "train.pt")
+    InMemoryDataset.save(
+        [layer_graph(atoms, name) for name, atoms in layers.items()], tmp_path / "processed" / "train.pt"
+    )
     process = start(tmp_path / "out", "adsorption", "pack", "--hosts", tmp_path)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
@@ -130,22 +161,42 @@ def test_layers_of_stage_2_take_hydrogen_in_the_place_of_the_own_ones(tmp_path):
         assert 0 < len(row["sites"]) <= HOST_SITES
         host = unpack_atoms(row["host"])
         host.calc = calculator()
-        assert abs(host.get_forces()).max() < 0.1 and host.get_chemical_formula() == layers[name].get_chemical_formula()  # relaxed first
+        assert (
+            abs(host.get_forces()).max() < 0.1
+            and host.get_chemical_formula() == layers[name].get_chemical_formula()
+        )  # relaxed first
     counts = json.loads((tmp_path / "out" / "data.json").read_text())
     assert "layers" not in counts and not (tmp_path / "out" / "her2d.db").exists()
     splits = {split_of(atoms.get_chemical_formula()) for atoms in layers.values()}
-    assert {path.stem for path in (tmp_path / "out").glob("*.lmdb")} <= {f"her2d_h_{split}" for split in splits}
+    assert {path.stem for path in (tmp_path / "out").glob("*.lmdb")} <= {
+        f"her2d_h_{split}" for split in splits
+    }
 
 
 def test_shards_of_another_potential_are_not_touched(whole):
-    command = [sys.executable, "-m", "data.build", "references", "--out", str(whole), "--potential", "sevennet-0"]
+    command = [
+        sys.executable,
+        "-m",
+        "data.build",
+        "references",
+        "--out",
+        str(whole),
+        "--potential",
+        "sevennet-0",
+    ]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert found.returncode != 0 and "was made with test_build:calculator" in found.stderr
 
 
 def test_charge_balance_of_known_compounds():
-    assert balanced({"Al": 2, "O": 3}) and balanced({"Na": 1, "Cr": 1, "S": 2}) and balanced({"Ti": 1, "O": 2})
-    assert not balanced({"Na": 1, "O": 2}) and not balanced({"Al": 1, "Cl": 2}) and not balanced({"Ca": 1, "Na": 1})
+    assert (
+        balanced({"Al": 2, "O": 3}) and balanced({"Na": 1, "Cr": 1, "S": 2}) and balanced({"Ti": 1, "O": 2})
+    )
+    assert (
+        not balanced({"Na": 1, "O": 2})
+        and not balanced({"Al": 1, "Cl": 2})
+        and not balanced({"Ca": 1, "Na": 1})
+    )
 
 
 def test_reference_phases_are_distinct_and_not_overlapping():
@@ -160,12 +211,22 @@ def test_reference_phases_are_distinct_and_not_overlapping():
 
 def test_relaxed_hosts_are_stratified_and_stable_under_growth():
     site = {"converged": True, "flag": ""}
-    metals = [f"{a}{n}S" for a in ("Ti", "Zr", "Hf", "V", "Nb", "Ta", "Cr", "Mo", "W", "Mn", "Re", "Fe") for n in range(1, 90)]
+    metals = [
+        f"{a}{n}S"
+        for a in ("Ti", "Zr", "Hf", "V", "Nb", "Ta", "Cr", "Mo", "W", "Mn", "Re", "Fe")
+        for n in range(1, 90)
+    ]
     from ase import Atoms
 
     rows = [{"key": name, "sites": [site], "host": pack_atoms(Atoms(name))} for name in metals]
-    rows.append({"key": "bare", "sites": [{"converged": True, "flag": "desorbed"}], "host": pack_atoms(Atoms("Au"))})
+    rows.append(
+        {"key": "bare", "sites": [{"converged": True, "flag": "desorbed"}], "host": pack_atoms(Atoms("Au"))}
+    )
     taken = relaxed_items(rows)
     counts = {split: sum(split_of(item["key"]) == split for item in taken) for split in RELAXED_HOSTS}
-    assert counts["train"] == RELAXED_HOSTS["train"] and counts["val"] == RELAXED_HOSTS["val"] and counts["test"] == RELAXED_HOSTS["test"]
+    assert (
+        counts["train"] == RELAXED_HOSTS["train"]
+        and counts["val"] == RELAXED_HOSTS["val"]
+        and counts["test"] == RELAXED_HOSTS["test"]
+    )
     assert "bare" not in {item["key"] for item in taken}

@@ -45,7 +45,9 @@ def test_perturbations_are_seeded_by_the_key_and_do_what_they_say():
     assert [kind for kind, _ in made] == [kind for kind, count in PERTURBATIONS.items() for _ in range(count)]
     for (kind, atoms), (_, same), (_, different) in zip(made, again, other):
         np.testing.assert_array_equal(atoms.positions, same.positions)
-        assert not np.allclose(atoms.cell, different.cell) or not np.allclose(atoms.positions, different.positions)
+        assert not np.allclose(atoms.cell, different.cell) or not np.allclose(
+            atoms.positions, different.positions
+        )
         if kind == "strained":
             np.testing.assert_allclose(atoms.get_scaled_positions(), layer.get_scaled_positions(), atol=1e-9)
         if kind == "rattled":
@@ -54,12 +56,16 @@ def test_perturbations_are_seeded_by_the_key_and_do_what_they_say():
 
 
 def test_off_equilibrium_layers_split_by_formula_and_cost_energy():
-    """Of the embedded file: in their split, layers as told, and the further a layer is rattled the more it costs."""
+    """Of the embedded file: in their split, layers as told, and the further a layer is rattled the more it
+    costs.
+    """
     path = ROOT / "data" / "perturbed.pt"
     graphs = off_equilibrium_graphs(path, "test")
     saved = torch.load(path, weights_only=True)
     assert 0 < len(graphs) < len(saved["natoms"]) / 5
-    assert all(split_of(graph_atoms(g).get_chemical_formula()) == "test" and g.delta_g_h.isnan() for g in graphs[:50])
+    assert all(
+        split_of(graph_atoms(g).get_chemical_formula()) == "test" and g.delta_g_h.isnan() for g in graphs[:50]
+    )
     kinds = np.array(saved["kind"])
     median = {kind: saved["e_hull"].numpy()[kinds == kind].clip(max=MAX_E_HULL).mean() for kind in set(kinds)}
     assert median["strained"] < median["rattled"] < median["noised"]

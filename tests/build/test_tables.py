@@ -13,9 +13,39 @@ DOI = re.compile(r"10\.\d{4,9}/\S+")
 FORMS = {"monolayer", "layered_parent", "mxene"}
 KINDS = {"metal_surface", "basal_plane", "edge", "mxene", "other"}
 PROTOTYPES = {
-    "graphene", "BN", "silicene", "phosphorene", "MoS2-2H", "CdI2-1T", "WTe2-Td", "ReS2", "Janus-2H", "GaSe", "FeSe",
-    "SnS", "BiOCl", "FeOCl", "CrI3", "RuCl3", "MXene-M2X", "MXene-M3X2", "MXene-M2XT2", "MXene-M3X2T2", "MoSi2N4",
-    "PdSe2-penta", "CrGeTe3", "MPX3", "Bi2Te3", "TiS3", "MBene", "perovskite", "Ca2N", "MgOH2", "MoO3", "V2O5", "other",
+    "graphene",
+    "BN",
+    "silicene",
+    "phosphorene",
+    "MoS2-2H",
+    "CdI2-1T",
+    "WTe2-Td",
+    "ReS2",
+    "Janus-2H",
+    "GaSe",
+    "FeSe",
+    "SnS",
+    "BiOCl",
+    "FeOCl",
+    "CrI3",
+    "RuCl3",
+    "MXene-M2X",
+    "MXene-M3X2",
+    "MXene-M2XT2",
+    "MXene-M3X2T2",
+    "MoSi2N4",
+    "PdSe2-penta",
+    "CrGeTe3",
+    "MPX3",
+    "Bi2Te3",
+    "TiS3",
+    "MBene",
+    "perovskite",
+    "Ca2N",
+    "MgOH2",
+    "MoO3",
+    "V2O5",
+    "other",
 }
 
 
@@ -24,7 +54,9 @@ def read(name: str, columns: str) -> list[dict[str, str]]:
         reader = csv.DictReader(handle)
         rows = list(reader)
     assert reader.fieldnames == columns.split()
-    assert all(None not in row and None not in row.values() for row in rows), "a row has too many or too few fields"
+    assert all(None not in row and None not in row.values() for row in rows), (
+        "a row has too many or too few fields"
+    )
     assert all(row["source"].strip() for row in rows)
     assert all(not row["doi"] or DOI.fullmatch(row["doi"]) for row in rows)
     return rows

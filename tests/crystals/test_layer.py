@@ -51,7 +51,8 @@ def assert_convention(atoms: Atoms):
     assert z.min() + z.max() == pytest.approx(c[2])
 
 
-# --- extract_layer ---------------------------------------------------------------------------------------------------
+# --- extract_layer
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -120,7 +121,8 @@ def test_reduce_plane_finds_the_shortest_vectors():
         assert np.linalg.norm(np.cross(a, b)) == pytest.approx(np.linalg.norm(np.cross(*basis)))
 
 
-# --- confusion table -------------------------------------------------------------------------------------------------
+# --- confusion table
+# -------------------------------------------------------------------------------------------------
 
 
 def bilayer(name="graphene", gap=3.4, c=25.0) -> Atoms:
@@ -168,7 +170,10 @@ OTHERS = {
     "two molecules": (water().repeat((2, 1, 1)), (2, 0)),
     "atom": (Atoms("Ar", cell=[12] * 3, pbc=True), (1, 0)),
     "chain": (chain(), (1, 1)),
-    "layer and molecule": (known("graphene").repeat((4, 4, 1)) + Atoms("H2", [(3, 3, 13), (3, 3, 13.74)]), (2, 2)),
+    "layer and molecule": (
+        known("graphene").repeat((4, 4, 1)) + Atoms("H2", [(3, 3, 13), (3, 3, 13.74)]),
+        (2, 2),
+    ),
     "fcc": (bulk("Cu"), (1, 3)),
     "diamond": (bulk("C"), (1, 3)),
     "rocksalt": (bulk("NaCl", "rocksalt", a=5.64), (1, 3)),
@@ -207,7 +212,8 @@ def test_interpenetrating_copies_are_counted_in_a_larger_cell_too():
     assert [part.copies for part in components(doubled)] == [1, 1]
 
 
-# --- bonds -----------------------------------------------------------------------------------------------------------
+# --- bonds
+# -----------------------------------------------------------------------------------------------------------
 
 
 def overlapping_pair(distance: float) -> Atoms:
@@ -247,11 +253,14 @@ def test_min_distance_ratio_of_known_pairs():
     assert min_distance_ratio(overlapping_pair(0.0)) == 0.0
     assert min_distance_ratio(Atoms("Ar", cell=[20] * 3, pbc=True)) == 2.0
     assert min_distance_ratio(known("graphene")) == pytest.approx(2.46 / np.sqrt(3) / 1.52)
-    across = Atoms("H2", [(0.2, 1, 1), (8.8, 1, 1)], cell=[9, 9, 9], pbc=True)  # 0.4 Å apart through the boundary
+    across = Atoms(
+        "H2", [(0.2, 1, 1), (8.8, 1, 1)], cell=[9, 9, 9], pbc=True
+    )  # 0.4 Å apart through the boundary
     assert min_distance_ratio(across) == pytest.approx(0.4 / 0.62)
 
 
-# --- the same material or not ----------------------------------------------------------------------------------------
+# --- the same material or not
+# ----------------------------------------------------------------------------------------
 
 
 def test_1t_and_2h_are_two_materials():
@@ -307,11 +316,19 @@ def test_buckled_and_planar_silicene_are_two_materials():
 
 
 def test_layer_groups_of_known_layers():
-    """International tables E: p6/mmm graphene, p-6m2 h-BN and 1H, p-3m1 1T, pman phosphorene, p4/nmm FeSe, p-31m CrI3."""
+    """International tables E: p6/mmm graphene, p-6m2 h-BN and 1H, p-3m1 1T, pman phosphorene, p4/nmm FeSe,
+    p-31m CrI3.
+    """
     groups = {
-        "graphene": "p6/mmm", "h-BN": "p-6m2", "1H-MoS2": "p-6m2", "1T-TiS2": "p-3m1", "Janus-MoSSe": "p3m1", "FeSe": "p4/nmm",
-        "phosphorene": "pman", "CrI3": "p-31m",
-    }  # fmt: skip
+        "graphene": "p6/mmm",
+        "h-BN": "p-6m2",
+        "1H-MoS2": "p-6m2",
+        "1T-TiS2": "p-3m1",
+        "Janus-MoSSe": "p3m1",
+        "FeSe": "p4/nmm",
+        "phosphorene": "pman",
+        "CrI3": "p-31m",
+    }
     assert {name: layer_group(known(name)) for name in groups} == groups
 
 
@@ -324,7 +341,8 @@ def test_primitive_layer_undoes_a_supercell():
             assert_same_distances(found, layer)
 
 
-# --- displacement ----------------------------------------------------------------------------------------------------
+# --- displacement
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_rmsd_ignores_drift_and_strain():

@@ -1,4 +1,6 @@
-"""The null of a chemist without a model: related elements, the nearest prototype, bonds of the new elements' lengths."""
+"""The null of a chemist without a model: related elements, the nearest prototype, bonds of the new elements'
+lengths.
+"""
 
 import numpy as np
 import pytest
@@ -21,14 +23,25 @@ from models.crystals.templates import (
 
 @pytest.fixture(scope="module")
 def templates():
-    layers = [("2H", known("1H-MoS2")), ("1T", known("1T-TiS2")), ("honeycomb", known("h-BN")), ("MXene", known("Ti2CO2")),
-              ("Janus", known("Janus-MoSSe")), ("2H", substitute(known("1H-MoS2"), {"Mo": "W"})), ("CrI3", known("CrI3"))]  # fmt: skip
+    layers = [
+        ("2H", known("1H-MoS2")),
+        ("1T", known("1T-TiS2")),
+        ("honeycomb", known("h-BN")),
+        ("MXene", known("Ti2CO2")),
+        ("Janus", known("Janus-MoSSe")),
+        ("2H", substitute(known("1H-MoS2"), {"Mo": "W"})),
+        ("CrI3", known("CrI3")),
+    ]
     return Templates(layers)
 
 
 def test_relatives_are_the_periodic_group():
     elements = "O S Se Te Mo W Cr Ti I".split()
-    assert relatives("S", elements) == ["O", "S", "Se", "Te"] and relatives("Mo", elements) == ["Mo", "W", "Cr"]
+    assert relatives("S", elements) == ["O", "S", "Se", "Te"] and relatives("Mo", elements) == [
+        "Mo",
+        "W",
+        "Cr",
+    ]
     assert chemical_distance("Mo", "W") < chemical_distance("Mo", "Ti") < chemical_distance("Mo", "S")
 
 
@@ -38,7 +51,9 @@ def test_nearest_prototype_is_the_chemical_neighbour_and_keeps_the_slots(templat
     for _, layer in found:
         assert layer.get_chemical_formula(empirical=True) == "CrSe2"
     layer, start = found[0][1], known("1H-MoS2")
-    ratio = sum(covalent_radii[atomic_numbers[s]] for s in ("Cr", "Se")) / sum(covalent_radii[atomic_numbers[s]] for s in ("Mo", "S"))
+    ratio = sum(covalent_radii[atomic_numbers[s]] for s in ("Cr", "Se")) / sum(
+        covalent_radii[atomic_numbers[s]] for s in ("Mo", "S")
+    )
     bond = lambda atoms: np.sort(atoms.get_all_distances(mic=True)[0])[1]
     assert bond(layer) / bond(start) == pytest.approx(layer.cell[0, 0] / start.cell[0, 0])
     assert layer.cell[0, 0] / start.cell[0, 0] == pytest.approx(ratio, abs=0.05)
@@ -74,7 +89,10 @@ def test_a_known_formula_is_predicted_from_the_others(templates):
 
 def test_related_formulas_are_new_and_group_by_group(templates):
     known_formulas = {Composition(a.get_chemical_formula()).reduced_formula for _, a in templates.structures}
-    pools = [sorted(sorted((Element(e).group, n) for e, n in Composition(formula).as_dict().items())) for formula in known_formulas]
+    pools = [
+        sorted(sorted((Element(e).group, n) for e, n in Composition(formula).as_dict().items()))
+        for formula in known_formulas
+    ]
     rng = np.random.default_rng(0)
     for _ in range(30):
         formula = related_formula(templates, rng)
@@ -83,7 +101,9 @@ def test_related_formulas_are_new_and_group_by_group(templates):
 
 
 def test_substitution_repeats_by_seed_and_takes_a_formula(templates):
-    formulas = lambda seed: [a.get_chemical_formula() for _, a in by_substitution(templates, 6, np.random.default_rng(seed))]
+    formulas = lambda seed: [
+        a.get_chemical_formula() for _, a in by_substitution(templates, 6, np.random.default_rng(seed))
+    ]
     assert formulas(1) == formulas(1) != formulas(2)
     found = by_substitution(templates, 5, np.random.default_rng(0), "CrSe2")
     assert len(found) == 5 and {a.get_chemical_formula(empirical=True) for _, a in found} == {"CrSe2"}
@@ -91,7 +111,9 @@ def test_substitution_repeats_by_seed_and_takes_a_formula(templates):
 
 def test_held_out_layers_are_real_and_of_the_test_split():
     """Of MX2 with sixty choices of elements, those whose formula's hash says test; each once, untouched."""
-    choices = [(metal, x) for metal in "Ti Zr Hf V Nb Ta Cr Mo W Pt".split() for x in "O S Se Te Cl Br".split()]
+    choices = [
+        (metal, x) for metal in "Ti Zr Hf V Nb Ta Cr Mo W Pt".split() for x in "O S Se Te Cl Br".split()
+    ]
     layers = [(f"{metal}{x}2", substitute(known("1T-TiS2"), {"Ti": metal, "S": x})) for metal, x in choices]
     unseen = {name: atoms for name, atoms in layers if split_of(name) == "test"}
     assert 0 < len(unseen) < 20

@@ -15,7 +15,15 @@ import torch
 from torch_geometric.data import Data
 
 from models.crystals.split import host_formula, split_of
-from models.datasets.lmdb_data import LmdbDataset, RecordError, UnsafeRecordError, compact_pickle, normalise, safe_loads, write_lmdb
+from models.datasets.lmdb_data import (
+    LmdbDataset,
+    RecordError,
+    UnsafeRecordError,
+    compact_pickle,
+    normalise,
+    safe_loads,
+    write_lmdb,
+)
 from models.infra.files import ROOT
 
 REFERENCE = Path(os.environ.get("HER2D_REFERENCE_DATA", ROOT / "../shared/data"))

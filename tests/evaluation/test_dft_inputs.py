@@ -19,7 +19,13 @@ from models.evaluation.dft_inputs import kpoint_mesh, safe_name, write_handoff
 from models.physics.hydrogen import CORRECTION
 from tests.layers import known
 
-ROW = {"formula": "MoS2", "delta_g_h_oracle_eV": 1.2345678, "e_hull_eV_per_atom": 0.0, "h_site": "ontop-top", "p_synth": ""}
+ROW = {
+    "formula": "MoS2",
+    "delta_g_h_oracle_eV": 1.2345678,
+    "e_hull_eV_per_atom": 0.0,
+    "h_site": "ontop-top",
+    "p_synth": "",
+}
 PROVENANCE = {"potential": "SevenNet 7net-l3i5", "versions": {"ase": "3.29.0"}}
 
 
@@ -28,7 +34,11 @@ def posed(layer: Atoms) -> Atoms:
 
 
 def files(folder: Path) -> dict:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def incar(path: Path) -> dict:
@@ -95,12 +105,16 @@ def test_incar_follows_the_physics(tmp_path):
         polar[name] = "LDIPOL" in slab
         assert slab_h["LDIPOL"] == ".TRUE." and slab_h["IDIPOL"] == "3"
         assert slab_h["ENCUT"] == slab["ENCUT"] and slab["GGA"] == "PE" and slab["IVDW"] == "12"
-        assert slab_h["ISPIN"] == "2" and len(slab_h["MAGMOM"].split()) == len(read(target / "slab_H" / "POSCAR"))
+        assert slab_h["ISPIN"] == "2" and len(slab_h["MAGMOM"].split()) == len(
+            read(target / "slab_H" / "POSCAR")
+        )
         assert slab["ISPIN"] == ("2" if name == "CrI3" else "1")
     assert polar == {"1H-MoS2": False, "Janus-MoSSe": True, "CrI3": False}
     chromium = read(tmp_path / "CrI3" / "slab" / "structure.extxyz")
     assert set(chromium.get_initial_magnetic_moments()[chromium.symbols == "Cr"]) == {dft_inputs.HIGH_SPIN}
-    assert "LDIPOL" not in incar(tmp_path / "h2" / "INCAR") and incar(tmp_path / "h2" / "INCAR")["ISPIN"] == "1"
+    assert (
+        "LDIPOL" not in incar(tmp_path / "h2" / "INCAR") and incar(tmp_path / "h2" / "INCAR")["ISPIN"] == "1"
+    )
     assert (tmp_path / "h2" / "KPOINTS").read_text().splitlines()[3] == "1 1 1"
     assert read(tmp_path / "h2" / "POSCAR").get_distance(0, 1) == pytest.approx(0.75)
 
@@ -110,7 +124,9 @@ def test_kpoint_density():
     assert kpoint_mesh(known("graphene")) == (15, 15, 1)  # 2π / (2.46 Å sin 60°) × 5 = 14.7
     mesh = np.array(kpoint_mesh(known("phosphorene"))[:2])
     spacing = np.linalg.norm(2 * np.pi * known("phosphorene").cell.reciprocal().array[:2], axis=1) / mesh
-    assert (spacing <= 1 / dft_inputs.KPOINT_DENSITY).all() and (spacing * mesh / np.maximum(mesh - 1, 1) > 1 / dft_inputs.KPOINT_DENSITY).all()
+    assert (spacing <= 1 / dft_inputs.KPOINT_DENSITY).all() and (
+        spacing * mesh / np.maximum(mesh - 1, 1) > 1 / dft_inputs.KPOINT_DENSITY
+    ).all()
 
 
 def test_writing_again_changes_nothing_and_keeps_results(tmp_path):
@@ -122,19 +138,41 @@ def test_writing_again_changes_nothing_and_keeps_results(tmp_path):
     assert files(tmp_path) == before
     write_handoff(tmp_path, "a", layer, None, ROW, PROVENANCE)
     left = files(tmp_path)
-    assert "a/slab/OUTCAR" in left and "a/gpaw_delta_g.py" not in left and not any("slab_H" in name for name in left)
+    assert (
+        "a/slab/OUTCAR" in left
+        and "a/gpaw_delta_g.py" not in left
+        and not any("slab_H" in name for name in left)
+    )
     assert "no slab_H" in left["a/README.txt"].decode()
     assert len(read(target / "slab" / "POSCAR")) % 3 == 0
 
 
-ODD = ["../../escape", "/etc/passwd", "a/b", "a\\b", "..", ".", "", "h2", "H2", "Mo S₂\n{x} $y \"quoted\" '''", "x" * 300, "-rf", "\udc80"]
+ODD = [
+    "../../escape",
+    "/etc/passwd",
+    "a/b",
+    "a\\b",
+    "..",
+    ".",
+    "",
+    "h2",
+    "H2",
+    "Mo S₂\n{x} $y \"quoted\" '''",
+    "x" * 300,
+    "-rf",
+    "\udc80",
+]
 
 
 @pytest.mark.parametrize("name", ODD)
 def test_odd_names_stay_inside_the_folder(name, tmp_path):
     folder = tmp_path / "inner"
     target = write_handoff(folder, name, known("graphene"), posed(known("graphene")), ROW, PROVENANCE)
-    assert target.parent == folder and target.resolve().parent == folder.resolve() and target.name not in ("h2", "H2")
+    assert (
+        target.parent == folder
+        and target.resolve().parent == folder.resolve()
+        and target.name not in ("h2", "H2")
+    )
     assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", target.name) and len(target.name) < 100
     assert {path.name for path in tmp_path.iterdir()} == {"inner"}
     compile((target / dft_inputs.SCRIPT).read_text(encoding="utf-8"), dft_inputs.SCRIPT, "exec")
@@ -147,15 +185,31 @@ def test_names_that_are_safe_stay_and_others_never_collide():
 
 def test_readme_says_what_is_predicted_and_by_what(tmp_path):
     layer = known("1H-MoS2")
-    text = (write_handoff(tmp_path, "mos2", layer, posed(layer), ROW, PROVENANCE) / "README.txt").read_text(encoding="utf-8")
-    for part in ("SevenNet 7net-l3i5", "ontop-top", "1.235", "versions: ase 3.29.0", "No POTCAR", "D3(BJ)", f"{CORRECTION:g} eV", "'mos2'"):
+    text = (write_handoff(tmp_path, "mos2", layer, posed(layer), ROW, PROVENANCE) / "README.txt").read_text(
+        encoding="utf-8"
+    )
+    for part in (
+        "SevenNet 7net-l3i5",
+        "ontop-top",
+        "1.235",
+        "versions: ase 3.29.0",
+        "No POTCAR",
+        "D3(BJ)",
+        f"{CORRECTION:g} eV",
+        "'mos2'",
+    ):
         assert part in text
     assert "P(synthesizable)" not in text  # nothing predicted, nothing said
 
 
 def test_the_gpaw_script_runs_with_another_calculator(tmp_path):
     """GPAW's place is taken by EMT: the printed ΔG_H must be the one worked out here."""
-    layer = Atoms("Cu", positions=[[0, 0, 7.5]], cell=[[2.55, 0, 0], [-1.275, 2.55 * np.sqrt(3) / 2, 0], [0, 0, 15]], pbc=(1, 1, 0))
+    layer = Atoms(
+        "Cu",
+        positions=[[0, 0, 7.5]],
+        cell=[[2.55, 0, 0], [-1.275, 2.55 * np.sqrt(3) / 2, 0], [0, 0, 15]],
+        pbc=(1, 1, 0),
+    )
     target = write_handoff(tmp_path, "Cu", layer, posed(layer), ROW, PROVENANCE)
     stand_in = tmp_path / "stand_in" / "gpaw.py"
     stand_in.parent.mkdir()
@@ -168,7 +222,9 @@ def test_the_gpaw_script_runs_with_another_calculator(tmp_path):
     plain = target / "plain.py"
     plain.write_text(script.read_text(encoding="utf-8").replace("D3 = True", "D3 = False"), encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": str(stand_in.parent), "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run([sys.executable, str(plain)], capture_output=True, text=True, env=environment, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(plain)], capture_output=True, text=True, env=environment, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     energies = {}
     for part in ("slab", "slab_H", "../h2"):
@@ -178,7 +234,9 @@ def test_the_gpaw_script_runs_with_another_calculator(tmp_path):
         energies[part] = atoms.get_potential_energy()
     delta_e = energies["slab_H"] - energies["slab"] - energies["../h2"] / 2
     assert f"ΔE_H = {delta_e:.4f} eV" in done.stdout
-    assert float(re.search(r"ΔG_H = (\S+) eV", done.stdout).group(1)) == pytest.approx(delta_e + 0.27, abs=1e-4)
+    assert float(re.search(r"ΔG_H = (\S+) eV", done.stdout).group(1)) == pytest.approx(
+        delta_e + 0.27, abs=1e-4
+    )
     mesh = kpoint_mesh(read(target / "slab" / "POSCAR"))
     assert f"'size': {mesh}" in done.stdout and "'size': (1, 1, 1)" in done.stdout
     assert done.stdout.count("dipolelayer") == 1  # a flat sheet has no dipole, with H it has

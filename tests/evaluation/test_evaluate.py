@@ -1,4 +1,6 @@
-"""The evaluator: verdicts on a set broken on purpose, rates and intervals, and one run through both of its scripts."""
+"""The evaluator: verdicts on a set broken on purpose, rates and intervals, and one run through both of its
+scripts.
+"""
 
 import csv
 import json
@@ -40,7 +42,8 @@ from models.physics.potentials import relax_layer
 BASELINE = Path(os.environ.get("HER2D_REFERENCE_DATA", ROOT / "../shared/data")) / "baseline_cifs"
 
 
-# --- gates -----------------------------------------------------------------------------------------------------------
+# --- gates
+# -----------------------------------------------------------------------------------------------------------
 
 
 def periodic(atoms: Atoms, c: float | None = None) -> Atoms:
@@ -83,7 +86,7 @@ BROKEN = {
     "vacuum of 9.9": (periodic(known("graphene"), 9.9), (1, 2), False, True, "9.9 Å between the layers"),
     "vacuum of 10.1": (periodic(known("graphene"), 10.1), (1, 2), True, True, ""),
     "thick slab": (thick(), (1, 2), False, True, "thick"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -115,7 +118,9 @@ def test_the_baseline_is_not_two_dimensional():
     rows = [gates(atoms)[0] for _, atoms in structures]
     assert not any(row["two_d"] for row in rows)
     rates = aggregate([dict.fromkeys(COLUMNS, "") | row for row in rows])
-    assert rates["two_d_rate"]["value"] == 0 and rates["one_2d_component_rate"]["value"] == pytest.approx(3 / 52)
+    assert rates["two_d_rate"]["value"] == 0 and rates["one_2d_component_rate"]["value"] == pytest.approx(
+        3 / 52
+    )
 
 
 def test_unreadable_files_are_named_and_cost_one_row(tmp_path):
@@ -129,7 +134,8 @@ def test_unreadable_files_are_named_and_cost_one_row(tmp_path):
         read_cifs(tmp_path / "none")
 
 
-# --- what a result depends on ------------------------------------------------------------------------------------------
+# --- what a result depends on
+# ------------------------------------------------------------------------------------------
 
 
 def test_item_key_changes_with_all_that_a_row_depends_on():
@@ -144,35 +150,56 @@ def test_item_key_changes_with_all_that_a_row_depends_on():
         item_key(("x", strained), settings, "a note"),
         item_key(("x", "unreadable"), settings, "a note"),
         item_key(("x", layer), settings, "another checkpoint"),
-        *(item_key(("x", layer), replace(settings, **change), "a note") for change in (
-            {"correction": 0.24}, {"oracle": "rigid"}, {"oracle_sites": 1}, {"fmax": 0.01}, {"relax_steps": 7},
-        )),
-    ]  # fmt: skip
+        *(
+            item_key(("x", layer), replace(settings, **change), "a note")
+            for change in (
+                {"correction": 0.24},
+                {"oracle": "rigid"},
+                {"oracle_sites": 1},
+                {"fmax": 0.01},
+                {"relax_steps": 7},
+            )
+        ),
+    ]
     assert len(set(keys)) == len(keys)
-    assert item_key(("x", layer.copy()), replace(settings, jobs=7, seed=5, dimenet=Path("other.pt")), "a note") == keys[0]
+    assert (
+        item_key(("x", layer.copy()), replace(settings, jobs=7, seed=5, dimenet=Path("other.pt")), "a note")
+        == keys[0]
+    )
 
 
-# --- one run through both scripts ------------------------------------------------------------------------------------
+# --- one run through both scripts
+# ------------------------------------------------------------------------------------
 
 
 def sheet(a: float = 2.6, metal: str = "Al") -> Atoms:
     """Buckled, strained Cu3M sheet with c of 18 Å: all that EMT can relax."""
     cell = [[2 * a, 0, 0], [-a, a * np.sqrt(3), 0], [0, 0, 18]]
-    atoms = Atoms("Cu3" + metal, scaled_positions=[[0, 0, 0.5], [0.5, 0, 0.5], [0, 0.5, 0.5], [0.5, 0.5, 0.5]], cell=cell, pbc=True)
+    atoms = Atoms(
+        "Cu3" + metal,
+        scaled_positions=[[0, 0, 0.5], [0.5, 0, 0.5], [0, 0.5, 0.5], [0.5, 0.5, 0.5]],
+        cell=cell,
+        pbc=True,
+    )
     atoms.rattle(0.03, seed=3)
     return atoms
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The same CIFs through test.py and evaluate_external.py, on EMT, with a DimeNet++ and a classifier of no training."""
+    """The same CIFs through test.py and evaluate_external.py, on EMT, with a DimeNet++ and a classifier of no
+    training.
+    """
     folder = tmp_path_factory.mktemp("evaluate")
     cifs = folder / "cifs"
     cifs.mkdir()
     structures = {
-        "a_sheet": sheet(), "b_twin": disguised(sheet(), 1), "c_platinum": sheet(metal="Pt"), "d_bulk": bulk("Cu", cubic=True),
+        "a_sheet": sheet(),
+        "b_twin": disguised(sheet(), 1),
+        "c_platinum": sheet(metal="Pt"),
+        "d_bulk": bulk("Cu", cubic=True),
         "f_no_reference": sheet(metal="Au"),
-    }  # fmt: skip
+    }
     for name, atoms in structures.items():
         write(cifs / f"{name}.cif", atoms)
     (cifs / "e_broken.cif").write_text("data_nothing\n_cell_length_a what\n")
@@ -182,23 +209,51 @@ def run(tmp_path_factory):
         atoms, energy, _ = relax_phase(atoms, EMT())
         references.write(atoms, energy_eV=energy)
     references.metadata = {"potential": "ase.calculators.emt:EMT"}
-    layer = relax_layer(extract_layer(sheet(2.57)).atoms, EMT())  # from another start; below fmax 0.03 it would buckle
+    layer = relax_layer(
+        extract_layer(sheet(2.57)).atoms, EMT()
+    )  # from another start; below fmax 0.03 it would buckle
     ase.db.connect(folder / "known.db").write(layer.atoms, uid="known")
 
     torch.manual_seed(0)
-    save_dimenet(folder / "dimenet.pt", PeriodicDimeNetPlusPlus(hidden_channels=8, out_emb_channels=8, int_emb_size=4, target_mean=-0.4))
+    save_dimenet(
+        folder / "dimenet.pt",
+        PeriodicDimeNetPlusPlus(hidden_channels=8, out_emb_channels=8, int_emb_size=4, target_mean=-0.4),
+    )
     forests = [Forest(1, 1, 1), Forest(1, 1, 1)]
     for forest in forests:
         forest.share += 0.7
     save_synthesis(folder / "synthesis.pt", SynthesisModel(*forests))
 
-    flags = ["--cifs", cifs, "--potential", "ase.calculators.emt:EMT", "--dimenet", folder / "dimenet.pt", "--jobs", 1,
-             "--synthesis", folder / "synthesis.pt", "--references", folder / "references.db", "--novelty-db", folder / "known.db",
-             "--second-potential", "layers:scaled_emt", "--shortlist", 2, "--phonons", 0, "--device", "cpu"]  # fmt: skip
+    flags = [
+        "--cifs",
+        cifs,
+        "--potential",
+        "ase.calculators.emt:EMT",
+        "--dimenet",
+        folder / "dimenet.pt",
+        "--jobs",
+        1,
+        "--synthesis",
+        folder / "synthesis.pt",
+        "--references",
+        folder / "references.db",
+        "--novelty-db",
+        folder / "known.db",
+        "--second-potential",
+        "layers:scaled_emt",
+        "--shortlist",
+        2,
+        "--phonons",
+        0,
+        "--device",
+        "cpu",
+    ]
     patch = pytest.MonkeyPatch()
     patch.chdir(ROOT)
     for script, other in (("test.py", []), ("evaluate_external.py", [folder / "test.py" / "metrics.csv"])):
-        patch.setattr(sys, "argv", [script, *map(str, [*flags, "--out", folder / script, "--compare", *other])])
+        patch.setattr(
+            sys, "argv", [script, *map(str, [*flags, "--out", folder / script, "--compare", *other])]
+        )
         runpy.run_path(str(ROOT / script))["main"]()
     patch.undo()
     return folder
@@ -210,7 +265,9 @@ def rows_of(folder: Path, script: str = "test.py") -> dict:
 
 
 def test_the_oracle_may_be_kept_for_stable_layers(run, monkeypatch):
-    """--oracle-for stable: the same numbers for those (here the two sheets of one formula), and no hydrogen on the others."""
+    """--oracle-for stable: the same numbers for those (here the two sheets of one formula), and no hydrogen
+    on the others.
+    """
     seen = []
 
     def noted(task, items, *rest):
@@ -221,22 +278,39 @@ def test_the_oracle_may_be_kept_for_stable_layers(run, monkeypatch):
     monkeypatch.setattr(geo_utils, "is_stable", lambda row: row["formula"] == "AlCu3")
     monkeypatch.chdir(ROOT)
     flags = json.loads((run / "test.py" / "config.json").read_text())
-    settings = {name: flags[name] for name in Settings.__dataclass_fields__} | {"oracle_for": "stable", "second_potential": "none"}
-    paths = {name: Path(settings[name]) for name in ("dimenet", "synthesis", "references", "novelty_db", "validation")}
-    found = geo_utils.evaluate(read_cifs(run / "cifs"), Settings(**settings | paths), run / "test.py", resume=True)
+    settings = {name: flags[name] for name in Settings.__dataclass_fields__} | {
+        "oracle_for": "stable",
+        "second_potential": "none",
+    }
+    paths = {
+        name: Path(settings[name])
+        for name in ("dimenet", "synthesis", "references", "novelty_db", "validation")
+    }
+    found = geo_utils.evaluate(
+        read_cifs(run / "cifs"), Settings(**settings | paths), run / "test.py", resume=True
+    )
     before = rows_of(run)
     assert seen == [("relax_one", 6), ("adsorb_one", 2)]
     for row in found.rows:
-        energy = before[row["material_id"]]["delta_g_h_oracle_eV"] if row["material_id"] in ("a_sheet", "b_twin") else ""
+        energy = (
+            before[row["material_id"]]["delta_g_h_oracle_eV"]
+            if row["material_id"] in ("a_sheet", "b_twin")
+            else ""
+        )
         assert str(row["delta_g_h_oracle_eV"]) == energy
     assert "stable layers only" in found.provenance["oracle"]
 
 
 def test_both_scripts_give_identical_rows(run):
-    one, other = ((run / script / "metrics.csv").read_bytes() for script in ("test.py", "evaluate_external.py"))
+    one, other = (
+        (run / script / "metrics.csv").read_bytes() for script in ("test.py", "evaluate_external.py")
+    )
     assert one == other
     assert list(rows_of(run)) == ["a_sheet", "b_twin", "c_platinum", "d_bulk", "e_broken", "f_no_reference"]
-    metrics = [json.loads((run / script / "metrics.json").read_text()) for script in ("test.py", "evaluate_external.py")]
+    metrics = [
+        json.loads((run / script / "metrics.json").read_text())
+        for script in ("test.py", "evaluate_external.py")
+    ]
     assert metrics[0]["metrics"] == metrics[1]["metrics"] and metrics[0]["n"] == 6
 
 
@@ -249,7 +323,9 @@ def test_a_bad_cif_costs_one_row(run):
         assert filled == set() and rows[name]["p_synth"] == "" and rows[name]["novel"] == ""
     assert "Au" in rows["f_no_reference"]["error"] and rows["f_no_reference"]["e_hull_eV_per_atom"] == ""
     assert rows["f_no_reference"]["delta_g_h_oracle_eV"] != ""
-    assert rows["a_sheet"]["two_d"] == rows["c_platinum"]["two_d"] == "True" and rows["a_sheet"]["error"] == ""
+    assert (
+        rows["a_sheet"]["two_d"] == rows["c_platinum"]["two_d"] == "True" and rows["a_sheet"]["error"] == ""
+    )
 
 
 def test_the_numbers_of_a_row_by_hand(run):
@@ -264,7 +340,9 @@ def test_the_numbers_of_a_row_by_hand(run):
     e_form = (energy - 3 * mu["Cu"] - mu["Al"]) / 4
     assert found["converged"] == "True"
     assert float(found["e_form_eV_per_atom"]) == pytest.approx(e_form, abs=1e-3)
-    assert float(found["e_hull_eV_per_atom"]) == pytest.approx(e_form, abs=1e-3)  # no compound in the references
+    assert float(found["e_hull_eV_per_atom"]) == pytest.approx(
+        e_form, abs=1e-3
+    )  # no compound in the references
     assert found["hull_compounds"] == "0"
     assert float(found["stability_score"]) == pytest.approx(np.exp(-max(0, e_form)), abs=1e-3)
     assert float(found["rmsd_relaxed_A"]) == pytest.approx(rmsd(start, relaxed.atoms), abs=1e-3)
@@ -292,13 +370,18 @@ def test_delta_g_of_a_row_is_that_of_its_pose(run):
 
 def test_what_the_oracle_says_becomes_training_data(run):
     """ΔE_H of the row, H beginning on the site that it ended at, everything free to move."""
-    energies = [float(row["delta_g_h_oracle_eV"]) for row in rows_of(run).values() if row["delta_g_h_oracle_eV"]]
+    energies = [
+        float(row["delta_g_h_oracle_eV"]) for row in rows_of(run).values() if row["delta_g_h_oracle_eV"]
+    ]
     rows = evaluated_rows(run / "test.py" / "adsorbed.jsonl")
     assert len(rows) == 4 and len({row["key"] for row in rows}) < 4  # twins are one host
     for row, energy in zip(rows, energies):
         (record,), dropped = adsorption_records(row, 0)
         assert not dropped and record.y_relaxed + 0.27 == pytest.approx(energy, abs=1e-4)
-        start, end = (Atoms(record.atomic_numbers, pos, cell=record.cell[0], pbc=(1, 1, 0)) for pos in (record.pos, record.pos_relaxed))
+        start, end = (
+            Atoms(record.atomic_numbers, pos, cell=record.cell[0], pbc=(1, 1, 0))
+            for pos in (record.pos, record.pos_relaxed)
+        )
         assert record.tags.tolist() == [1] * (len(start) - 1) + [2] and not record.fixed.any()
         moved = find_mic(end.positions[-1] - start.positions[-1], start.cell, start.pbc)[1]
         assert moved < 1.5 and start.get_distances(-1, range(len(start) - 1), mic=True).min() > 1.2
@@ -306,11 +389,19 @@ def test_what_the_oracle_says_becomes_training_data(run):
 
 def test_twins_and_known_layers_are_found(run):
     rows = rows_of(run)
-    flags = {name: (rows[name]["unique"], rows[name]["novel"]) for name in ("a_sheet", "b_twin", "c_platinum")}
-    assert flags == {"a_sheet": ("True", "False"), "b_twin": ("False", "False"), "c_platinum": ("True", "True")}
+    flags = {
+        name: (rows[name]["unique"], rows[name]["novel"]) for name in ("a_sheet", "b_twin", "c_platinum")
+    }
+    assert flags == {
+        "a_sheet": ("True", "False"),
+        "b_twin": ("False", "False"),
+        "c_platinum": ("True", "True"),
+    }
     assert (rows["a_sheet"]["known_as"], rows["c_platinum"]["known_as"]) == ("known", "")
     for column in ("e_form_eV_per_atom", "delta_g_h_oracle_eV", "delta_g_h_dimenet_eV"):
-        assert float(rows["a_sheet"][column]) == pytest.approx(float(rows["b_twin"][column]), abs=0.02), column
+        assert float(rows["a_sheet"][column]) == pytest.approx(float(rows["b_twin"][column]), abs=0.02), (
+            column
+        )
 
 
 def test_the_files_are_there_and_say_where_they_come_from(run):
@@ -323,7 +414,9 @@ def test_the_files_are_there_and_say_where_they_come_from(run):
     assert content["metrics"]["synthesis_rate"]["value"] == pytest.approx(4 / 6)
     promised = "two_d_rate valid_rate mae_delta_g_h_dimenet_eV mae_delta_g_h_oracle_eV stability_score synthesis_rate stable_rate"
     assert set(f"{promised} unique_rate novel_rate sun_rate".split()) <= set(content["metrics"])
-    assert {"shortlist.csv", "comparison.md", "comparison.csv", "report.html"} <= {path.name for path in out.iterdir()}
+    assert {"shortlist.csv", "comparison.md", "comparison.csv", "report.html"} <= {
+        path.name for path in out.iterdir()
+    }
     for word in ("RMSE against DFT", "single-atom catalysts"):
         assert word in content["provenance"]["oracle_error_from"]
 
@@ -333,7 +426,9 @@ def test_the_shortlist_has_a_second_opinion_and_inputs_for_dft(run):
     rows, out = rows_of(run), run / "test.py"
     shortlist = read_rows(out / "shortlist.csv")
     ranked = sorted((row for row in rows.values() if row["rank"]), key=lambda row: int(row["rank"]))
-    assert [row["material_id"] for row in shortlist] == [row["material_id"] for row in ranked[:2]] and len(ranked) == 4
+    assert [row["material_id"] for row in shortlist] == [row["material_id"] for row in ranked[:2]] and len(
+        ranked
+    ) == 4
     for row in shortlist:
         first, second = float(row["delta_g_h_oracle_eV"]) - 0.27, float(row["delta_g_h_second_eV"]) - 0.27
         assert second == pytest.approx(1.25 * first, abs=0.05)
@@ -342,7 +437,9 @@ def test_the_shortlist_has_a_second_opinion_and_inputs_for_dft(run):
     assert all(row["delta_g_h_second_eV"] == "" for row in ranked[2:])
     opinion = json.loads((out / "metrics.json").read_text())["second_opinion"]
     apart = [abs(float(row["delta_g_h_second_eV"]) - float(row["delta_g_h_oracle_eV"])) for row in shortlist]
-    assert opinion["both_within_0.2eV"]["n"] == 2 and opinion["both_within_0.2eV"]["value"] == np.mean(np.array(apart) <= 0.2)
+    assert opinion["both_within_0.2eV"]["n"] == 2 and opinion["both_within_0.2eV"]["value"] == np.mean(
+        np.array(apart) <= 0.2
+    )
 
 
 def test_a_set_compared_with_itself_does_not_differ(run):
@@ -350,17 +447,25 @@ def test_a_set_compared_with_itself_does_not_differ(run):
     other = json.loads((out / "metrics.json").read_text())["compared"]["generated"]
     tested = {name: metric for name, metric in other.items() if "difference" in metric}
     assert {"two_d_rate", "hit_rate_0.2eV", "mae_delta_g_h_oracle_eV", "sun_rate"} <= set(tested)
-    assert all(m["difference"] == 0 and m["p_value"] == 1 and m["difference_ci95"][0] < 0 < m["difference_ci95"][1]
-               for m in tested.values() if m["value"] not in (0.0, 1.0) and m["ci95"][0] != m["ci95"][1])  # fmt: skip
+    assert all(
+        m["difference"] == 0 and m["p_value"] == 1 and m["difference_ci95"][0] < 0 < m["difference_ci95"][1]
+        for m in tested.values()
+        if m["value"] not in (0.0, 1.0) and m["ci95"][0] != m["ci95"][1]
+    )
     long = read_rows(out / "comparison.csv")
     assert {row["set"] for row in long} == {"cifs", "generated"}
     found = {row["metric"]: row for row in long if row["set"] == "generated"}
-    assert float(found["two_d_rate"]["value"]) == pytest.approx(4 / 6) and float(found["two_d_rate"]["p_value"]) == 1
+    assert (
+        float(found["two_d_rate"]["value"]) == pytest.approx(4 / 6)
+        and float(found["two_d_rate"]["p_value"]) == 1
+    )
     assert "cifs less another set" in (out / "comparison.md").read_text()
 
 
 def test_the_best_get_phonons_and_a_lost_worker_costs_a_verdict(monkeypatch, tmp_path):
-    """A square sheet of copper falls into a close-packed one; the second candidate's worker dies, the third is not asked for."""
+    """A square sheet of copper falls into a close-packed one; the second candidate's worker dies, the third
+    is not asked for.
+    """
     square = Atoms("Cu", [(0, 0, 7.5)], cell=[2.4, 2.4, 15], pbc=(1, 1, 0))
     relaxed = dict.fromkeys(("square", "lost", "last"), relax_layer(square, EMT(), 0.005).atoms)
     rows = [blank_row(name) | {"p_active": 0.4 - 0.1 * k} for k, name in enumerate(relaxed)]
@@ -368,21 +473,34 @@ def test_the_best_get_phonons_and_a_lost_worker_costs_a_verdict(monkeypatch, tmp
     monkeypatch.setattr("geo_utils.computed", lambda task, items, *_: [task(items[0]), {"lost": "killed"}])
     phonons_into(Evaluation(rows, relaxed), None, Settings(phonons=2), Shard(tmp_path / "x.jsonl"))
     assert [row["phonons"] for row in rows] == ["unstable", "failed", ""] and rows[0]["elastic"] == "unstable"
-    assert rows[0]["lowest_frequency_THz"] == phonon_stability(relaxed["square"], EMT())["lowest_frequency_THz"] < -0.5
+    assert (
+        rows[0]["lowest_frequency_THz"]
+        == phonon_stability(relaxed["square"], EMT())["lowest_frequency_THz"]
+        < -0.5
+    )
     assert rows[1]["lowest_frequency_THz"] == ""
 
 
-# --- the headline ----------------------------------------------------------------------------------------------------
+# --- the headline
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_headline_counts_and_refuses():
-    rows = [blank_row(str(k)) | {"verdict": kind} for k, kind in enumerate(["3D network"] * 3 + ["layers too close", "", "2D"])]
+    rows = [
+        blank_row(str(k)) | {"verdict": kind}
+        for k, kind in enumerate(["3D network"] * 3 + ["layers too close", "", "2D"])
+    ]
     rows[3] |= {"components": 1, "periodic_directions": 2}
     rows[5] |= {"components": 1, "periodic_directions": 2, "two_d": True}
     nothing = {"value": None, "ci95": [None, None], "n": 0}
-    content = {"n": 6, "metrics": aggregate(rows), "shortlist": [], "sensitivity_to_correction": {},
-               "second_opinion": {"both_within_0.2eV": nothing},
-               "provenance": {"potential": "P", "second_potential": "none", "synthesizability": "S"}}  # fmt: skip
+    content = {
+        "n": 6,
+        "metrics": aggregate(rows),
+        "shortlist": [],
+        "sensitivity_to_correction": {},
+        "second_opinion": {"both_within_0.2eV": nothing},
+        "provenance": {"potential": "P", "second_potential": "none", "synthesizability": "S"},
+    }
     lines = headline(content, rows)
     assert lines[0].startswith("2D: 2/6 ") and "1/6" in lines[0]
     assert lines[1] == "refused as 2D catalysts: 5 (3 3D network, 1 layers too close, 1 unreadable)"

@@ -1,4 +1,6 @@
-"""The report: its scenes against independent counts, its physics and numbers, escaping, empty sets, and the page in a browser."""
+"""The report: its scenes against independent counts, its physics and numbers, escaping, empty sets, and the
+page in a browser.
+"""
 
 import base64
 import io
@@ -29,40 +31,71 @@ NASTY = "</script><script>window.hacked=1</script><img src=x onerror=window.hack
 LAYERS = ["graphene", "1H-MoS2", "1T-TiS2", "Ti2CO2", "phosphorene", "PdSe2", "h-BN", "FeSe"]
 
 
-# --- a set of known layers with made-up energies ---------------------------------------------------------------------
+# --- a set of known layers with made-up energies
+# ---------------------------------------------------------------------
 
 
 def on_top(layer, face: int = 1):
     """The pose of H at the first ontop site of the top face, or of the bottom one."""
     upright = layer if face > 0 else flipped(layer)
-    pose = with_hydrogen(upright, next(site for site in adsorption_sites(upright) if site.kind == "ontop" and site.face > 0))
+    pose = with_hydrogen(
+        upright, next(site for site in adsorption_sites(upright) if site.kind == "ontop" and site.face > 0)
+    )
     return pose if face > 0 else flipped(pose)
 
 
 def good_row(name: str, formula: str, rng) -> dict:
     oracle = float(rng.normal(0.2, 0.5))
     return blank_row(name) | {
-        "formula": formula, "n_atoms": 3, "layer_group": "p-3m1", "components": 1, "periodic_directions": 2, "two_d": True, "valid": True,
-        "smact_valid": True, "min_dist_ratio": 0.95, "converged": True, "e_hull_eV_per_atom": float(rng.normal(0.1, 0.1)),
-        "delta_g_h_oracle_eV": oracle, "delta_g_h_dimenet_eV": oracle + float(rng.normal(0, 0.3)), "delta_g_h_dimenet_std_eV": 0.2,
-        "delta_g_h_second_eV": oracle + 0.1, "p_synth": 0.6, "unique": True, "novel": True, "stability_score": 0.9,
-        "rmsd_relaxed_A": 0.1, "h_site": "ontop-top", "p_active": 0.3,
-    }  # fmt: skip
+        "formula": formula,
+        "n_atoms": 3,
+        "layer_group": "p-3m1",
+        "components": 1,
+        "periodic_directions": 2,
+        "two_d": True,
+        "valid": True,
+        "smact_valid": True,
+        "min_dist_ratio": 0.95,
+        "converged": True,
+        "e_hull_eV_per_atom": float(rng.normal(0.1, 0.1)),
+        "delta_g_h_oracle_eV": oracle,
+        "delta_g_h_dimenet_eV": oracle + float(rng.normal(0, 0.3)),
+        "delta_g_h_dimenet_std_eV": 0.2,
+        "delta_g_h_second_eV": oracle + 0.1,
+        "p_synth": 0.6,
+        "unique": True,
+        "novel": True,
+        "stability_score": 0.9,
+        "rmsd_relaxed_A": 0.1,
+        "h_site": "ontop-top",
+        "p_active": 0.3,
+    }
 
 
 def refused_row(name: str) -> dict:
-    return blank_row(name, "not 2D: 1 component(s), the largest is a 3D network") | {"formula": "NaCl", "n_atoms": 8, "components": 1}
+    return blank_row(name, "not 2D: 1 component(s), the largest is a 3D network") | {
+        "formula": "NaCl",
+        "n_atoms": 8,
+        "components": 1,
+    }
 
 
 def evaluated(number: int, refused: int = 0):
-    """An evaluation of `number` known layers, every third one with H on its bottom face, and of refused structures."""
+    """An evaluation of `number` known layers, every third one with H on its bottom face, and of refused
+    structures.
+    """
     rng = np.random.default_rng(0)
     names = [LAYERS[k % len(LAYERS)] for k in range(number)]
     layers = {name: known(name) for name in set(names)}
     poses = {(name, face): on_top(layers[name], face) for name in layers for face in (1, -1)}
-    rows = [good_row(f"gen_{k:04d}", layers[name].get_chemical_formula(), rng) for k, name in enumerate(names)]
+    rows = [
+        good_row(f"gen_{k:04d}", layers[name].get_chemical_formula(), rng) for k, name in enumerate(names)
+    ]
     relaxed = {row["material_id"]: layers[name] for row, name in zip(rows, names)}
-    found = {row["material_id"]: poses[name, -1 if k % 3 == 2 else 1] for k, (row, name) in enumerate(zip(rows, names))}
+    found = {
+        row["material_id"]: poses[name, -1 if k % 3 == 2 else 1]
+        for k, (row, name) in enumerate(zip(rows, names))
+    }
     rows += [refused_row(f"bad_{k:04d}") for k in range(refused)]
     provenance = {"potential": "SevenNet 7net-l3i5", "checkpoints": {"dimenet.pt": "219fbcfa1b63"}, "seed": 0}
     return SimpleNamespace(rows=rows, relaxed=relaxed, poses=found, provenance=provenance)
@@ -71,14 +104,26 @@ def evaluated(number: int, refused: int = 0):
 def listed(rows: list[dict], size: int = 6) -> list[dict]:
     """A shortlist with a column of its own."""
     keys = "material_id formula layer_group e_hull_eV_per_atom delta_g_h_oracle_eV delta_g_h_dimenet_eV p_synth p_active".split()
-    return [{key: row[key] for key in keys} | {"imaginary_modes": 0} for row in rows if row["delta_g_h_oracle_eV"] != ""][:size]
+    return [
+        {key: row[key] for key in keys} | {"imaginary_modes": 0}
+        for row in rows
+        if row["delta_g_h_oracle_eV"] != ""
+    ][:size]
 
 
 def page(path, evaluation, others=None, shortlist=None, name="generated", figures=()):
     """Writes the report of an evaluation as the evaluator would."""
     others = others or {}
     metrics = {label: aggregate(rows) for label, rows in {name: evaluation.rows, **others}.items()}
-    write_html(path, name, evaluation, others, metrics, listed(evaluation.rows) if shortlist is None else shortlist, list(figures))
+    write_html(
+        path,
+        name,
+        evaluation,
+        others,
+        metrics,
+        listed(evaluation.rows) if shortlist is None else shortlist,
+        list(figures),
+    )
     return path
 
 
@@ -88,16 +133,26 @@ def payload(path) -> dict:
     return json.loads(text.split('<script type="application/json" id="data">')[1].split("</script>")[0])
 
 
-# --- scenes ----------------------------------------------------------------------------------------------------------
+# --- scenes
+# ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, elements, bonds", [
-    ("graphene", "C", {"C": 3}), ("h-BN", "BN", {"B": 3, "N": 3}), ("1H-MoS2", "MoS", {"Mo": 6, "S": 3}),
-    ("1T-TiS2", "TiS", {"Ti": 6, "S": 3}), ("phosphorene", "P", {"P": 3}), ("Ti2CO2", "TiCO", {"Ti": 6, "C": 6, "O": 3}),
-    ("FeSe", "FeSe", {"Se": 4}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, elements, bonds",
+    [
+        ("graphene", "C", {"C": 3}),
+        ("h-BN", "BN", {"B": 3, "N": 3}),
+        ("1H-MoS2", "MoS", {"Mo": 6, "S": 3}),
+        ("1T-TiS2", "TiS", {"Ti": 6, "S": 3}),
+        ("phosphorene", "P", {"P": 3}),
+        ("Ti2CO2", "TiCO", {"Ti": 6, "C": 6, "O": 3}),
+        ("FeSe", "FeSe", {"Se": 4}),
+    ],
+)
 def test_atoms_inside_have_the_bonds_that_chemistry_gives_them(name, elements, bonds):
-    """Coordination numbers of textbooks, counted at the atoms in the middle; no bond joins two like metal atoms over an anion."""
+    """Coordination numbers of textbooks, counted at the atoms in the middle; no bond joins two like metal
+    atoms over an anion.
+    """
     drawn = scene(known(name), None)
     degree = np.bincount(np.array(drawn["bonds"]).ravel(), minlength=len(drawn["symbols"]))
     assert degree.min() > 0, "a stray atom at the rim"
@@ -117,7 +172,10 @@ def test_a_scene_is_cut_from_the_crystal():
     for k, symbol in enumerate(layer.symbols):
         drawn = scene(layer, None)
         positions = np.array(drawn["positions"])
-        centre = min((n for n, s in enumerate(drawn["symbols"]) if s == symbol), key=lambda n: np.linalg.norm(positions[n, :2]))
+        centre = min(
+            (n for n, s in enumerate(drawn["symbols"]) if s == symbol),
+            key=lambda n: np.linalg.norm(positions[n, :2]),
+        )
         near = np.linalg.norm(positions - positions[centre], axis=1)
         assert np.allclose(np.sort(near[(near > 0) & (near < 3.0)]), np.sort(distance[i == k]), atol=0.02)
 
@@ -128,7 +186,9 @@ def test_the_cell_drawn_is_the_unit_cell_and_holds_the_hydrogen(name):
     drawn = scene(layer, on_top(layer))
     corners, h = np.array(drawn["cell"]), np.array(drawn["positions"][drawn["hydrogen"]])
     vectors = corners[[1, 2, 4]] - corners[0]
-    assert np.allclose(vectors[:2, :2], layer.cell.array[:2, :2], atol=0.011) and np.allclose(vectors[:2, 2], 0)
+    assert np.allclose(vectors[:2, :2], layer.cell.array[:2, :2], atol=0.011) and np.allclose(
+        vectors[:2, 2], 0
+    )
     assert np.isclose(vectors[2, 2], np.ptp(layer.positions[:, 2]) + 2, atol=0.011)
     assert np.allclose(corners[7], corners[0] + vectors.sum(0), atol=0.03)
     frac = (h[:2] - corners[0, :2]) @ np.linalg.inv(vectors[:2, :2])
@@ -139,7 +199,9 @@ def test_the_cell_drawn_is_the_unit_cell_and_holds_the_hydrogen(name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_one_hydrogen_on_top_bound_to_what_it_sits_on(name):
-    """H is the last atom and the only one added; its bond is the pose's own; it is on top whichever face it came from."""
+    """H is the last atom and the only one added; its bond is the pose's own; it is on top whichever face it
+    came from.
+    """
     layer = known(name)
     for face in (1, -1):
         pose = on_top(layer, face)
@@ -150,7 +212,9 @@ def test_one_hydrogen_on_top_bound_to_what_it_sits_on(name):
         assert positions[h, 2] > positions[:-1, 2].max() - 0.05
         partners = [i for i, j in drawn["bonds"] if j == h]
         drawn_length = np.linalg.norm(positions[partners] - positions[h], axis=1).min()
-        assert partners and np.isclose(drawn_length, pose.get_distances(-1, range(len(pose) - 1), mic=True).min(), atol=0.02)
+        assert partners and np.isclose(
+            drawn_length, pose.get_distances(-1, range(len(pose) - 1), mic=True).min(), atol=0.02
+        )
 
 
 def test_turning_a_layer_over_keeps_its_hand():
@@ -167,15 +231,22 @@ def test_turning_a_layer_over_keeps_its_hand():
 
 
 def test_colours_are_jmols():
-    assert report.element("S")["colour"] == "#" + bytes(round(255 * c) for c in jmol_colors[16]).hex() == "#ffff30"
+    assert (
+        report.element("S")["colour"]
+        == "#" + bytes(round(255 * c) for c in jmol_colors[16]).hex()
+        == "#ffff30"
+    )
 
 
-# --- numbers ---------------------------------------------------------------------------------------------------------
+# --- numbers
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("delta_g", [-1.0, -0.3, -0.05, 0.0, 0.05, 0.3, 1.0])
 def test_the_volcano_is_the_two_branches_of_the_kinetic_model(delta_g):
-    """i0 = e k0 / (1 + exp(−ΔG/kT)) where H binds, the same times exp(−ΔG/kT) where it does not (Nørskov et al. 2005)."""
+    """i0 = e k0 / (1 + exp(−ΔG/kT)) where H binds, the same times exp(−ΔG/kT) where it does not (Nørskov et
+    al. 2005).
+    """
     boltzmann = 8.617333e-5 * 298.15
     branch = 1 / (1 + math.exp(-delta_g / boltzmann)) * (1 if delta_g < 0 else math.exp(-delta_g / boltzmann))
     expected = math.log10(1.602177e-19 * 200 * 1.5e15 * branch)
@@ -194,7 +265,11 @@ def test_parity_stands_beside_a_null_that_leaves_one_out():
 def test_stable_means_what_the_evaluator_says():
     cases = [(0.05, True), (0.05, "True"), (0.15, True), (-1.5, True), (0.0, False), ("", True)]
     rows = [blank_row("a") | {"e_hull_eV_per_atom": hull, "converged": done} for hull, done in cases]
-    assert [is_stable(row) for row in rows] == metric_samples(rows)["stable_rate"].astype(bool).tolist() == [True, True] + 4 * [False]
+    assert (
+        [is_stable(row) for row in rows]
+        == metric_samples(rows)["stable_rate"].astype(bool).tolist()
+        == [True, True] + 4 * [False]
+    )
 
 
 def test_every_metric_of_the_evaluator_has_words():
@@ -209,14 +284,21 @@ def test_every_metric_of_the_evaluator_has_words():
 def test_causes_are_counted_once_whatever_numbers_they_hold():
     absurd = "E_hull {} eV/atom is absurd: not called stable"
     errors = [absurd.format(-1.2), absurd.format(-3) + "; no site adsorbs H", "not 2D: 12 component(s)", ""]
-    assert causes([{"error": error} for error in errors]) == [["E_hull … eV/atom is absurd", 2], ["no site adsorbs H", 1], ["not 2D", 1]]
+    assert causes([{"error": error} for error in errors]) == [
+        ["E_hull … eV/atom is absurd", 2],
+        ["no site adsorbs H", 1],
+        ["not 2D", 1],
+    ]
 
 
-# --- the file --------------------------------------------------------------------------------------------------------
+# --- the file
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_names_from_files_cannot_leave_the_data(tmp_path):
-    """The page holds the two script elements of the template whatever names come in, and the names arrive unchanged."""
+    """The page holds the two script elements of the template whatever names come in, and the names arrive
+    unchanged.
+    """
     evaluation = evaluated(2, 1)
     for row in evaluation.rows:
         row["error"] = NASTY
@@ -234,20 +316,30 @@ def test_the_page_names_no_other_file_and_no_server(tmp_path):
     text = page(tmp_path / "report.html", evaluated(1)).read_text(encoding="utf-8")
     namespace = "http://www.w3.org/2000/svg"
     assert not re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]{2,}", text.replace(namespace, ""))
-    assert not re.findall(r"\b(?:fetch|XMLHttpRequest|WebSocket|import)\s*\(", text) and "default-src 'none'" in text
+    assert (
+        not re.findall(r"\b(?:fetch|XMLHttpRequest|WebSocket|import)\s*\(", text)
+        and "default-src 'none'" in text
+    )
     assert not list(tmp_path.glob("*.tmp"))
 
 
 @pytest.mark.parametrize("number, refused", [(0, 0), (0, 3), (1, 0)])
 def test_small_and_empty_sets_are_written(tmp_path, number, refused):
     found = payload(page(tmp_path / "report.html", evaluated(number, refused)))
-    assert len(found["rows"]) == number + refused and len(found["scenes"]) == number and len(found["failures"]) == refused
+    assert (
+        len(found["rows"]) == number + refused
+        and len(found["scenes"]) == number
+        and len(found["failures"]) == refused
+    )
 
 
 def test_rows_of_a_csv_give_what_rows_of_numbers_give(tmp_path):
     rows = evaluated(4, 1).rows
     text = [{key: str(value) for key, value in row.items() if key in COLUMNS} for row in rows]
-    one, two = (payload(page(tmp_path / "report.html", evaluated(1), {"other": other}))["sets"][1]["points"] for other in (rows, text))
+    one, two = (
+        payload(page(tmp_path / "report.html", evaluated(1), {"other": other}))["sets"][1]["points"]
+        for other in (rows, text)
+    )
     assert one == two
 
 
@@ -258,29 +350,55 @@ def test_five_hundred_rows_stay_small(tmp_path):
     large = png.with_name("generated_structures.png")
     large.write_bytes(png.read_bytes())
     others = {f"other {k}": evaluation.rows for k in range(4)}
-    path = page(tmp_path / "report.html", evaluation, others, listed(evaluation.rows, 50), figures=[png, large, tmp_path / "missing.png"])
+    path = page(
+        tmp_path / "report.html",
+        evaluation,
+        others,
+        listed(evaluation.rows, 50),
+        figures=[png, large, tmp_path / "missing.png"],
+    )
     assert path.stat().st_size < 6_000_000
     found = payload(path)
     assert len(found["scenes"]) == report.MAX_SCENES and found["undrawn"] == 500 - report.MAX_SCENES
     assert len(found["figures"]) == 1 and found["figures_left_out"] == ["generated_structures.png"]
 
 
-# --- in a browser ----------------------------------------------------------------------------------------------------
+# --- in a browser
+# ----------------------------------------------------------------------------------------------------
 
 
 class Browser:
     """A headless Chromium through chromedriver, by the plain HTTP of WebDriver."""
 
     CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-    FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]  # fmt: skip
+    FLAGS = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-dev-shm-usage",
+    ]
 
     def __init__(self, profile):
-        self.process = subprocess.Popen([self.DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        port = next(match[1] for line in self.process.stdout if (match := re.search(r"on port (\d+)", line)) and int(match[1]))
+        self.process = subprocess.Popen(
+            [self.DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        port = next(
+            match[1]
+            for line in self.process.stdout
+            if (match := re.search(r"on port (\d+)", line)) and int(match[1])
+        )
         self.base = f"http://127.0.0.1:{port}/session"
         chrome = {"binary": self.CHROMIUM, "args": [*self.FLAGS, f"--user-data-dir={profile}"]}
-        wanted = {"browserName": "chrome", "goog:chromeOptions": chrome, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
+        wanted = {
+            "browserName": "chrome",
+            "goog:chromeOptions": chrome,
+            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+        }
         try:
             self.base += "/" + self.ask("POST", "", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
         except OSError:
@@ -289,7 +407,9 @@ class Browser:
 
     def ask(self, method: str, command: str, body=None):
         """The value of one WebDriver command."""
-        request = urllib.request.Request(self.base + command, json.dumps(body or {}).encode() if method == "POST" else None, method=method)
+        request = urllib.request.Request(
+            self.base + command, json.dumps(body or {}).encode() if method == "POST" else None, method=method
+        )
         request.add_header("Content-Type", "application/json")
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=60) as answer:
@@ -316,8 +436,15 @@ class Browser:
 
     def requests(self) -> list[str]:
         """Addresses of all requests since the page was opened."""
-        events = [json.loads(entry["message"])["message"] for entry in self.ask("POST", "/se/log", {"type": "performance"})]
-        return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+        events = [
+            json.loads(entry["message"])["message"]
+            for entry in self.ask("POST", "/se/log", {"type": "performance"})
+        ]
+        return [
+            event["params"]["request"]["url"]
+            for event in events
+            if event["method"] == "Network.requestWillBeSent"
+        ]
 
     def drag(self, selector: str, dx: int, dy: int, pointer: str = "mouse"):
         """Presses the middle of an element and moves."""
@@ -326,15 +453,30 @@ class Browser:
             "const box = node.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]",
             selector,
         )
-        move = lambda share: {"type": "pointerMove", "duration": 50, "x": round(x + share * dx), "y": round(y + share * dy)}
-        moves = [move(0), {"type": "pointerDown", "button": 0}, move(0.5), move(1), {"type": "pointerUp", "button": 0}]
+        move = lambda share: {
+            "type": "pointerMove",
+            "duration": 50,
+            "x": round(x + share * dx),
+            "y": round(y + share * dy),
+        }
+        moves = [
+            move(0),
+            {"type": "pointerDown", "button": 0},
+            move(0.5),
+            move(1),
+            {"type": "pointerUp", "button": 0},
+        ]
         actions = {"type": "pointer", "id": pointer, "parameters": {"pointerType": pointer}, "actions": moves}
         self.ask("POST", "/actions", {"actions": [actions]})
         self.settle()
 
     def settle(self):
         """Waits for the next drawn frame."""
-        self.ask("POST", "/execute/async", {"script": "requestAnimationFrame(() => requestAnimationFrame(arguments[0]))", "args": []})
+        self.ask(
+            "POST",
+            "/execute/async",
+            {"script": "requestAnimationFrame(() => requestAnimationFrame(arguments[0]))", "args": []},
+        )
 
     def pixels(self, selector: str = "#view") -> np.ndarray:
         """A canvas read back: [H, W, 4] RGBA."""
@@ -382,14 +524,18 @@ def test_the_page_opens_from_disk_and_draws(browser, tmp_path, width):
     browser.open(path, width)
     state = browser.run("return window.report")
     assert state["selected"] == "gen_0000" and state["thumbnails"] == 6
-    assert state["atoms"] == len(scene(evaluation.relaxed["gen_0000"], evaluation.poses["gen_0000"])["symbols"])
+    assert state["atoms"] == len(
+        scene(evaluation.relaxed["gen_0000"], evaluation.poses["gen_0000"])["symbols"]
+    )
     assert drawn_share(browser.pixels()) > 0.05
     assert drawn_share(browser.pixels("canvas.thumbnail")) > 0.05
     number = lambda selector: browser.run("return document.querySelectorAll(arguments[0]).length", selector)
     assert number(".chart svg") == 5 and number("circle.own") > 8
     assert number("tr.pick") == 6 and number(".metrics tbody tr:not(.group)") == len(metric_samples([]))
     browser.screenshot(tmp_path / f"report_{width}.png")
-    overflow = browser.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    overflow = browser.run(
+        "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    )
     assert overflow <= 0, "the page itself never scrolls sideways"
     assert_quiet(browser, path)
 
@@ -411,7 +557,9 @@ def test_dragging_turns_the_structure(browser, tmp_path, pointer, width):
     before, state = browser.pixels(), browser.run("return window.report")
     browser.drag("#view", 80, 30, pointer)
     after, turned = browser.pixels(), browser.run("return window.report")
-    assert turned["yaw"] == pytest.approx(state["yaw"] + 36, abs=1) and turned["pitch"] == pytest.approx(state["pitch"] + 13.5, abs=1)
+    assert turned["yaw"] == pytest.approx(state["yaw"] + 36, abs=1) and turned["pitch"] == pytest.approx(
+        state["pitch"] + 13.5, abs=1
+    )
     changed = (abs(before - after).max(-1) > 0.1).mean()
     assert changed > 0.03 and drawn_share(after) > 0.05
     assert_quiet(browser, path)
@@ -425,7 +573,10 @@ def test_a_row_changes_the_view_and_top_and_side_are_exact(browser, tmp_path):
     browser.open(path)
     heights = {}
     for name in ("Side", "Top"):
-        browser.run("[...document.querySelectorAll('.stage button')].find(b => b.textContent === arguments[0]).click()", name)
+        browser.run(
+            "[...document.querySelectorAll('.stage button')].find(b => b.textContent === arguments[0]).click()",
+            name,
+        )
         browser.settle()
         heights[name] = np.ptp(np.flatnonzero((browser.pixels()[..., 3] > 0).any(1)))
     assert heights["Side"] < 0.35 * heights["Top"]
@@ -452,21 +603,31 @@ def test_names_from_files_run_nothing(browser, tmp_path):
     for selector in (".choice button", "tr.pick"):
         browser.run("document.querySelectorAll(arguments[0]).forEach(node => node.click())", selector)
     browser.settle()
-    assert browser.run("return [window.hacked === undefined, document.scripts.length, document.images.length]") == [True, 2, 0]
-    assert "<img src=x" in browser.run("return document.querySelector('main').textContent"), "shown as the text that it is"
+    assert browser.run(
+        "return [window.hacked === undefined, document.scripts.length, document.images.length]"
+    ) == [True, 2, 0]
+    assert "<img src=x" in browser.run("return document.querySelector('main').textContent"), (
+        "shown as the text that it is"
+    )
     assert_quiet(browser, path)
 
 
 @pytest.mark.parametrize("number, refused", [(0, 0), (0, 3), (1, 0), (500, 20)])
 def test_sets_of_any_size_open(browser, tmp_path, number, refused):
     evaluation = evaluated(number, refused)
-    path = page(tmp_path / "report.html", evaluation, {"random_baseline": evaluation.rows} if number > 1 else {})
+    path = page(
+        tmp_path / "report.html", evaluation, {"random_baseline": evaluation.rows} if number > 1 else {}
+    )
     browser.open(path, 390)
     text = browser.run("return document.querySelector('main').innerText")
-    assert not re.search(r"\bNaN\b|undefined|Infinity|\[object|\bnull\b", text.replace("Without a null", "")), text[:500]
+    assert not re.search(
+        r"\bNaN\b|undefined|Infinity|\[object|\bnull\b", text.replace("Without a null", "")
+    ), text[:500]
     assert ("No structure has a ΔG" in text) == (number == 0)
     if number:
         assert drawn_share(browser.pixels()) > 0.03
-    browser.run("[...document.querySelectorAll('.choice button')].filter(b => b.textContent.startsWith('All')).forEach(b => b.click())")
+    browser.run(
+        "[...document.querySelectorAll('.choice button')].filter(b => b.textContent.startsWith('All')).forEach(b => b.click())"
+    )
     assert browser.run("return document.querySelectorAll('tr.pick').length") == number + refused
     assert_quiet(browser, path)

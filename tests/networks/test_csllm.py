@@ -24,8 +24,13 @@ BE_IN_RU = (
 
 
 def heusler(primitive: bool) -> Atoms:
-    return crystal(["Be", "In", "Ru"], [(0.5, 0.5, 0.5), (0, 0, 0), (0.25, 0.25, 0.25)], spacegroup=225,
-                   cellpar=[6.118, 6.118, 6.118, 90, 90, 90], primitive_cell=primitive)
+    return crystal(
+        ["Be", "In", "Ru"],
+        [(0.5, 0.5, 0.5), (0, 0, 0), (0.25, 0.25, 0.25)],
+        spacegroup=225,
+        cellpar=[6.118, 6.118, 6.118, 90, 90, 90],
+        primitive_cell=primitive,
+    )
 
 
 def layers() -> list[Atoms]:
@@ -37,8 +42,12 @@ def save_tokenizer(folder, merges: int, corpus: list[str]) -> PreTrainedTokenize
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=258 + merges, special_tokens=["<|begin|>", "<|end|>"],
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=258 + merges,
+        special_tokens=["<|begin|>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(corpus, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token="<|end|>")
     fast.save_pretrained(folder)
@@ -49,9 +58,16 @@ def save_base(folder, merges: int = 200):
     corpus = [prompt(material_string(a)) + label for a in layers() for label in LABELS] * 5
     tokenizer = save_tokenizer(folder, merges, corpus)
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024,
-                         initializer_range=0.3)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.3,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 

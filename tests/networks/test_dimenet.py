@@ -234,7 +234,9 @@ def test_leaving_out_what_cannot_reach_the_readout_changes_nothing(monkeypatch, 
     graph = adsorption_graph(atoms.repeat((2, 2, 1)), [1] * 51 + [2], cutoff=3.0)
     pruned = predict(model, [graph])
     monkeypatch.setattr(
-        models.networks.dimenet, "readout_level", lambda readout, edges, depth: torch.zeros_like(readout.long())
+        models.networks.dimenet,
+        "readout_level",
+        lambda readout, edges, depth: torch.zeros_like(readout.long()),
     )
     np.testing.assert_allclose(predict(model, [graph]), pruned, atol=1e-5)
 
@@ -426,7 +428,15 @@ def test_script_runs_and_resumes(tmp_path, records):
         assert result.returncode == 0, result.stderr
     assert "continuing after epoch 1" in result.stdout
     names = {file.name for file in tmp_path.iterdir()}
-    assert names == {"m.pt", "m_last.pt", "m_log.csv", "m_loss.png", "m_metrics.json", "m_parity.png", "config.json"}
+    assert names == {
+        "m.pt",
+        "m_last.pt",
+        "m_log.csv",
+        "m_loss.png",
+        "m_metrics.json",
+        "m_parity.png",
+        "config.json",
+    }
     assert json.loads((tmp_path / "config.json").read_text())["hidden_channels"] == 8
     assert len((tmp_path / "m_log.csv").read_text().splitlines()) == 2
 
@@ -455,7 +465,9 @@ def test_an_epoch_draws_each_host_alike():
         assert Counter(graphs[index].host for index in order) == {"a": 1, "b": 2, "c": 2}
     assert orders[3] == pretrain_dimenet.epoch_order(graphs, 3, args)
     assert set().union(*orders) == set(range(13))
-    everything = pretrain_dimenet.epoch_order(graphs, 0, pretrain_dimenet.parse_args(["--lmdb", "x", "--per-host", "0"]))
+    everything = pretrain_dimenet.epoch_order(
+        graphs, 0, pretrain_dimenet.parse_args(["--lmdb", "x", "--per-host", "0"])
+    )
     assert sorted(everything) == list(range(13))
 
 
@@ -466,7 +478,11 @@ def test_report_of_a_surrogate_by_hand():
     report = surrogate_report(np.array([1.2, 0.6, 2.3, -1.0]), np.full(4, 0.15), train, test)
     rigid, relaxed = report["rigid"], report["relaxed"]
     assert (rigid["n"], rigid["hosts"], rigid["train_hosts"], relaxed["n"]) == (3, 2, 1, 1)
-    assert rigid["mae"] == pytest.approx(0.2) and rigid["mae_best_site"] == pytest.approx(0.2) and relaxed["mae"] == pytest.approx(0)
+    assert (
+        rigid["mae"] == pytest.approx(0.2)
+        and rigid["mae_best_site"] == pytest.approx(0.2)
+        and relaxed["mae"] == pytest.approx(0)
+    )
     assert rigid["mae_mean"] == pytest.approx((0.25 + 0.25 + 1.25) / 3)
     assert rigid["within_1_spread"] == pytest.approx(1 / 3) and rigid["within_2_spreads"] == 1
     assert surrogate_report(np.zeros(0), np.zeros(0), train, []) == {}
@@ -479,8 +495,14 @@ def test_site_features_are_invariant_and_see_the_site():
     turned.rotate(37, "z", rotate_cell=True)
     turned.translate([1.3, -0.4, 0.7])
     order = np.random.default_rng(0).permutation(len(atoms))
-    for changed, its_tags in [(turned, tags), (atoms[order], tags[order]), (atoms.repeat((2, 1, 1)), np.tile(tags, 2))]:
-        np.testing.assert_allclose(site_features(adsorption_graph(changed, its_tags)), reference, rtol=1e-4, atol=1e-4)
+    for changed, its_tags in [
+        (turned, tags),
+        (atoms[order], tags[order]),
+        (atoms.repeat((2, 1, 1)), np.tile(tags, 2)),
+    ]:
+        np.testing.assert_allclose(
+            site_features(adsorption_graph(changed, its_tags)), reference, rtol=1e-4, atol=1e-4
+        )
     moved = atoms.copy()
     moved.positions[-1] += [0.0, 0.0, 0.5]
     assert not np.allclose(site_features(adsorption_graph(moved, tags)), reference, atol=1e-2)
@@ -498,7 +520,9 @@ def test_combined_models_cover_their_validation_error(tmp_path, records, capsys)
     for seed in range(3):
         paths.append(tmp_path / f"{seed}.pt")
         pretrain_dimenet.main(["--lmdb", str(records), "--out", str(paths[-1]), "--seed", str(seed), *TINY])
-    pretrain_dimenet.main(["--lmdb", str(records), "--out", str(tmp_path / "e.pt"), "--combine", *map(str, paths)])
+    pretrain_dimenet.main(
+        ["--lmdb", str(records), "--out", str(tmp_path / "e.pt"), "--combine", *map(str, paths)]
+    )
     assert "3 members" in capsys.readouterr().out
     ensemble = load_dimenet(tmp_path / "e.pt")
     args = pretrain_dimenet.parse_args(["--lmdb", str(records)])

@@ -1,4 +1,6 @@
-"""DenoisingEGNN: neighbours against ASE, symmetries far below the 1e-5 of the contract, and heads blind to the condition."""
+"""DenoisingEGNN: neighbours against ASE, symmetries far below the 1e-5 of the contract, and heads blind to
+the condition.
+"""
 
 import numpy as np
 import pytest
@@ -24,7 +26,9 @@ def one_thread():
 
 
 def double(layers: Layers) -> Layers:
-    return layers.replace(frac_coords=layers.frac_coords.double(), z=layers.z.double(), cell=layers.cell.double())
+    return layers.replace(
+        frac_coords=layers.frac_coords.double(), z=layers.z.double(), cell=layers.cell.double()
+    )
 
 
 def one(name, rattle=0.15, seed=0) -> Layers:
@@ -66,7 +70,9 @@ def rotation(degrees):
 def skew(layers: Layers, matrix) -> Layers:
     """The same crystal on other lattice rows, matrix @ cell."""
     matrix = torch.tensor([matrix], dtype=torch.float64)
-    return layers.replace(cell=matrix @ layers.cell, frac_coords=layers.frac_coords @ torch.linalg.inv(matrix))
+    return layers.replace(
+        cell=matrix @ layers.cell, frac_coords=layers.frac_coords @ torch.linalg.inv(matrix)
+    )
 
 
 def doubled(layers: Layers, axis=0) -> Layers:
@@ -76,16 +82,24 @@ def doubled(layers: Layers, axis=0) -> Layers:
     twice = lambda x: torch.cat([x, x], 1)
     frac = torch.cat([layers.frac_coords, layers.frac_coords + step], 1) / scale
     cell = scale[:, None] * layers.cell
-    return Layers(twice(layers.atomic_numbers), twice(layers.slots), frac, twice(layers.z), cell, twice(layers.mask))
+    return Layers(
+        twice(layers.atomic_numbers), twice(layers.slots), frac, twice(layers.z), cell, twice(layers.mask)
+    )
 
 
 def lone_atom(b=2.6, gamma=100.0):
     """One atom a cell: every neighbour is its own image."""
     a = np.radians(gamma)
-    return Atoms("Cu", positions=[[0.3, 0.4, 7.0]], cell=[[2.5, 0, 0], [b * np.cos(a), b * np.sin(a), 0], [0, 0, 15]], pbc=(1, 1, 0))
+    return Atoms(
+        "Cu",
+        positions=[[0.3, 0.4, 7.0]],
+        cell=[[2.5, 0, 0], [b * np.cos(a), b * np.sin(a), 0], [0, 0, 15]],
+        pbc=(1, 1, 0),
+    )
 
 
-# --- neighbours against ASE ------------------------------------------------------------------------------------------------
+# --- neighbours against ASE
+# ------------------------------------------------------------------------------------------------
 
 
 def assert_nearest(layers: Layers, k):
@@ -155,7 +169,8 @@ def test_neighbours_of_a_padded_batch_ignore_the_padding():
     close(weight[0, :2], alone[2][0])
 
 
-# --- symmetries ------------------------------------------------------------------------------------------------------------
+# --- symmetries
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -217,7 +232,10 @@ def test_permutation(model):
     order = torch.randperm(layers.z.shape[1], generator=torch.Generator().manual_seed(3))
     take = lambda x: x[:, order]
     mixed = layers.replace(
-        atomic_numbers=take(layers.atomic_numbers), slots=take(layers.slots), frac_coords=take(layers.frac_coords), z=take(layers.z)
+        atomic_numbers=take(layers.atomic_numbers),
+        slots=take(layers.slots),
+        frac_coords=take(layers.frac_coords),
+        z=take(layers.z),
     )
     before, after = run(model, layers), run(model, mixed)
     close(after.score, take(before.score))
@@ -279,7 +297,8 @@ def test_it_is_a_smooth_function_of_the_atoms(model):
     assert jumps.max() < 20 * jumps.median() and jumps.max() < 0.1
 
 
-# --- conditions ------------------------------------------------------------------------------------------------------------
+# --- conditions
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_property_heads_do_not_see_the_condition(model):
@@ -299,7 +318,9 @@ def test_gradients_of_the_heads_reach_the_structure_and_not_the_condition(model)
     cell = layers.cell.clone().requires_grad_()
     time, lattice = torch.full((1,), 0.4, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64)
     out = model(layers.replace(z=z, frac_coords=frac, cell=cell), time, lattice, given)
-    to_condition, *to_structure = torch.autograd.grad(out.properties.sum(), (given, z, frac, cell), allow_unused=True, retain_graph=True)
+    to_condition, *to_structure = torch.autograd.grad(
+        out.properties.sum(), (given, z, frac, cell), allow_unused=True, retain_graph=True
+    )
     assert to_condition is None or not to_condition.any()
     assert all(g.abs().max() > 1e-5 for g in to_structure)
     assert torch.autograd.grad(out.z.square().sum(), given)[0].abs().min() > 0
@@ -325,7 +346,11 @@ def test_each_condition_has_its_own_learned_null(model):
     layers = one("FeOCl")
     nothing = run(model, layers, (np.nan,) * 3)
     with torch.no_grad():
-        absent = model(layers, torch.full((1,), 0.4, dtype=torch.float64), torch.tensor([[0.3, -0.2, 0.5]], dtype=torch.float64))
+        absent = model(
+            layers,
+            torch.full((1,), 0.4, dtype=torch.float64),
+            torch.tensor([[0.3, -0.2, 0.5]], dtype=torch.float64),
+        )
     assert_same(nothing, absent)  # None is "none given"
     for k, name in enumerate(CONDITIONS):
         zero = [np.nan] * 3
@@ -334,7 +359,9 @@ def test_each_condition_has_its_own_learned_null(model):
         null = model.conditions[k].null
         saved = null.data.clone()
         null.data += 0.5
-        assert (run(model, layers, (np.nan,) * 3).z - nothing.z).abs().max() > 1e-5  # the null is what is used
+        assert (
+            run(model, layers, (np.nan,) * 3).z - nothing.z
+        ).abs().max() > 1e-5  # the null is what is used
         null.data = saved
     given = run(model, layers, (0.1, 0.05, 1.0))
     saved = [c.null.data.clone() for c in model.conditions]
@@ -348,7 +375,9 @@ def test_each_condition_has_its_own_learned_null(model):
 def test_unknown_conditions_do_not_poison_the_gradient(model):
     layers = one("graphene")
     given = torch.tensor([[np.nan, 0.05, np.nan]], dtype=torch.float64)
-    out = model(layers, torch.full((1,), 0.4, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64), given)
+    out = model(
+        layers, torch.full((1,), 0.4, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64), given
+    )
     model.zero_grad()
     (out.score.sum() + out.z.square().sum() + out.lattice.sum()).backward()
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())

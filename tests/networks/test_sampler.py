@@ -1,4 +1,6 @@
-"""The sampler with exact scores of known Gaussians, with fake heads, and against a plain sampler written out here."""
+"""The sampler with exact scores of known Gaussians, with fake heads, and against a plain sampler written out
+here.
+"""
 
 import math
 
@@ -31,15 +33,20 @@ def layers_like(count, numbers=(42, 16, 16), slots=(1, 0, 0)) -> Layers:
     n = len(numbers)
     repeat = lambda row: torch.tensor(row).repeat(count, 1)
     return Layers(
-        repeat(numbers), repeat(slots), torch.zeros(count, n, 2), torch.zeros(count, n), CELL.repeat(count, 1, 1),
+        repeat(numbers),
+        repeat(slots),
+        torch.zeros(count, n, 2),
+        torch.zeros(count, n),
+        CELL.repeat(count, 1, 1),
         torch.ones(count, n, dtype=torch.bool),
-    )  # fmt: skip
+    )
 
 
 class Exact:
     """What a perfect network would say where the data are Gaussians of known mean and width.
 
-    z: N(m_z, s_z²) in every mean-free mode; lattice: N(m_l, s_l²); in-plane: normal of w Å about fixed sites, wrapped.
+    z: N(m_z, s_z²) in every mean-free mode; lattice: N(m_l, s_l²); in-plane: normal of w Å about fixed sites,
+        wrapped.
     """
 
     sites = torch.tensor([[0.1, 0.2], [0.45, 0.8], [0.9, 0.5]])
@@ -68,7 +75,9 @@ class Exact:
         return Denoised(score, v(layers.z, self.m_z, self.s_z), v(lattice, self.m_l, self.s_l), logits, None)
 
     def properties(self, layers, time):
-        idle = 0 * (layers.z.sum(1) + (layers.frac_coords @ layers.cell).sum((1, 2)))  # a real head sees every channel
+        idle = 0 * (
+            layers.z.sum(1) + (layers.frac_coords @ layers.cell).sum((1, 2))
+        )  # a real head sees every channel
         return torch.stack([self.delta_g_h(layers) + idle, self.e_hull(layers) + idle, idle, idle], -1)
 
     def delta_g_h(self, layers):
@@ -79,7 +88,9 @@ class Exact:
 
 
 def fixed_cell() -> Diffusion:
-    """A diffusion whose cell hardly depends on its lattice channel, so that the channels are independent Gaussians."""
+    """A diffusion whose cell hardly depends on its lattice channel, so that the channels are independent
+    Gaussians.
+    """
     mean = Diffusion().encode_lattice(CELL[None], torch.tensor([3]))[0]
     return Diffusion(lattice_mean=mean, lattice_std=(1e-5,) * 3)
 
@@ -92,7 +103,8 @@ def displacement(layers, sites):
 def recursion(diffusion, times, spread, start_variance, push=0.0, variance_preserving=True, noise_scale=1.0):
     """(shift of the mean, variance) that the update makes of a Gaussian of width `spread`, in scalars.
 
-    The start is at the exact mean; `push` is a constant η ∇L. The discrete chain loses some variance at few steps.
+    The start is at the exact mean; `push` is a constant η ∇L. The discrete chain loses some variance at few
+    steps.
     """
     sigma = diffusion.sigmas.double()
     shift, variance = 0.0, start_variance
@@ -124,9 +136,13 @@ def recovered():
             g = seeded(9)
             z = torch.randn(count, 3, generator=g) * model.s_z
             away = torch.randn(count, 3, 2, generator=g) * model.width @ torch.linalg.inv(CELL)
-            data = layers.replace(z=model.m_z + z - z.mean(1, keepdim=True), frac_coords=(model.sites + away) % 1.0)
+            data = layers.replace(
+                z=model.m_z + z - z.mean(1, keepdim=True), frac_coords=(model.sites + away) % 1.0
+            )
             x, lattice = sampler.noised(data, start)
-            abar = d.alphas_cumprod[start]  # the lattice of the data is one point: draw it from the Gaussian instead
+            abar = d.alphas_cumprod[
+                start
+            ]  # the lattice of the data is one point: draw it from the Gaussian instead
             spread = (abar * model.s_l**2 + 1 - abar).sqrt()
             lattice = abar.sqrt() * model.m_l + spread * torch.randn(count, 3, generator=g)
         times = kept_times(start, steps)
@@ -146,7 +162,9 @@ def test_exact_scores_recover_mean_and_variance(recovered, start, steps):
     model, count = Exact, len(x)
     d = fixed_cell()
     abar, sigma2 = d.alphas_cumprod[start].item(), d.sigmas[start].item() ** 2
-    modes = torch.linalg.qr(torch.cat([torch.ones(3, 1), torch.randn(3, 2, generator=seeded())], 1))[0][:, 1:]  # mean-free
+    modes = torch.linalg.qr(torch.cat([torch.ones(3, 1), torch.randn(3, 2, generator=seeded())], 1))[0][
+        :, 1:
+    ]  # mean-free
     away = displacement(x, model.sites)
     measured = {
         "z": ((x.z - model.m_z) @ modes, model.s_z, True),
@@ -175,29 +193,40 @@ def test_exact_scores_recover_mean_and_variance(recovered, start, steps):
 
 @pytest.mark.parametrize("scale", [0.0, 0.5])
 def test_less_noise_narrows_the_distribution_as_the_update_says(scale):
-    """Exact scores: the mean stays, the variance is that of the update with ζ scaled; with none left the seed does not matter."""
+    """Exact scores: the mean stays, the variance is that of the update with ζ scaled; with none left the seed
+    does not matter.
+    """
     d = fixed_cell()
     count, start = 400, 500
     x = layers_like(count).replace(frac_coords=Exact.sites.repeat(count, 1, 1), z=Exact.m_z.repeat(count, 1))
     x, _ = Sampler(Exact(d), d, Guide(), seeded(1)).noised(x, start)
     lattice = torch.zeros(count, 3)
-    found = [Sampler(Exact(d), d, Guide(), seeded(seed), noise_scale=scale).denoise(x, lattice, start, 50) for seed in (2, 3)]
+    found = [
+        Sampler(Exact(d), d, Guide(), seeded(seed), noise_scale=scale).denoise(x, lattice, start, 50)
+        for seed in (2, 3)
+    ]
     assert same(*found) is (scale == 0)
     away = displacement(found[0], Exact.sites)
     start_variance = d.sigmas[start].item() ** 2
-    shrunk = recursion(d, kept_times(start, 50), Exact.width, start_variance, variance_preserving=False, noise_scale=scale)[1]
+    shrunk = recursion(
+        d, kept_times(start, 50), Exact.width, start_variance, variance_preserving=False, noise_scale=scale
+    )[1]
     assert away.var().item() == pytest.approx(shrunk, rel=0.15)
     assert shrunk < Exact.width**2 and away.mean((0, 1)).abs().max() < 4.5 * shrunk**0.5 / (3 * count) ** 0.5
 
 
 @pytest.mark.parametrize("t", [450, 600])
 def test_the_corrector_settles_at_the_exact_marginal_from_a_wrong_one(t):
-    """Started at the means, with no width at all, Langevin steps alone reach the noised data's mean and variance in every channel."""
+    """Started at the means, with no width at all, Langevin steps alone reach the noised data's mean and
+    variance in every channel.
+    """
     d = fixed_cell()
     model, count = Exact(d), 400
     sampler = Sampler(model, d, Guide(), seeded(3))
     abar, sigma2 = d.alphas_cumprod[t].item(), d.sigmas[t].item() ** 2
-    x = layers_like(count).replace(frac_coords=model.sites.repeat(count, 1, 1), z=abar**0.5 * model.m_z.repeat(count, 1))
+    x = layers_like(count).replace(
+        frac_coords=model.sites.repeat(count, 1, 1), z=abar**0.5 * model.m_z.repeat(count, 1)
+    )
     lattice = abar**0.5 * model.m_l.repeat(count, 1)
     for _ in range(200):
         x, lattice = sampler.correct(x, lattice, t)
@@ -209,7 +238,9 @@ def test_the_corrector_settles_at_the_exact_marginal_from_a_wrong_one(t):
     }
     for name, (values, variance, noise) in measured.items():
         values = values.reshape(count, -1)
-        settled = variance / (1 - LANGEVIN_STEP / 2 * noise / variance)  # of x ← x − c x + √(2δ) ζ with c = δ / variance
+        settled = variance / (
+            1 - LANGEVIN_STEP / 2 * noise / variance
+        )  # of x ← x − c x + √(2δ) ζ with c = δ / variance
         tolerance = 4 * (2 / values.numel()) ** 0.5
         assert values.var(0, correction=0).mean().item() == pytest.approx(settled, rel=tolerance), name
         assert values.mean(0).abs().max() < 4.5 * variance**0.5 / count**0.5, name
@@ -226,13 +257,16 @@ def test_exact_score_in_a_breathing_cell():
     for t, s in zip(times, times[1:]):
         x, lattice = sampler.step(x, lattice, t, s)
         if s == 500:
-            assert displacement(x, model.sites).var().item() / d.sigmas[s].item() ** 2 == pytest.approx(1.0, abs=0.15)
+            assert displacement(x, model.sites).var().item() / d.sigmas[s].item() ** 2 == pytest.approx(
+                1.0, abs=0.15
+            )
     assert displacement(x, model.sites).abs().max() < 0.02
     np.testing.assert_allclose(lattice.var(0), 1.0, atol=0.2)
     torch.testing.assert_close(x.cell, d.decode_lattice(lattice, torch.full((500,), 3)))
 
 
-# --- guidance --------------------------------------------------------------------------------------------------------------
+# --- guidance
+# --------------------------------------------------------------------------------------------------------------
 
 
 class Network(DenoisingEGNN):
@@ -261,7 +295,9 @@ def plain(model, d, layers, lattice, times, generator, conditions=None):
     """The mission's update with neither guidance, written out: what η = 0 must reproduce to the bit."""
     for t, s in zip(times, times[1:]):
         with torch.no_grad():
-            out = model(layers, torch.full((len(layers),), t) / d.steps, lattice, conditions, properties=False)
+            out = model(
+                layers, torch.full((len(layers),), t) / d.steps, lattice, conditions, properties=False
+            )
         abar_t, abar_s = d.alphas_cumprod[t], d.alphas_cumprod[s]
         alpha = abar_t / abar_s
         noise = ((1 - abar_s) / (1 - abar_t) * (1 - alpha)).sqrt()
@@ -284,7 +320,10 @@ def plain(model, d, layers, lattice, times, generator, conditions=None):
 
 
 def same(a: Layers, b: Layers):
-    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("atomic_numbers", "frac_coords", "z", "cell"))
+    return all(
+        torch.equal(getattr(a, name), getattr(b, name))
+        for name in ("atomic_numbers", "frac_coords", "z", "cell")
+    )
 
 
 def trained_scale():
@@ -295,7 +334,9 @@ def trained_scale():
 def test_no_guidance_is_the_plain_sampler_to_the_bit(network, start):
     d, layers, times = trained_scale(), layers_like(4), kept_times(start, 12)
     x, lattice = Sampler(network, d, Guide(), seeded(1)).prior(layers)
-    found = Sampler(network, d, Guide(cfg_scale=0.0, gradient_scale=0.0), seeded(2)).denoise(x, lattice, start, 12)
+    found = Sampler(network, d, Guide(cfg_scale=0.0, gradient_scale=0.0), seeded(2)).denoise(
+        x, lattice, start, 12
+    )
     assert network.asked == 0 and len(network.calls) == 12 and all(c is None for c in network.calls)
     assert same(found, plain(network, d, x, lattice, times, seeded(2)))
     # cfg_scale = 1 is the conditional network alone
@@ -335,18 +376,27 @@ def test_conditions_stand_in_the_order_of_the_network():
 def test_target_loss_by_hand():
     heads = torch.tensor([[0.4, 0.25, 3.0, 7.0], [-0.2, -1.0, 3.0, 7.0]])
     torch.testing.assert_close(Guide(delta_g_h=0.1, e_hull=0.05).loss(heads), torch.tensor([0.3 + 0.2, 0.3]))
-    torch.testing.assert_close(Guide(delta_g_h=0.1, e_hull=0.05, weight_e_hull=3).loss(heads), torch.tensor([0.3 + 3 * 0.2, 0.3]))
+    torch.testing.assert_close(
+        Guide(delta_g_h=0.1, e_hull=0.05, weight_e_hull=3).loss(heads), torch.tensor([0.3 + 3 * 0.2, 0.3])
+    )
 
 
 def test_elements_outside_the_list_cost_everything():
     numbers = torch.tensor([[42, 16, 16, 0], [80, 16, 0, 0], [42, 0, 0, 0]])
-    assert Guide(elements=frozenset({"Mo", "S"})).allows(numbers).tolist() == [True, False, True] and Guide().allows(numbers).all()
+    assert (
+        Guide(elements=frozenset({"Mo", "S"})).allows(numbers).tolist() == [True, False, True]
+        and Guide().allows(numbers).all()
+    )
 
 
 def test_the_uncertainty_averages_the_distance_over_the_spread():
     """Against draws; and of two layers predicted at the target the one that the members agree on is the better."""
-    heads = torch.tensor([[0.2, 0.0, 0.0, 0.3], [0.0, 0.0, 0.0, 0.3], [0.0, 0.0, 0.0, 0.1], [-1.5, 0.0, 0.0, 0.2]])
-    draws = heads[:, 0] + 0.5 * heads[:, 3] * torch.randn(400_000, 4, generator=torch.Generator().manual_seed(0))
+    heads = torch.tensor(
+        [[0.2, 0.0, 0.0, 0.3], [0.0, 0.0, 0.0, 0.3], [0.0, 0.0, 0.0, 0.1], [-1.5, 0.0, 0.0, 0.2]]
+    )
+    draws = heads[:, 0] + 0.5 * heads[:, 3] * torch.randn(
+        400_000, 4, generator=torch.Generator().manual_seed(0)
+    )
     loss = Guide(delta_g_h=-0.1, uncertainty_weight=0.5).loss(heads)
     torch.testing.assert_close(loss, (draws + 0.1).abs().mean(0), atol=1e-3, rtol=0)
     loss = Guide(uncertainty_weight=1.0).loss(heads)
@@ -371,7 +421,9 @@ def test_gradient_of_a_linear_head_shifts_each_channel_by_what_the_update_says(s
     for scale in (0.0, eta):
         model = Linear(d)
         sampler = Sampler(model, d, Guide(gradient_scale=scale), seeded(3))
-        x = layers_like(count).replace(z=model.m_z.repeat(count, 1), frac_coords=model.sites.repeat(count, 1, 1))
+        x = layers_like(count).replace(
+            z=model.m_z.repeat(count, 1), frac_coords=model.sites.repeat(count, 1, 1)
+        )
         x, lattice = sampler.noised(x, start)
         ends.append(sampler.denoise(x, lattice, start, steps))
     shift = (ends[1].z - ends[0].z).mean(0)  # the same noise: the difference has no statistical error
@@ -395,10 +447,14 @@ def test_gradient_on_the_torus_is_in_angstrom():
     for scale in (0.0, eta):
         model = Linear(d)
         sampler = Sampler(model, d, Guide(gradient_scale=scale), seeded(3))
-        x, lattice = sampler.noised(layers_like(count).replace(frac_coords=model.sites.repeat(count, 1, 1)), start)
+        x, lattice = sampler.noised(
+            layers_like(count).replace(frac_coords=model.sites.repeat(count, 1, 1)), start
+        )
         ends.append(displacement(sampler.denoise(x, lattice, start, steps), model.sites))
     shift = (ends[1] - ends[0]).mean(0)
-    along = recursion(d, kept_times(start, steps), Exact.width, 1.0, push=eta * slope, variance_preserving=False)[0]
+    along = recursion(
+        d, kept_times(start, steps), Exact.width, 1.0, push=eta * slope, variance_preserving=False
+    )[0]
     expected = torch.zeros(3, 2)
     expected[0] = torch.tensor([along, 0.0])
     torch.testing.assert_close(shift, expected, atol=1e-3, rtol=0.02)
@@ -451,7 +507,9 @@ def test_the_gradient_is_capped_and_keeps_its_direction():
 
         def delta_g_h(self, layers):
             plane = layers.frac_coords @ layers.cell
-            return 100 + self.factor * (layers.z[:, 0] - 2 * layers.z[:, 1] + 3 * plane[:, 0, 0] + 4 * plane[:, 0, 1])
+            return 100 + self.factor * (
+                layers.z[:, 0] - 2 * layers.z[:, 1] + 3 * plane[:, 0, 0] + 4 * plane[:, 0, 1]
+            )
 
     for factor, eta in ((1e6, 2.0), (1e-3, 2.0)):
         model = Steep(d)
@@ -522,7 +580,12 @@ def test_slots_are_revealed_evenly_in_time_and_then_left_alone():
 def test_function_evaluations_are_counted(network):
     """One an update, two with guidance to a condition at s ≠ 1, three more for a gradient, one for a look at L_target."""
     d, layers = trained_scale(), layers_like(4)
-    for settings, each in (({}, 1), ({"cfg_scale": 1.0}, 1), ({"cfg_scale": 2.0}, 2), ({"cfg_scale": 2.0, "gradient_scale": 1.0}, 5)):
+    for settings, each in (
+        ({}, 1),
+        ({"cfg_scale": 1.0}, 1),
+        ({"cfg_scale": 2.0}, 2),
+        ({"cfg_scale": 2.0, "gradient_scale": 1.0}, 5),
+    ):
         sampler = Sampler(network, d, Guide(**settings), seeded())
         sampler.denoise(*sampler.prior(layers), 1000, 12)
         assert sampler.nfe == 12 * each * 4
@@ -567,7 +630,12 @@ def test_temperature_sharpens_the_proposal():
     def share(temperature):
         sampler = Sampler(Leaning(d), d, Guide(), seeded(2))
         x, lattice = sampler.prior(layers_like(1800, numbers=(MASK,), slots=(0,)))
-        return (sampler.propose_elements(x, lattice, 500, temperature).atomic_numbers == 42).float().mean().item()
+        return (
+            (sampler.propose_elements(x, lattice, 500, temperature).atomic_numbers == 42)
+            .float()
+            .mean()
+            .item()
+        )
 
     assert share(1.0) == pytest.approx(math.e / (math.e + 2), abs=0.06)
     assert share(0.2) == pytest.approx(math.exp(5) / (math.exp(5) + 2), abs=0.03)
@@ -601,6 +669,10 @@ def test_prior_matches_the_forward_process_at_the_last_time():
     (drawn, lattice), (noised, lattice_t) = sampler.prior(layers), sampler.noised(layers, d.steps)
     assert drawn.z.var().item() == pytest.approx(noised.z.var().item(), rel=0.08)
     assert drawn.z.sum(1).abs().max() < 1e-4
-    assert lattice.var().item() == pytest.approx(1.0, rel=0.05) and lattice_t.var().item() == pytest.approx(1.0, rel=0.08)
+    assert lattice.var().item() == pytest.approx(1.0, rel=0.05) and lattice_t.var().item() == pytest.approx(
+        1.0, rel=0.08
+    )
     for frac in (drawn.frac_coords, noised.frac_coords):
-        assert torch.cos(2 * math.pi * frac).mean().abs() < 0.03 and frac.var().item() == pytest.approx(1 / 12, rel=0.05)
+        assert torch.cos(2 * math.pi * frac).mean().abs() < 0.03 and frac.var().item() == pytest.approx(
+            1 / 12, rel=0.05
+        )

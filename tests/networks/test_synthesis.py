@@ -9,7 +9,16 @@ from ase.build import graphene, mx2
 from models.crystals.layer import extract_layer, layer_atoms
 from models.crystals.split import split_of
 from models.networks import synthesis
-from models.networks.synthesis import FEATURES, Forest, auc, features, fit_forest, load_synthesis, save_synthesis, train_synthesis
+from models.networks.synthesis import (
+    FEATURES,
+    Forest,
+    auc,
+    features,
+    fit_forest,
+    load_synthesis,
+    save_synthesis,
+    train_synthesis,
+)
 
 METALS = "Ti V Cr Zr Nb Mo Hf Ta W Re Fe Co Ni Pd Pt Sn Ge Mn Sc Y Cd Zn Mg Ca".split()
 ANIONS = "O S Se Te F Cl Br I".split()
@@ -21,7 +30,9 @@ def layer(formula: str, kind: str = "2H", a: float = 3.2) -> Atoms:
 
 
 def toy(seed: int = 0):
-    """Every metal with every anion: chalcogenides are synthesizable, half of them known, and one in ten rows carries no label."""
+    """Every metal with every anion: chalcogenides are synthesizable, half of them known, and one in ten rows
+    carries no label.
+    """
     rng = np.random.default_rng(seed)
     formulas = [f"{metal}{anion}2" for metal in METALS for anion in ANIONS]
     made = np.array([formula.endswith(("S2", "Se2", "Te2")) for formula in formulas])
@@ -55,21 +66,34 @@ def mirrored(atoms: Atoms) -> Atoms:
     return mirror
 
 
-@pytest.mark.parametrize("change", [rotated, translated, mirrored, lambda a: a.repeat((2, 2, 1)), lambda a: a.repeat((3, 2, 1))])
-@pytest.mark.parametrize("atoms", [layer("MoS2"), layer("PtSe2", "1T"), extract_layer(graphene(vacuum=7.5)).atoms])
+@pytest.mark.parametrize(
+    "change", [rotated, translated, mirrored, lambda a: a.repeat((2, 2, 1)), lambda a: a.repeat((3, 2, 1))]
+)
+@pytest.mark.parametrize(
+    "atoms", [layer("MoS2"), layer("PtSe2", "1T"), extract_layer(graphene(vacuum=7.5)).atoms]
+)
 def test_features_do_not_depend_on_the_description(atoms, change):
     assert np.allclose(features(atoms, 0.05), features(change(atoms), 0.05), atol=1e-6)
 
 
 def test_features_of_a_known_layer():
     found = dict(zip(FEATURES, features(layer("MoS2"), 0.02), strict=True))
-    expected = {"primitive_atoms": 3, "charge_imbalance": 0, "hexagonal": 1, "inversion": 0, "thickness": 3.1, "share_chalcogen": 2 / 3}
+    expected = {
+        "primitive_atoms": 3,
+        "charge_imbalance": 0,
+        "hexagonal": 1,
+        "inversion": 0,
+        "thickness": 3.1,
+        "share_chalcogen": 2 / 3,
+    }
     expected |= {"coordination_min": 3, "coordination_max": 12}  # of Mo: 6 S and 6 Mo
     assert {name: found[name] for name in expected} == pytest.approx(expected)
     assert features(layer("MoS2", "1T"), 0.02)[FEATURES.index("inversion")] == 1
 
 
-@pytest.mark.parametrize("given, energy, flag", [(0.1, 0.1, 0), (7.0, 1.0, 0), (-0.1, 0.0, 0), (np.nan, 0.0, 1), (None, 0.0, 1)])
+@pytest.mark.parametrize(
+    "given, energy, flag", [(0.1, 0.1, 0), (7.0, 1.0, 0), (-0.1, 0.0, 0), (np.nan, 0.0, 1), (None, 0.0, 1)]
+)
 def test_e_hull_is_clipped_and_may_be_unknown(given, energy, flag):
     assert features(layer("MoS2"), given)[-2:] == pytest.approx([energy, flag])
 
@@ -80,7 +104,10 @@ def test_separable_data_are_separated(trained):
     p = model.predict(structures, e_hull)
     assert ((p >= 0) & (p <= 1)).all()
     assert auc(p[test], made[test], np.arange(test.sum()))[0] > 0.95
-    assert auc(model.predict(structures, np.full(len(p), np.nan))[test], made[test], np.arange(test.sum()))[0] > 0.95
+    assert (
+        auc(model.predict(structures, np.full(len(p), np.nan))[test], made[test], np.arange(test.sum()))[0]
+        > 0.95
+    )
     assert report["test"]["auc"] > report["test"]["e_hull_alone_auc"]
     low, high = report["test"]["auc_95"]
     assert low <= report["test"]["auc"] <= high
@@ -122,7 +149,10 @@ def test_save_and_load(trained, tmp_path):
     model, report, structures, e_hull, _ = trained
     e_hull = np.where(np.arange(len(e_hull)) % 3, e_hull, np.nan)
     save_synthesis(tmp_path / "synthesis.pt", model, report=report)
-    assert np.array_equal(load_synthesis(tmp_path / "synthesis.pt").predict(structures, e_hull), model.predict(structures, e_hull))
+    assert np.array_equal(
+        load_synthesis(tmp_path / "synthesis.pt").predict(structures, e_hull),
+        model.predict(structures, e_hull),
+    )
     assert torch.load(tmp_path / "synthesis.pt", weights_only=True)["report"] == report
 
 
@@ -139,9 +169,13 @@ def test_unknown_labels_are_ignored():
     structures, e_hull, labels, formulas, _ = toy()
     keep = np.flatnonzero(np.isfinite(labels))
     _, all_rows = train_synthesis(structures, e_hull, labels, formulas, seed=1)
-    model, labelled = train_synthesis([structures[k] for k in keep], e_hull[keep], labels[keep], [formulas[k] for k in keep], seed=1)
+    model, labelled = train_synthesis(
+        [structures[k] for k in keep], e_hull[keep], labels[keep], [formulas[k] for k in keep], seed=1
+    )
     assert all_rows == labelled
-    assert sum(labelled[name]["known"] + labelled[name]["unlabelled"] for name in ("train", "val", "test")) == len(keep)
+    assert sum(
+        labelled[name]["known"] + labelled[name]["unlabelled"] for name in ("train", "val", "test")
+    ) == len(keep)
 
 
 def test_few_known_layers_work_and_are_said():

@@ -17,7 +17,8 @@ from models.physics.potentials import load_potential
 
 # eV per formula as written. Elements: Li -2 an atom (two polymorphs), Cl -3 an atom.
 TOY = [("Li", -2.0), ("Li2", -3.6), ("Cl4", -12.0), ("LiCl", -6.0), ("Li3Cl", -9.04)]
-# Formation energy an atom: LiCl (-6 + 5) / 2 = -0.5; Li3Cl (-9.04 + 9) / 4 = -0.01, above the tie line Li-LiCl (-0.25 there).
+# Formation energy an atom: LiCl (-6 + 5) / 2 = -0.5; Li3Cl (-9.04 + 9) / 4 = -0.01, above the tie line
+# Li-LiCl (-0.25 there).
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,21 @@ def test_stability_by_hand(hull, formula, energy, e_form, e_stable):
 
 def test_hull_against_pymatgen_on_a_random_ternary():
     rng = np.random.default_rng(0)
-    formulas = ["Ti", "S", "Se", "Ti2", "TiS", "TiS2", "Ti3Se", "TiSe2", "SSe", "Ti2SSe", "TiSSe", "TiS3Se", "Ti4S2Se3"]
+    formulas = [
+        "Ti",
+        "S",
+        "Se",
+        "Ti2",
+        "TiS",
+        "TiS2",
+        "Ti3Se",
+        "TiSe2",
+        "SSe",
+        "Ti2SSe",
+        "TiSSe",
+        "TiS3Se",
+        "Ti4S2Se3",
+    ]
     atoms = [Composition(f).num_atoms for f in formulas]
     phases = [(f, n * e) for f, n, e in zip(formulas, atoms, rng.uniform(-6, -4, len(formulas)))]
     diagram = PhaseDiagram([PDEntry(Composition(f), e) for f, e in phases])
@@ -58,10 +73,14 @@ def test_hull_against_pymatgen_on_a_random_ternary():
         found = hull.stability(formula, energy)
         assert found.e_hull == pytest.approx(diagram.get_e_above_hull(entry, allow_negative=True), abs=1e-9)
         mu = {el.symbol: ref.energy_per_atom for el, ref in diagram.el_refs.items()}
-        by_hand = (energy - sum(n * mu[el] for el, n in Composition(formula).as_dict().items())) / Composition(formula).num_atoms
+        by_hand = (
+            energy - sum(n * mu[el] for el, n in Composition(formula).as_dict().items())
+        ) / Composition(formula).num_atoms
         members = set(Composition(formula).as_dict())
         assert found.e_form == pytest.approx(by_hand)
-        assert found.phases == sum(len(c) > 1 and set(c.as_dict()) <= members for c in (Composition(f) for f, _ in phases))
+        assert found.phases == sum(
+            len(c) > 1 and set(c.as_dict()) <= members for c in (Composition(f) for f, _ in phases)
+        )
 
 
 def test_a_missing_element_is_named(hull):
@@ -97,11 +116,18 @@ def write_phases(path, potential):
 def test_hull_of_another_potential_is_relaxed_anew(tmp_path):
     """Stored energies serve only the potential that made them; the two ways must give one hull."""
     emt = load_potential("ase.calculators.emt:EMT")
-    stored = hull_for(emt, ["CuAl"], write_phases(tmp_path / "right.db", "right"), Shard(tmp_path / "a.jsonl"))
+    stored = hull_for(
+        emt, ["CuAl"], write_phases(tmp_path / "right.db", "right"), Shard(tmp_path / "a.jsonl")
+    )
     anew = hull_for(emt, ["CuAl"], write_phases(tmp_path / "wrong.db", "wrong"), Shard(tmp_path / "b.jsonl"))
-    assert {entry.composition.reduced_formula for entry in anew.entries} == {"Cu", "Al"}  # Pt is of no use here
+    assert {entry.composition.reduced_formula for entry in anew.entries} == {
+        "Cu",
+        "Al",
+    }  # Pt is of no use here
     energy = -0.5
-    assert anew.stability("CuAl", energy).e_form == pytest.approx(stored.stability("CuAl", energy).e_form, abs=1e-3)
+    assert anew.stability("CuAl", energy).e_form == pytest.approx(
+        stored.stability("CuAl", energy).e_form, abs=1e-3
+    )
     assert abs(stored.stability("CuAl", energy).e_form) < 5
 
 
@@ -111,7 +137,9 @@ def test_reading_without_a_file_says_what_to_do(tmp_path):
 
 
 def test_oxides_and_fluorides_of_u_metals_are_brought_to_the_pbe_scale():
-    """The published constants: V −1.700, Fe −2.256, Mo −3.202, W −4.438 eV per metal atom in oxides and fluorides."""
+    """The published constants: V −1.700, Fe −2.256, Mo −3.202, W −4.438 eV per metal atom in oxides and
+    fluorides.
+    """
     shift = lambda formula: to_pbe(Composition(formula), 0.0)
     assert shift("MoO3") == pytest.approx(-3.202)
     assert shift("Fe4O6") == pytest.approx(-4 * 2.256)

@@ -27,7 +27,14 @@ from models.crystals.sites import (
     surface_atoms,
     with_hydrogen,
 )
-from models.physics.hydrogen import CORRECTION, RECONSTRUCTED, adsorb, hydrogen_energy, oracle_delta_g, relax_and_release
+from models.physics.hydrogen import (
+    CORRECTION,
+    RECONSTRUCTED,
+    adsorb,
+    hydrogen_energy,
+    oracle_delta_g,
+    relax_and_release,
+)
 from models.physics.potentials import single_point
 
 
@@ -44,11 +51,19 @@ COUNTS = {
     "graphene": {"ontop-top": 1, "bridge-top": 1, "hollow-top": 1},
     "h-BN": {"ontop-top": 2, "bridge-top": 1, "hollow-top": 1},
     "1H-MoS2": {"ontop-top": 1, "bridge-top": 1, "hollow-top": 2},
-    "Janus-MoSSe": {"ontop-top": 1, "bridge-top": 1, "hollow-top": 2, "ontop-bottom": 1, "bridge-bottom": 1, "hollow-bottom": 2},
+    "Janus-MoSSe": {
+        "ontop-top": 1,
+        "bridge-top": 1,
+        "hollow-top": 2,
+        "ontop-bottom": 1,
+        "bridge-bottom": 1,
+        "hollow-bottom": 2,
+    },
     "Pt(111)": {"ontop-top": 1, "bridge-top": 1, "hollow-top": 2},
     "FeSe": {"ontop-top": 1, "bridge-top": 1, "hollow-top": 1},
 }
-# Of the 1T layers the metal is within reach of the probe in the middle of three anions, and is called an ontop site.
+# Of the 1T layers the metal is within reach of the probe in the middle of three anions, and is called an
+# ontop site.
 TRIANGULAR = ["1H-MoS2", "1T-MoS2", "1T-TiS2", "Ti2CO2", "Janus-MoSSe", "Pt(111)"]
 
 
@@ -71,13 +86,19 @@ def test_flat_sites_are_where_they_belong(name):
         tall = layer.repeat((5, 5, 1))
         centre = site.position + 2 * layer.cell.array[:2].sum(0)
         lateral = np.sort(np.linalg.norm((tall.positions - centre)[:, :2], axis=1))
-        wanted = {"ontop": [0, bond], "bridge": [bond / 2] * 2 + [bond * np.sqrt(7) / 2], "hollow": [bond] * 6 + [2 * bond]}[site.kind]
+        wanted = {
+            "ontop": [0, bond],
+            "bridge": [bond / 2] * 2 + [bond * np.sqrt(7) / 2],
+            "hollow": [bond] * 6 + [2 * bond],
+        }[site.kind]
         np.testing.assert_allclose(lateral[: len(wanted)], wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", TRIANGULAR)
 def test_three_fold_positions_are_all_covered(name):
-    """A hexagonal layer has three three-fold axes (over the top atom, and the two hollows): each face gets a site on each, once."""
+    """A hexagonal layer has three three-fold axes (over the top atom, and the two hollows): each face gets a
+    site on each, once.
+    """
     layer = layer_of(name)
     sites = adsorption_sites(layer)
     axes = np.array([(0, 0), (1 / 3, 2 / 3), (2 / 3, 1 / 3)])
@@ -109,7 +130,9 @@ def test_surface_atoms_are_the_outermost(name):
 def test_counts_do_not_depend_on_the_description(name):
     layer = layer_of(name)
     wanted = sorted(site_counts(adsorption_sites(layer)).values())
-    kinds = lambda atoms: sorted(site_counts(adsorption_sites(atoms)).values())  # (which face is the top is free)
+    kinds = lambda atoms: sorted(
+        site_counts(adsorption_sites(atoms)).values()
+    )  # (which face is the top is free)
     assert kinds(extract_layer(disguised(layer, 1)).atoms) == wanted
     assert kinds(layer.repeat((2, 1, 1))) == wanted
     assert kinds(extract_layer(disguised(layer.repeat((2, 1, 1)), 2)).atoms) == wanted
@@ -127,10 +150,13 @@ def test_symmetry_of_the_layer_decides_not_of_its_lattice():
     top = np.argmax(layer.positions[:, 2])
     layer.symbols[top] = "Se"
     counts = site_counts(adsorption_sites(layer))
-    assert counts["ontop-top"] == 2 and counts["ontop-bottom"] == 2  # Se, and three S that a three-fold axis joins
+    assert (
+        counts["ontop-top"] == 2 and counts["ontop-bottom"] == 2
+    )  # Se, and three S that a three-fold axis joins
 
 
-# --- supercells ------------------------------------------------------------------------------------------------------
+# --- supercells
+# ------------------------------------------------------------------------------------------------------
 
 
 def closest_image(cell: np.ndarray) -> float:
@@ -150,7 +176,9 @@ def test_supercell_is_the_smallest_by_brute_force(name):
     smaller = [
         (p, q, r) for p, r in itertools.product(range(1, count), repeat=2) if p * r < count for q in range(p)
     ]
-    assert all(closest_image(np.array([[p, 0], [q, r]]) @ layer.cell.array[:2]) < H_SPACING for p, q, r in smaller)
+    assert all(
+        closest_image(np.array([[p, 0], [q, r]]) @ layer.cell.array[:2]) < H_SPACING for p, q, r in smaller
+    )
 
 
 @pytest.mark.parametrize("name", ["graphene", "Janus-MoSSe", "PdSe2", "Pt(111)"])
@@ -164,10 +192,13 @@ def test_hydrogen_images_by_ase(name):
         assert min(two.get_distances(hydrogens[0], hydrogens[1:], mic=True)) >= H_SPACING - 1e-6
         spacing = min(layer.get_all_distances(mic=True)[np.triu_indices(len(layer), 1)], default=1.0)
         inner = slab[:-1].get_all_distances(mic=True)[np.triu_indices(len(slab) - 1, 1)].min()
-        assert inner >= min(spacing, np.linalg.norm(layer.cell[0])) - 1e-6  # the layer was repeated, not squeezed
+        assert (
+            inner >= min(spacing, np.linalg.norm(layer.cell[0])) - 1e-6
+        )  # the layer was repeated, not squeezed
 
 
-# --- starting poses --------------------------------------------------------------------------------------------------
+# --- starting poses
+# --------------------------------------------------------------------------------------------------
 
 
 def _under(layer, site):
@@ -189,7 +220,9 @@ def test_starting_heights(name):
         heights = -site.face * lateral[:, 2]  # of H over each atom
         assert heights.max() > 0.49 and heights[np.argmin(ratio)] > 0, site.label
         if site.kind == "ontop":
-            assert adsorption_flag(slab, site.face) == ("made H2" if layer.numbers[_under(layer, site)] == 1 else ""), site.label
+            assert adsorption_flag(slab, site.face) == (
+                "made H2" if layer.numbers[_under(layer, site)] == 1 else ""
+            ), site.label
         assert shortest_bond(slab) == pytest.approx(ratio.min())
 
 
@@ -201,7 +234,8 @@ def test_roomy_keeps_the_structure_and_makes_room():
     assert room.cell[2, 2] - np.ptp(room.positions[:, 2]) == pytest.approx(15)
 
 
-# --- flags -----------------------------------------------------------------------------------------------------------
+# --- flags
+# -----------------------------------------------------------------------------------------------------------
 
 
 def with_h_at(layer: Atoms, xy, z) -> Atoms:
@@ -235,7 +269,8 @@ def test_hydrogen_in_the_plane_of_graphene_is_sunk():
     assert adsorption_flag(with_h_at(layer, hollow, layer.cell[2, 2] / 2), 1) == "sunk"
 
 
-# --- ΔE_H ------------------------------------------------------------------------------------------------------------
+# --- ΔE_H
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -295,12 +330,18 @@ def test_delta_g_is_the_minimum_over_sites_plus_the_correction(copper):
     assert all(found["delta_g_h"] <= result.delta_e + 0.27 + 1e-9 for result in kept)
     assert found["delta_g_h"] == pytest.approx(min(r.delta_e for r in kept) + 0.27)
     assert sum(found["flags"].values()) == len(every)
-    assert oracle_delta_g(layer, EMT(), half_h2, correction=0.24, relaxed=False)["delta_g_h"] == pytest.approx(found["delta_g_h"] - 0.03)
-    assert emt_energy(found["pose"]) - (len(found["pose"]) - 1) // 3 * energy - half_h2 + 0.27 == pytest.approx(found["delta_g_h"])
+    assert oracle_delta_g(layer, EMT(), half_h2, correction=0.24, relaxed=False)[
+        "delta_g_h"
+    ] == pytest.approx(found["delta_g_h"] - 0.03)
+    assert emt_energy(found["pose"]) - (
+        len(found["pose"]) - 1
+    ) // 3 * energy - half_h2 + 0.27 == pytest.approx(found["delta_g_h"])
 
 
 def test_both_faces_of_a_layer_are_tried():
-    """Cu on one face and Al on the other: the energies of the faces differ, and each equals that of the flipped layer."""
+    """Cu on one face and Al on the other: the energies of the faces differ, and each equals that of the
+    flipped layer.
+    """
     slab = fcc111("Cu", (1, 1, 3), vacuum=7.5)
     slab.symbols[0] = "Al"
     layer = extract_layer(slab).atoms
@@ -324,7 +365,8 @@ def test_oracle_without_any_adsorbed_site_says_so(copper, monkeypatch):
     assert found["delta_g_h"] is None and found["flags"] == {"desorbed": 1} and found["relaxed_flags"] == {}
 
 
-# --- everything relaxed, and H taken off again -----------------------------------------------------------------------
+# --- everything relaxed, and H taken off again
+# -----------------------------------------------------------------------
 
 
 HALF_H2 = -1.0  # eV; any number does
@@ -347,7 +389,9 @@ def energy_by(calculator, atoms: Atoms) -> float:
 
 
 def test_everything_relaxes_at_the_best_site_and_the_slab_comes_back():
-    """A stable slab: the relaxed ΔG_H is that of ASE's own relaxation, below the rigid one; without H the slab is what it was."""
+    """A stable slab: the relaxed ΔG_H is that of ASE's own relaxation, below the rigid one; without H the
+    slab is what it was.
+    """
     slab = square(2.5, 2)
     rigid = oracle_delta_g(slab, Springs(), HALF_H2, relaxed=False)
     found = oracle_delta_g(slab, Springs(), HALF_H2)
@@ -359,12 +403,19 @@ def test_everything_relaxes_at_the_best_site_and_the_slab_comes_back():
     BFGS(pose, logfile=None).run(fmax=0.01)
     wanted = pose.get_potential_energy() - (len(pose) - 1) // 2 * energy_by(Springs(), slab) - HALF_H2 + 0.27
     assert found["delta_g_h"] == pytest.approx(wanted, abs=0.01)
-    stored = energy_by(Springs(), found["pose"]) - (len(pose) - 1) // 2 * energy_by(Springs(), slab) - HALF_H2 + 0.27
+    stored = (
+        energy_by(Springs(), found["pose"])
+        - (len(pose) - 1) // 2 * energy_by(Springs(), slab)
+        - HALF_H2
+        + 0.27
+    )
     assert found["delta_g_h"] == pytest.approx(stored, abs=1e-6)
 
 
 def test_a_slab_that_falls_lower_without_its_hydrogen_is_no_adsorption():
-    """A flat sheet pressed together sits on a saddle, where its symmetry holds it until H comes; rigid, nobody would notice."""
+    """A flat sheet pressed together sits on a saddle, where its symmetry holds it until H comes; rigid,
+    nobody would notice.
+    """
     slab = square(2.1, 1)
     assert oracle_delta_g(slab, Springs(), HALF_H2, relaxed=False)["delta_g_h"] < 0
     found = oracle_delta_g(slab, Springs(), HALF_H2)
@@ -389,7 +440,8 @@ def test_release_flags_hydrogen_that_never_bound():
     assert free.delta_e == pytest.approx(energy_by(Springs(), free.end) - whole - HALF_H2, abs=1e-6)
 
 
-# --- the builder's rows ----------------------------------------------------------------------------------------------
+# --- the builder's rows
+# ----------------------------------------------------------------------------------------------
 
 
 def test_the_builders_records_keep_hydrogen_on_its_site(monkeypatch):
@@ -412,9 +464,16 @@ def test_the_builders_records_keep_hydrogen_on_its_site(monkeypatch):
     found = []
     for record, site in zip(records, row["sites"]):
         assert record.y_relaxed == site["delta_e"]
-        pose = Atoms(record.atomic_numbers.numpy(), record.pos.numpy(), cell=record.cell[0].numpy(), pbc=(1, 1, 0))
+        pose = Atoms(
+            record.atomic_numbers.numpy(), record.pos.numpy(), cell=record.cell[0].numpy(), pbc=(1, 1, 0)
+        )
         found.append(shortest_bond(pose))
-        end = Atoms(record.atomic_numbers.numpy(), record.pos_relaxed.numpy(), cell=record.cell[0].numpy(), pbc=(1, 1, 0))
+        end = Atoms(
+            record.atomic_numbers.numpy(),
+            record.pos_relaxed.numpy(),
+            cell=record.cell[0].numpy(),
+            pbc=(1, 1, 0),
+        )
         wanted_end = emt_energy(end) - (len(end) - 1) // 3 * emt_energy(host) - hydrogen_energy(EMT())
         assert site["delta_e"] == pytest.approx(wanted_end, abs=2e-3)
     np.testing.assert_allclose(sorted(found), wanted, atol=1e-4)
@@ -429,12 +488,16 @@ def test_the_builder_relaxes_as_the_evaluator_does():
     row = build.adsorb_on({"key": "x", "atoms": pack_atoms(slab), "energy": energy_by(Springs(), slab)})
     found = build.relax_adsorbed({"key": "x", "row": row})["sites"][0]
     wanted = oracle_delta_g(slab, Springs(), HALF_H2)
-    assert found["flag"] == "" and found["rigid_delta_e"] + 0.27 == pytest.approx(wanted["rigid_delta_g_h"], abs=1e-3)
+    assert found["flag"] == "" and found["rigid_delta_e"] + 0.27 == pytest.approx(
+        wanted["rigid_delta_g_h"], abs=1e-3
+    )
     assert found["delta_e"] + 0.27 == pytest.approx(wanted["delta_g_h"], abs=2e-3)
 
 
 def test_hydrogen_that_leaves_with_its_atom():
-    """H on a S of 1H-MoS2; the same with that S lifted out of its bonds, which are 2.4 Å and end at 1.3 Σ r_cov = 3.4 Å."""
+    """H on a S of 1H-MoS2; the same with that S lifted out of its bonds, which are 2.4 Å and end at 1.3 Σ
+    r_cov = 3.4 Å.
+    """
     layer = known("1H-MoS2").repeat((2, 2, 1))
     top = int(layer.positions[:, 2].argmax())
     pose = layer + Atoms("H", [layer.positions[top] + [0, 0, 1.35]])

@@ -1,4 +1,6 @@
-"""Phonons and elastic constants against lattices solved by hand, ASE's own phonons and derivatives of the energy."""
+"""Phonons and elastic constants against lattices solved by hand, ASE's own phonons and derivatives of the
+energy.
+"""
 
 import numpy as np
 import pytest
@@ -13,11 +15,15 @@ from models.physics.phonons import elastic_positivity, phonon_stability
 from models.physics.potentials import load_potential, relax_layer, single_point
 from tests.layers import known
 
-THZ = np.sqrt(units._e / units._amu) * 1e10 / (2 * np.pi) * 1e-12  # of a root of eV/Å^2/amu, from the SI constants
+THZ = (
+    np.sqrt(units._e / units._amu) * 1e10 / (2 * np.pi) * 1e-12
+)  # of a root of eV/Å^2/amu, from the SI constants
 
 
 class Springs(Calculator):
-    """Springs ½k(r − r0)² between pairs whose distance lies within 0.3 Å of a shell; shells: (distance, k in eV/Å^2, r0)."""
+    """Springs ½k(r − r0)² between pairs whose distance lies within 0.3 Å of a shell; shells: (distance, k in
+    eV/Å^2, r0).
+    """
 
     implemented_properties = ["energy", "forces"]
 
@@ -49,8 +55,12 @@ class Silent(Calculator):
 
 
 def hexagonal(symbols: str, a: float, fractions=((0, 0),)) -> Atoms:
-    return Atoms(symbols, scaled_positions=[(*f, 0.5) for f in fractions], cell=[[a, 0, 0], [-a / 2, a * np.sqrt(3) / 2, 0], [0, 0, 15]],
-                 pbc=(True, True, False))  # fmt: skip
+    return Atoms(
+        symbols,
+        scaled_positions=[(*f, 0.5) for f in fractions],
+        cell=[[a, 0, 0], [-a / 2, a * np.sqrt(3) / 2, 0], [0, 0, 15]],
+        pbc=(True, True, False),
+    )
 
 
 def square(symbol: str, a: float) -> Atoms:
@@ -58,7 +68,9 @@ def square(symbol: str, a: float) -> Atoms:
 
 
 def hexagonal_springs(q: np.ndarray, a: float, shells, mass: float) -> np.ndarray:
-    """Frequencies [3] in THz of one atom per cell by the textbook sum over neighbours, wave vector in reciprocal vectors."""
+    """Frequencies [3] in THz of one atom per cell by the textbook sum over neighbours, wave vector in
+    reciprocal vectors.
+    """
     lattice = hexagonal("X", a).cell.array
     dynamical = np.zeros((3, 3))
     for m, n in np.ndindex(7, 7):
@@ -90,7 +102,9 @@ def test_flat_springs_match_the_textbook():
     assert found["verdict"] == "stable", found
     assert found["highest_frequency_THz"] == pytest.approx(expected.max(), rel=1e-4)
     assert found["lowest_frequency_THz"] == pytest.approx(0, abs=0.02)  # nothing holds a flat sheet along z
-    assert found["supercell"] == [5, 5, 1] and found["displacements"] <= 2 and found["tolerated_ZA_THz"] is None
+    assert (
+        found["supercell"] == [5, 5, 1] and found["displacements"] <= 2 and found["tolerated_ZA_THz"] is None
+    )
 
 
 def test_a_compressed_sheet_buckles_as_computed_by_hand():
@@ -108,7 +122,9 @@ def test_a_flexural_pocket_near_gamma_is_tolerated_and_said():
     """Stretched near springs against compressed far ones: net compression that only long waves feel."""
     a = 2.6
     far = a * np.sqrt(3)
-    tension = 0.02  # 1 − r0/r of the far shell; the near one holds 2.8 of the 3 times that flatness would take
+    tension = (
+        0.02  # 1 − r0/r of the far shell; the near one holds 2.8 of the 3 times that flatness would take
+    )
     shells = [(a, 5.0, a * (1 - 2.8 * tension)), (far, 5.0, far * (1 + tension))]
     layer = hexagonal("Cu", a)
     found = phonon_stability(layer, Springs(*shells), displacement=0.002)
@@ -151,13 +167,21 @@ def test_square_and_overstretched_sheets_are_unstable():
     found = phonon_stability(layer, EMT())
     assert found["verdict"] == "unstable" and found["lowest_frequency_THz"] < -1
     elastic = elastic_positivity(layer, EMT())
-    assert elastic["verdict"] == "unstable" and elastic["C66"] < 0 and elastic["lowest_eigenvalue"] == pytest.approx(elastic["C66"])
+    assert (
+        elastic["verdict"] == "unstable"
+        and elastic["C66"] < 0
+        and elastic["lowest_eigenvalue"] == pytest.approx(elastic["C66"])
+    )
     layer = hexagonal("Cu", 2.8)
-    assert phonon_stability(layer, EMT())["verdict"] == elastic_positivity(layer, EMT())["verdict"] == "unstable"
+    assert (
+        phonon_stability(layer, EMT())["verdict"] == elastic_positivity(layer, EMT())["verdict"] == "unstable"
+    )
 
 
 def test_elastic_constants_are_second_derivatives_of_the_energy():
-    """In N/m, by the energy per area of the strained sheet, atoms relaxed: an alloy whose atoms have room to move."""
+    """In N/m, by the energy per area of the strained sheet, atoms relaxed: an alloy whose atoms have room to
+    move.
+    """
     start = hexagonal("Cu2Ag", 4.6, [(0, 0), (1 / 3, 2 / 3), (2 / 3, 1 / 3)])
     layer = relax_layer(start, EMT(), fmax=1e-4, steps=500).atoms
     found = elastic_positivity(layer, EMT())
@@ -165,13 +189,22 @@ def test_elastic_constants_are_second_derivatives_of_the_energy():
 
     def energy(xx, yy, xy):
         strained = layer.copy()
-        strained.set_cell(layer.cell.array @ [[1 + xx, xy / 2, 0], [xy / 2, 1 + yy, 0], [0, 0, 1]], scale_atoms=True)
-        return single_point(relax_layer(strained, EMT(), fmax=1e-4, steps=500, cell=False).atoms, EMT()) / area
+        strained.set_cell(
+            layer.cell.array @ [[1 + xx, xy / 2, 0], [xy / 2, 1 + yy, 0], [0, 0, 1]], scale_atoms=True
+        )
+        return (
+            single_point(relax_layer(strained, EMT(), fmax=1e-4, steps=500, cell=False).atoms, EMT()) / area
+        )
 
     h = 0.005
     second = lambda v: (energy(*h * v) + energy(*-h * v) - 2 * energy(0, 0, 0)) / h**2 * units._e * 1e20
     xx, yy, xy = np.eye(3)
-    expected = {"C11": second(xx), "C22": second(yy), "C66": second(xy), "C12": (second(xx + yy) - second(xx) - second(yy)) / 2}
+    expected = {
+        "C11": second(xx),
+        "C22": second(yy),
+        "C66": second(xy),
+        "C12": (second(xx + yy) - second(xx) - second(yy)) / 2,
+    }
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=0.02), name
     assert found["verdict"] == "stable" and np.abs(found["residual_stress"]).max() < 0.05
@@ -206,7 +239,9 @@ def sevennet():
 
 
 def test_boron_nitride_with_sevennet(sevennet):
-    """Its force constants are what phonopy 4.10's symfc projector spoils; DFT's highest frequency is about 41 THz."""
+    """Its force constants are what phonopy 4.10's symfc projector spoils; DFT's highest frequency is about 41
+    THz.
+    """
     layer = relax_layer(known("h-BN"), sevennet, fmax=0.05).atoms
     found = phonon_stability(layer, sevennet)
     assert found["verdict"] == "stable" and 38 < found["highest_frequency_THz"] < 42

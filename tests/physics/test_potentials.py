@@ -17,8 +17,12 @@ from models.physics.potentials import PotentialError, load_potential, relax_laye
 def sheet(a: float = 2.5, c: float = 18.0) -> Atoms:
     """Strained and buckled Cu3Al hexagonal sheet, pbc (T, T, F), c along z."""
     cell = [[2 * a, 0, 0], [-a, a * np.sqrt(3), 0], [0, 0, c]]
-    layer = Atoms("Cu3Al", scaled_positions=[[0, 0, 0.5], [0.5, 0, 0.5], [0, 0.5, 0.5], [0.5, 0.5, 0.5]],
-                  cell=cell, pbc=(True, True, False))
+    layer = Atoms(
+        "Cu3Al",
+        scaled_positions=[[0, 0, 0.5], [0.5, 0, 0.5], [0, 0.5, 0.5], [0.5, 0.5, 0.5]],
+        cell=cell,
+        pbc=(True, True, False),
+    )
     layer.rattle(0.05, seed=3)
     return layer
 
