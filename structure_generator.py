@@ -15,11 +15,11 @@ from ase.io import write
 from ase.spacegroup.symmetrize import refine_symmetry
 from tqdm import tqdm
 
-from geo_utils import Settings
 from models.crystals.layer import extract_layer, pack_atoms, reduced_formula, unpack_atoms
 from models.crystals.matching import layer_group
 from models.crystals.templates import Templates, by_substitution, spread, substitute
 from models.evaluation.metrics import pareto_front
+from models.evaluation.settings import Settings
 from models.evaluation.tasks import RELAXATION, computed, relax_one
 from models.infra.cli import add_system, resolve
 from models.infra.files import digest, file_hash, plain, write_rows

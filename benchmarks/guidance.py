@@ -28,7 +28,7 @@ from pymatgen.core import Composition
 from scipy.stats import binomtest
 
 import structure_generator
-from geo_utils import COLUMNS, Evaluation, Settings, evaluate, needed_files, read_cifs, second_into
+from geo_utils import COLUMNS, Evaluation, evaluate, needed_files, read_cifs, second_into
 from models.crystals.layer import unpack_atoms
 from models.crystals.matching import Fingerprint, Register
 from models.crystals.split import split_of
@@ -45,6 +45,7 @@ from models.evaluation.metrics import (
     table,
     values,
 )
+from models.evaluation.settings import Settings
 from models.evaluation.shortlist import DIMENET, DIMENET_STD
 from models.infra.files import (
     ROOT,

@@ -18,6 +18,7 @@ from pymatgen.core import Composition
 from tqdm import tqdm
 
 from models.crystals.split import ADSORBATE, split_of
+from models.crystals.thresholds import STABLE
 from models.evaluation.figures import parity
 from models.infra.files import ROOT, write_json
 from models.infra.shards import Shard
@@ -40,7 +41,6 @@ LAYERS = {
     "Mo2CO2 (Mo2CTx)": "MXene-M2XT2:Mo-C-O",
     "Ti2CO2 (Ti2CTx)": "MXene-M2XT2:Ti-C-O",
 }
-STABLE = 0.1  # eV/atom
 
 
 def errors(predicted, true) -> dict:

@@ -1,7 +1,7 @@
 """What of an evaluation takes minutes: everything by a potential, spread over processes, every result kept in
 a shard.
 
-Items are (material_id, ASE layer), results plain JSON. `settings` is a geo_utils.Settings throughout.
+Items are (material_id, ASE layer), results plain JSON. `settings` is a models.evaluation.settings.Settings throughout.
 """
 
 import json
@@ -11,8 +11,9 @@ import torch
 from ase import Atoms
 
 from models.crystals.gates import gates
-from models.crystals.layer import OVERLAP_SCALE, NotALayer, extract_layer, min_distance_ratio, pack_atoms
+from models.crystals.layer import NotALayer, extract_layer, min_distance_ratio, pack_atoms
 from models.crystals.matching import layer_group, rmsd
+from models.crystals.thresholds import OVERLAP_SCALE
 from models.infra.files import digest
 from models.infra.jobs import run_jobs
 from models.infra.shards import Shard

@@ -9,6 +9,7 @@ import numpy as np
 from ase import Atoms, units
 
 from models.crystals.layer import reduce_plane
+from models.crystals.thresholds import EXACT_SYMPREC
 from models.physics.potentials import _fully_periodic, relax_layer
 
 # Å between in-plane images; at 9 the ZA branch of graphene and MoS2 dips to −0.8 and −1.0 THz near Γ
@@ -20,7 +21,6 @@ NEAR_GAMMA = 0.25  # of the shortest reciprocal vector: half of the way to the z
 # overlap with the layer moving as one along z from which a mode counts as flexural acoustic; 0.75 in Janus
 # MoSSe
 RIGID = 0.5
-SYMPREC = 0.01  # Å
 PATH_POINTS = 120
 FMAX, STEPS = (
     0.005,
@@ -165,7 +165,7 @@ def _force_constants(atoms: Atoms, calculator, repeats, displacement: float):
         scaled_positions=unit.get_scaled_positions(),
         masses=unit.get_masses(),
     )
-    phonon = Phonopy(cell, np.diag([*repeats, 1]), primitive_matrix=np.eye(3), symprec=SYMPREC)
+    phonon = Phonopy(cell, np.diag([*repeats, 1]), primitive_matrix=np.eye(3), symprec=EXACT_SYMPREC)
     phonon.generate_displacements(distance=displacement)
     phonon.forces = [_forces(moved, calculator) for moved in phonon.supercells_with_displacements]
     phonon.produce_force_constants(show_drift=False)

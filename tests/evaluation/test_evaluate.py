@@ -23,12 +23,13 @@ from layers import disguised, known
 
 import geo_utils
 from data.build.pack import adsorption_records, evaluated_rows
-from geo_utils import COLUMNS, NULLS, Evaluation, Settings, blank_row, headline, phonons_into, read_cifs
+from geo_utils import COLUMNS, NULLS, Evaluation, blank_row, headline, phonons_into, read_cifs
 from models.crystals.gates import gates
 from models.crystals.layer import dimension, extract_layer
 from models.crystals.matching import rmsd
 from models.evaluation import tasks
 from models.evaluation.metrics import aggregate
+from models.evaluation.settings import Settings
 from models.evaluation.tasks import computed, item_key
 from models.infra.files import ROOT, read_rows
 from models.infra.shards import Shard
