@@ -1,11 +1,13 @@
 """What of an evaluation takes minutes: everything by a potential, spread over processes, every result kept in
 a shard.
 
-Items are (material_id, ASE layer), results plain JSON. `settings` is a models.evaluation.settings.Settings throughout.
+Items are (material_id, ASE layer), results plain JSON that also holds the columns of the item's row.
 """
 
 import json
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from ase import Atoms
@@ -14,6 +16,7 @@ from models.crystals.gates import gates
 from models.crystals.layer import NotALayer, extract_layer, min_distance_ratio, pack_atoms
 from models.crystals.matching import layer_group, rmsd
 from models.crystals.thresholds import OVERLAP_SCALE
+from models.evaluation.settings import Settings
 from models.infra.files import digest
 from models.infra.jobs import run_jobs
 from models.infra.shards import Shard
@@ -21,44 +24,51 @@ from models.physics.hydrogen import hydrogen_energy, oracle_delta_g
 from models.physics.phonons import elastic_positivity, phonon_stability
 from models.physics.potentials import Potential, load_potential, relax_layer
 
-RELAXATION, ADSORPTION = (
-    ("fmax", "relax_steps"),
-    ("correction", "oracle", "oracle_sites"),
-)  # settings that results depend on
+RELAXATION = ("fmax", "relax_steps")  # settings that a relaxed layer depends on
+ADSORPTION = ("correction", "oracle", "oracle_sites")  # settings that the oracle's answer depends on
+EVERYTHING = RELAXATION + ADSORPTION
 
-_worker = {}
+_worker = {}  # of this process: its settings, calculator and ½ E(H2)
 
 
-def start_worker(spec: str, checkpoint, settings):
+def start_worker(spec: str, checkpoint: Path | None, settings: Settings) -> None:
     """Loads a potential once a process, on one thread."""
     torch.set_num_threads(1)
     calculator = load_potential(spec, checkpoint, settings.device).calculator
     _worker.update(settings=settings, calculator=calculator, half_h2=hydrogen_energy(calculator))
 
 
-def item_key(item: tuple, settings, note: str, depends: tuple = RELAXATION + ADSORPTION) -> str:
-    """Changes with the structure and with the settings that its result depends on; `note` is the potential's
-    provenance.
+def item_key(item: tuple, settings: Settings, note: str, depends: tuple[str, ...] = EVERYTHING) -> str:
+    """Changes with the structure and with the settings that its result depends on.
+
+    Args:
+        note: provenance of the potential.
+        depends: names of these settings.
     """
     name, atoms = item
     content = atoms if isinstance(atoms, str) else json.dumps(pack_atoms(atoms))
-    return (
-        f"{name}:{digest(' '.join([content, note, *(str(getattr(settings, field)) for field in depends)]))}"
-    )
+    values = [str(getattr(settings, field)) for field in depends]
+    return f"{name}:{digest(' '.join([content, note, *values]))}"
 
 
 def computed(
-    task,
+    task: Callable[[tuple], dict],
     items: list[tuple],
-    settings,
+    settings: Settings,
     potential: Potential,
-    checkpoint,
+    checkpoint: Path | None,
     shard: Shard,
     label: str,
-    depends=RELAXATION + ADSORPTION,
+    depends: tuple[str, ...] = EVERYTHING,
 ) -> list[dict]:
     """Results of a task on every item, `settings.jobs` processes at a time; {"lost": why} where a process
     died.
+
+    Args:
+        checkpoint: of the potential, which each process loads again.
+        shard: results by key; what it holds already is not computed again.
+        label: of the progress bar.
+        depends: names of the settings that results depend on.
     """
     keys = [item_key(item, settings, potential.note, depends) for item in items]
     arguments = (potential.spec, checkpoint, settings)
@@ -66,7 +76,7 @@ def computed(
     return [{"lost": lost[key]} if key in lost else shard.rows[key] for key in keys]
 
 
-def add_error(row: dict, text: str):
+def add_error(row: dict, text: str) -> None:
     """Appends to the row's `error`."""
     row["error"] = "; ".join(filter(None, [row.get("error", ""), text]))
 
@@ -138,21 +148,16 @@ def _oracle(atoms: Atoms) -> dict:
 def _adsorb_into(row: dict, atoms: Atoms) -> Atoms | None:
     """Fills the oracle's columns; returns its best pose."""
     found = _oracle(atoms)
-    filled = {
+    row |= {
         "delta_g_h_oracle_eV": found["delta_g_h"],
         "delta_g_h_rigid_eV": found["rigid_delta_g_h"],
         "slab_change_eV": found["slab_change"],
         "h_site": found["h_site"],
         "h_flags": flags_text(found),
     }
-    row |= {name: "" if content is None else content for name, content in filled.items()}
     if found["delta_g_h"] is None:
-        add_error(
-            row,
-            "the layer reconstructs under H"
-            if "reconstructed" in found["relaxed_flags"]
-            else "no site adsorbs H",
-        )
+        reconstructs = "reconstructed" in found["relaxed_flags"]
+        add_error(row, "the layer reconstructs under H" if reconstructs else "no site adsorbs H")
     return found["pose"]
 
 
@@ -160,8 +165,12 @@ def flags_text(found: dict) -> str:
     """What became of H at the rigid sites and, behind "then", with the layer free, e.g. "adsorbed:2 sunk:1
     then reconstructed:1".
     """
-    text = lambda flags: " ".join(f"{flag}:{count}" for flag, count in sorted(flags.items()))
-    return " then ".join(filter(None, [text(found["flags"]), text(found["relaxed_flags"])]))
+    parts = [_counts(found["flags"]), _counts(found["relaxed_flags"])]
+    return " then ".join(filter(None, parts))
+
+
+def _counts(flags: dict[str, int]) -> str:
+    return " ".join(f"{flag}:{count}" for flag, count in sorted(flags.items()))
 
 
 def second_opinion(item: tuple) -> dict:
