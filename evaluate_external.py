@@ -12,7 +12,7 @@ from models.evaluation.settings import add_evaluation_flags
 from models.infra.cli import add_system, resolve
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -23,7 +23,7 @@ def build_parser():
     return parser
 
 
-def main():
+def main() -> None:
     args = resolve(build_parser().parse_args())
     run_evaluation(args, args.cifs.name)
 

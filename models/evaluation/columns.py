@@ -1,7 +1,7 @@
 """The steps of an evaluation: each takes what it needs and returns the columns that it fills, by material_id.
 
 `layers` are relaxed layers in the convention (models.crystals.layer) by material_id, `rows` the table as far
-as it is filled (models.evaluation.rows). What takes minutes is spread over processes (models.evaluation.tasks).
+as it is filled (models.evaluation.rows). What takes minutes is spread over processes by tasks.py.
 """
 
 import contextlib

@@ -115,7 +115,7 @@ function metricCell(set, word) {
   const value = percent ? `${Math.round(100 * m.value)} %` : `${fixed(m.value, digits)} ${word.unit ?? ""}`;
   const scale = bound => percent ? signed(100 * bound, 0) : signed(bound);
   const interval = m.difference_ci95 && m.difference_ci95.every(isNumber) ? ` [${m.difference_ci95.map(scale).join(", ")}]` : "";
-  const test = isNumber(m.difference) ? `ours less this: ${scale(m.difference)}${percent ? " points" : ""}${interval}` : "";
+  const test = isNumber(m.difference) ? `ours minus this: ${scale(m.difference)}${percent ? " points" : ""}${interval}` : "";
   const chance = isNumber(m.p_value) ? (m.p_value < .001 ? "p < 0.001" : `p = ${fixed(m.p_value, m.p_value < .1 ? 3 : 2)}`) : "";
   return el("td", attributes, el("div", {}, el("span", {class: "value"}, value),
     strip(m, set.colour, span(word.name, word.unit)),
@@ -131,7 +131,7 @@ function headline() {
     ...group.metrics.map(word => el("tr", {class: word.main ? "" : "minor"}, el("th", {}, rich(word.label), el("span", {class: "note"}, rich(word.note))), sets.map(set => metricCell(set, word))))]);
   const table = el("table", {class: sets.length > 4 ? "metrics many" : "metrics"}, el("thead", {}, head), el("tbody", {}, body)), labels = ["Show every quantity", "Show the main quantities"];
   const more = el("button", {type: "button", class: "more", onclick: () => { more.textContent = labels[Number(table.classList.toggle("all"))]; }}, labels[0]);
-  const alone = sets.length > 1 ? null : el("p", {class: "warning"}, "No other set stands beside these numbers. Without a null — structures made without a model — they do not say what the model is worth.");
+  const alone = sets.length > 1 ? null : el("p", {class: "warning"}, "No other set stands beside these numbers. Without a model-free baseline they do not say what the model is worth.");
   return section("What came out",
     "Rates count every submitted structure, failures included; means count the structures where the quantity exists, n of them. The bar under a value is its 95 % interval, on one scale for all sets of a row.",
     alone, el("div", {class: "cards"}, data.headline.map(headlineCard)), notes.length ? el("div", {class: "legend"}, notes) : null, table, more);

@@ -1,8 +1,7 @@
 """Tables of an evaluation: pandas DataFrames with one row a structure and the dtypes of their schema.
 
-These hold whether a table was computed or read back from a CSV: "str" (missing: ""), "float" (float64,
-missing: NaN), "int" (Int64, missing: NA) and "bool" (boolean, missing: NA). In the files a missing value is an
-empty cell.
+They hold whether a table was computed or read back from a CSV: "str" (missing ""), "float" (float64, NaN),
+"int" (Int64, NA) and "bool" (boolean, NA). In the files a missing value is an empty cell.
 """
 
 from collections.abc import Iterable, Mapping
