@@ -576,10 +576,11 @@ def main():
     n, unguided = len(arms["default"]), pd.concat([arms[BASE], arms[AGAIN]], ignore_index=True)
     base = metric_samples(unguided)[HIT].mean()
     found = {factor: power(base, factor, n, len(unguided), 3) for factor in (4, 5, 6, 8)}
-    lines += [
-        f"power: {n} beside {len(unguided)} unguided with a rate of {base:.3f} show a ratio of 3 at its lower end, if it truly is "
-        + ", ".join(f"{factor}, in {share:.2f}" for factor, share in found.items())
-    ]
+    shares = ", ".join(f"{factor}, in {share:.2f}" for factor, share in found.items())
+    lines.append(
+        f"power: {n} beside {len(unguided)} unguided with a rate of {base:.3f} show a ratio of 3 "
+        f"at its lower end, if it truly is {shares}"
+    )
     (args.out / "table.md").write_text("\n".join([markdown(tables), "", markdown(swept), "", *lines]) + "\n")
     columns = ["set", "metric", "value", "low95", "high95", "n"]
     write_table(args.out / "table.csv", flat(tables | swept), columns)

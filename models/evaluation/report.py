@@ -101,9 +101,11 @@ def log_exchange_current(delta_g_h):
     j0 = e k0 n / (1 + exp(−ΔG/kT)) for ΔG < 0, times exp(−ΔG/kT) for ΔG > 0, which is one function of |ΔG|.
 
     Args:
-        delta_g_h: ΔG_H in eV, a number or an array.
+        delta_g_h: ΔG_H in eV, a number or an array; NaN stays NaN.
     """
-    return np.log10(CHARGE * K0 * SITES) - np.logaddexp(0.0, np.abs(delta_g_h) / KT) / np.log(10)
+    with np.errstate(invalid="ignore"):
+        saturation = np.logaddexp(0.0, np.abs(delta_g_h) / KT)
+    return np.log10(CHARGE * K0 * SITES) - saturation / np.log(10)
 
 
 def points(rows: pd.DataFrame) -> list[dict]:

@@ -54,6 +54,7 @@ def rows(tmp_path_factory, untrained_dimenet):
         dimenet=untrained_dimenet,
         oracle="rigid",
         oracle_sites=1,
+        phonons=0,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
@@ -115,7 +116,7 @@ def test_a_wrong_oracle_fails_these_checks(rows, wrong: Callable[[float], float]
 
 @pytest.mark.parametrize("name", FORMATION)
 def test_formation_energies_are_those_of_dft(rows, name):
-    """Within twice the MAE against C2DB (0.07 eV/atom): a shifted reference or a wrong +U correction fails."""
+    """Within twice the MAE against C2DB (0.07 eV/atom): a shifted reference or a wrong +U scale fails."""
     assert rows["e_form_eV_per_atom"][f"a_{name}"] == pytest.approx(FORMATION[name], abs=0.14)
 
 
@@ -126,7 +127,7 @@ def test_a_metastable_polymorph_lies_where_dft_puts_it(rows):
 
 @pytest.mark.parametrize("name", ["h-BN", "1H-MoS2", "1T-TiS2"])
 def test_ground_states_lie_below_a_hull_that_does_not_hold_their_formula(rows, name):
-    """Leave-one-out: all else that the hull knows of these elements is less stable than a compound of nature."""
+    """Leave-one-out: all else that the hull knows of these elements is less stable than a real compound."""
     formula, e_form = rows["formula"][f"a_{name}"], rows["e_form_eV_per_atom"][f"a_{name}"]
     hull = Hull.read(ROOT / "data/reference_phases.db")
     hull.entries = [entry for entry in hull.entries if entry.composition.reduced_formula != formula]

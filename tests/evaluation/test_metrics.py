@@ -96,7 +96,7 @@ def test_stability_score_is_one_on_the_hull_and_falls_above_it():
     [(0, 24, 0.0, 0.1380), (1, 24, 0.0074, 0.2024), (24, 24, 0.8620, 1.0), (81, 263, 0.2553, 0.3662)],
 )
 def test_rates_have_wilsons_interval(hits, n, low, high):
-    """The last one is Newcombe's example (Stat. Med. 17, 857 (1998), table I, method 3), the others by hand."""
+    """The last one is Newcombe's example (Stat. Med. 17, 857 (1998), method 3), the others by hand."""
     z = norm.ppf(0.975)
     middle, spread = hits + z**2 / 2, z * math.sqrt(hits * (n - hits) / n + z**2 / 4)
     found = interval((np.arange(n) < hits).astype(float), rate=True)

@@ -1,4 +1,4 @@
-"""Tables: the schema's dtypes from values and from text, the file's format, joining, the dictionary of outputs."""
+"""Tables: the schema's dtypes from values and from text, the file's format, joining, docs/outputs.md."""
 
 import csv
 
