@@ -10,9 +10,7 @@ with a calibrated spread by --combine.
 
 import argparse
 import copy
-import csv
 import math
-import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -25,7 +23,8 @@ from tqdm import tqdm
 from models.crystals.split import ADSORBATE, hash_fraction, host_formula, split_of
 from models.datasets.lmdb_data import LmdbDataset, RecordError, UnsafeRecordError
 from models.evaluation.figures import parity, plot_mae_curve
-from models.infra.files import plain, write_json
+from models.infra.files import plain, write_json, write_rows
+from models.infra.runs import run_script
 from models.networks.baselines import surrogate_report
 from models.networks.dimenet import (
     MAX_ATOMIC_NUMBER,
@@ -362,12 +361,7 @@ def targets(graphs: list[Data]) -> np.ndarray:
 
 
 def write_log(out: Path, history: list[dict]) -> None:
-    temporary = out.with_name(f".{out.stem}_log.tmp")
-    with temporary.open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, fieldnames=history[0].keys())
-        writer.writeheader()
-        writer.writerows(history)
-    os.replace(temporary, out.with_name(f"{out.stem}_log.csv"))
+    write_rows(out.with_name(f"{out.stem}_log.csv"), history, list(history[0]))
 
 
 def measure(ensemble: Ensemble, train: list[Data], test: list[Data], args: argparse.Namespace) -> None:
@@ -487,4 +481,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -12,6 +12,7 @@ from data.build.items import host_items
 from data.build.levels import HERE, LEVELS, claim, guarded, start_worker
 from data.build.pack import pack, pack_evaluated
 from models.infra.jobs import run_jobs
+from models.infra.runs import run_script, take_output
 from models.infra.shards import Shard
 
 
@@ -53,6 +54,7 @@ def main():
     args = build_parser().parse_args()
     if args.evaluated:
         return pack_evaluated(args.evaluated, args.out)
+    take_output(args.out)
     claim(args.out / "shards" / "potential.txt", args.potential)
     shards = {name: Shard(args.out / "shards" / f"{name}.jsonl") for name in LEVELS}
     for name, (task, items_of) in LEVELS.items():
@@ -74,4 +76,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

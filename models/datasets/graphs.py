@@ -7,6 +7,7 @@ from ase import Atoms
 from torch_geometric.data import Data, InMemoryDataset
 
 from models.crystals.split import split_of
+from models.infra.files import load_checkpoint
 
 
 class LayerGraphs(InMemoryDataset):
@@ -52,7 +53,7 @@ def off_equilibrium_graphs(path: Path, split: str) -> list[Data]:
         raise FileNotFoundError(
             f"{path} is missing: python -m data.build perturbed pack, or --off-equilibrium '' to do without"
         )
-    saved = torch.load(path, weights_only=True)
+    saved = load_checkpoint(path)
     sizes = saved["natoms"].tolist()
     numbers, positions = saved["atomic_numbers"].long().split(sizes), saved["pos"].split(sizes)
     rows = zip(numbers, positions, saved["cell"].double(), saved["e_hull"].tolist(), saved["uid"])

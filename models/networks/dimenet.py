@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from models.crystals.elements import element_features
 from models.crystals.split import ADSORBATE
+from models.infra.files import load_checkpoint as read_checkpoint
 from models.infra.files import save_checkpoint
 
 GRAPH_FIELDS = ("pos", "cell", "atomic_numbers", "tags", "edge_index", "edge_shift", "edge_cutoff")
@@ -449,7 +450,7 @@ def load_checkpoint(path: str | os.PathLike, map_location: str | torch.device = 
     Raises:
         ValueError: The file is no checkpoint of this model.
     """
-    checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    checkpoint = read_checkpoint(path, map_location)
     if not isinstance(checkpoint, dict) or not (
         {"hyper_parameters", "state_dict"} <= checkpoint.keys() or "members" in checkpoint
     ):
