@@ -8,7 +8,8 @@ from pathlib import Path
 
 from geo_utils import run_evaluation
 from models.evaluation.settings import add_evaluation_flags
-from models.infra.cli import add_system, resolve
+from models.infra.cli import add_system
+from models.infra.runs import resolve, run_script
 
 BASELINES = ("", "substitution_scores")  # folders of results_external/ with scored model-free baselines
 
@@ -31,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -1,6 +1,5 @@
 """Everything that a set is judged by, as files: tables, figures, DFT inputs, report.html."""
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from models.evaluation.rows import is_true, read_table, records, write_table
 from models.evaluation.schema import COMPARISON, SHORTLIST_COLUMNS
 from models.evaluation.settings import Settings
 from models.evaluation.shortlist import agreement, ranked
-from models.infra.files import write_json
+from models.infra.files import read_json, write_json, write_text
 
 NULLS = ("random_baseline", "substitution")  # model-free baselines
 
@@ -64,7 +63,7 @@ def write_outputs(
     write_table(out / "pareto.csv", front[is_true(front["pareto"])], SHORTLIST_COLUMNS)
     write_json(out / "metrics.json", content)
     text = markdown(metrics)
-    (out / "comparison.md").write_text(text + "\n")
+    write_text(out / "comparison.md", text + "\n")
     write_table(out / "comparison.csv", flat(metrics), [column.name for column in COMPARISON])
     for row in records(best):
         identity = row["material_id"]
@@ -167,7 +166,7 @@ def compared_sets(paths: list[Path], own: str, provenance: dict) -> dict[str, pd
         if not (path.is_file() and summary_path.is_file()):
             print(f"not compared: {path} (or its metrics.json) does not exist")
             continue
-        content = json.loads(summary_path.read_text())
+        content = read_json(summary_path)
         other = [key for key in SAME if content["provenance"].get(key) != provenance[key]]
         if other:
             print(f"not compared: {path} was scored with another {', '.join(other)}: score it again")

@@ -25,6 +25,7 @@ from models.crystals.thresholds import BOND_SCALE, STABLE, VERY_ACTIVE
 from models.evaluation.metrics import is_stable
 from models.evaluation.rows import numbers, records
 from models.evaluation.schema import EV, PERCENT, PURE, SET_METRICS
+from models.infra.files import write_text
 
 HERE = Path(__file__).parent
 SPAN = 12.0  # Å of the layer that is drawn, at least, in both directions
@@ -424,8 +425,4 @@ def write_html(
     page = environment.get_template("report_template.html").render(
         style=Markup(style), program=Markup(program), program_hash=program_hash(program), data=Markup(data)
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page + "\n", encoding="utf-8", newline="\n")
-    temporary.replace(path)
+    write_text(path, page + "\n")

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from models.evaluation.schema import COLUMNS, DTYPES, METRICS, Column
+from models.infra.files import read_rows, write_rows
 
 TRUTH = {"True": True, "False": False}
 Columns = dict[
@@ -25,7 +26,9 @@ def table(records: Iterable[Mapping] = (), schema: tuple[Column, ...] = METRICS)
         records: one mapping a row; None, NaN and a key that is not there are missing.
     """
     frame = pd.DataFrame.from_records(list(records))
-    return _complete(frame, schema)
+    known = {column.name: _typed(frame.get(column.name), column, len(frame)) for column in schema}
+    rest = frame[[name for name in frame.columns if name not in known]]
+    return pd.concat([pd.DataFrame(known, index=frame.index), rest], axis=1)
 
 
 def read_table(path: Path, schema: tuple[Column, ...] = METRICS) -> pd.DataFrame:
@@ -35,16 +38,14 @@ def read_table(path: Path, schema: tuple[Column, ...] = METRICS) -> pd.DataFrame
         ValueError: names the file, the column and the value that is not of its type.
     """
     try:
-        return _complete(pd.read_csv(path, dtype="str", keep_default_na=False), schema)
+        return table(read_rows(path), schema)
     except ValueError as error:
         raise ValueError(f"{path}: {error}: evaluate the set again") from error
 
 
 def write_table(path: Path, frame: pd.DataFrame, columns: Iterable[str] = COLUMNS) -> None:
     """Some columns of a table as a CSV, by rename; missing values are empty cells."""
-    temporary = Path(path).with_name(Path(path).name + ".tmp")
-    frame[list(columns)].to_csv(temporary, index=False, lineterminator="\r\n")
-    temporary.replace(path)
+    write_rows(path, records(frame, columns), columns)
 
 
 def join(frame: pd.DataFrame, found: Columns) -> pd.DataFrame:
@@ -79,13 +80,6 @@ def is_true(column: pd.Series) -> np.ndarray:
 def numbers(column: pd.Series) -> np.ndarray:
     """[n] float of a number column; missing is NaN."""
     return column.to_numpy(float, na_value=np.nan)
-
-
-def _complete(frame: pd.DataFrame, schema: tuple[Column, ...]) -> pd.DataFrame:
-    """All columns of a schema, first and with their dtypes."""
-    known = {column.name: _typed(frame.get(column.name), column, len(frame)) for column in schema}
-    rest = frame[[name for name in frame.columns if name not in known]]
-    return pd.concat([pd.DataFrame(known, index=frame.index), rest], axis=1)
 
 
 def _typed(found: pd.Series | None, column: Column, n: int) -> pd.Series:

@@ -1,6 +1,5 @@
 """Which structures to compute next: P(|ΔG_H| <= 0.1 eV) with the oracle's error, and the ranking by it."""
 
-import json
 import math
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from scipy.stats import norm
 from models.crystals.thresholds import ABSURD, AGREE, VERY_ACTIVE
 from models.evaluation.metrics import DIMENET, E_HULL, ORACLE, interval, is_stable, is_sun, pareto_front
 from models.evaluation.rows import Columns, is_true, numbers, records
+from models.infra.files import read_json
 
 DIMENET_STD, SECOND = "delta_g_h_dimenet_std_eV", "delta_g_h_second_eV"
 VALIDATION = {  # sets with DFT values in data/validation.json → which of their summaries
@@ -32,7 +32,7 @@ def oracle_error(path: Path) -> tuple[float, str]:
     Raises:
         ValueError: the file holds neither set.
     """
-    content = json.loads(Path(path).read_text())
+    content = read_json(path)
     found = {name: content[name][kind] for name, kind in VALIDATION.items() if name in content}
     if not found:
         raise ValueError(f"{path} holds none of {', '.join(VALIDATION)}: run python -m data.build.validate")

@@ -25,7 +25,7 @@ from geo_utils import evaluate, read_cifs
 from models.crystals.gates import gates
 from models.crystals.layer import dimension, extract_layer
 from models.crystals.matching import rmsd
-from models.evaluation import columns, tasks
+from models.evaluation import columns
 from models.evaluation.metrics import aggregate
 from models.evaluation.outputs import NULLS, headline
 from models.evaluation.rows import join, read_table, table
@@ -36,7 +36,7 @@ from models.infra.files import ROOT
 from models.infra.shards import Shard
 from models.networks.synthesis import Forest, SynthesisModel, save_synthesis
 from models.physics.hull import relax_phase
-from models.physics.hydrogen import hydrogen_energy
+from models.physics.hydrogen import HydrogenOracle, hydrogen_energy
 from models.physics.phonons import phonon_stability
 from models.physics.potentials import relax_layer
 
@@ -446,8 +446,12 @@ def test_the_best_get_phonons_and_a_lost_worker_costs_a_verdict(monkeypatch, tmp
     """A square sheet of copper falls into a close-packed one; the second candidate's worker dies."""
     square = Atoms("Cu", [(0, 0, 7.5)], cell=[2.4, 2.4, 15], pbc=(1, 1, 0))
     layers = dict.fromkeys(("square", "lost"), relax_layer(square, EMT(), 0.005).atoms)
-    tasks._worker.update(calculator=EMT())
-    monkeypatch.setattr(columns, "computed", lambda task, items, *_: [task(items[0]), {"lost": "killed"}])
+    oracle = HydrogenOracle(EMT())
+    monkeypatch.setattr(
+        columns,
+        "computed",
+        lambda task, items, settings, *_: [task(items[0], oracle, settings), {"lost": "killed"}],
+    )
     found = columns.phonons(layers, None, Settings(), Shard(tmp_path / "x.jsonl"))
     rows = join(table([{"material_id": name} for name in ("square", "lost", "last")]), found)
     assert list(rows["phonons"]) == ["unstable", "failed", ""] and rows["elastic"][0] == "unstable"
