@@ -55,6 +55,7 @@ from models.infra.files import (
     write_rows,
 )
 from models.infra.shards import Shard
+from models.networks.egnn import Heads
 from models.networks.sampler import expected_distance
 from models.physics.potentials import load_potential
 
@@ -331,7 +332,7 @@ def ranked(rows: list[dict]) -> dict[str, list[dict]]:
     sort = lambda found, losses: [found[k] for k in losses.argsort().tolist()]
     orders = {"DimeNet++": sort(stable, expected_distance(*tensor(stable, (DIMENET, DIMENET_STD)).T))}
     if all(row[column] for row in unique for column in structure_generator.HEADS):
-        orders["heads"] = sort(unique, guide.loss(tensor(unique, structure_generator.HEADS)))
+        orders["heads"] = sort(unique, guide.loss(Heads(*tensor(unique, structure_generator.HEADS).T)))
     return orders
 
 

@@ -224,7 +224,7 @@ def known_of(uid: str) -> Atoms:
 def test_delta_g_is_the_least_prediction_over_sites_plus_the_correction(written):
     """Every site of a layer predicted on its own, the minimum taken, 0.27 eV added."""
     from models.crystals.sites import adsorption_sites, roomy, with_hydrogen
-    from models.networks.dimenet import adsorption_graph
+    from models.datasets.adsorption import adsorption_graph
 
     model = load_dimenet(written / "dimenet.pt")
     graphs = all_graphs(written)

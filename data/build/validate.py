@@ -22,7 +22,8 @@ from models.crystals.thresholds import STABLE
 from models.evaluation.figures import parity
 from models.infra.files import ROOT, write_json
 from models.infra.shards import Shard
-from models.networks.dimenet import adsorption_graph, load_dimenet, predict
+from models.datasets.adsorption import adsorption_graph
+from models.networks.dimenet import load_dimenet, predict
 from models.physics.hull import MAX_ENERGY, Hull
 from models.physics.hydrogen import CORRECTION, hydrogen_energy
 from models.physics.potentials import load_potential, single_point
