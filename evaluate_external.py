@@ -9,7 +9,8 @@ from pathlib import Path
 
 from geo_utils import run_evaluation
 from models.evaluation.settings import add_evaluation_flags
-from models.infra.cli import add_system, resolve
+from models.infra.cli import add_system
+from models.infra.runs import resolve, run_script
 
 
 def build_parser():
@@ -29,4 +30,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

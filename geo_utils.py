@@ -7,7 +7,6 @@ and a report.
 """
 
 import contextlib
-import json
 import math
 import platform
 from collections import Counter
@@ -41,7 +40,7 @@ from models.evaluation.tasks import (
     relax_one,
     second_opinion,
 )
-from models.infra.files import file_hash, read_rows, write_json, write_rows
+from models.infra.files import file_hash, read_json, read_rows, write_json, write_rows, write_text
 from models.infra.shards import Shard
 from models.networks.csllm import CSLLM
 from models.networks.delta_g import predict_delta_g
@@ -461,7 +460,7 @@ def write_report(
     write_rows(out / "shortlist.csv", shortlist, SHORTLIST_COLUMNS)
     write_rows(out / "pareto.csv", [row for row in rank(rows) if row["pareto"]], SHORTLIST_COLUMNS)
     write_json(out / "metrics.json", content)
-    (out / "comparison.md").write_text(table(metrics) + "\n")
+    write_text(out / "comparison.md", table(metrics) + "\n")
     long = flat(metrics)
     write_rows(out / "comparison.csv", long, list(long[0]))
     for row in shortlist:
@@ -547,7 +546,7 @@ def compared_sets(paths: list[Path], own: str, provenance: dict) -> dict[str, li
         if not (path.is_file() and summary.is_file()):
             print(f"not compared: {path} (or its metrics.json) does not exist")
             continue
-        content = json.loads(summary.read_text())
+        content = read_json(summary)
         if any(content["provenance"].get(key) != provenance[key] for key in SAME):
             print(
                 f"not compared: {path} was scored with another potential, oracle, correction or checkpoint: score it again"

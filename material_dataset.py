@@ -20,8 +20,9 @@ from models.crystals.split import split_of
 from models.crystals.thresholds import MAX_THICKNESS, OVERLAP_SCALE
 from models.datasets.graphs import layer_graph
 from models.evaluation.figures import parity
-from models.infra.cli import add_system, resolve
-from models.infra.files import digest, file_hash, write_json
+from models.infra.cli import add_system
+from models.infra.files import atomic, digest, file_hash, write_json
+from models.infra.runs import resolve, run_script
 from models.infra.shards import Shard
 from models.networks.delta_g import predict_delta_g
 from models.networks.dimenet import load_dimenet
@@ -109,8 +110,8 @@ def write_splits(rows, delta_g: dict, out: Path) -> dict:
         path = out / "processed" / f"{name}.pt"
         path.unlink(missing_ok=True)
         if graphs:
-            InMemoryDataset.save(graphs, path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").replace(path)
+            with atomic(path) as temporary:
+                InMemoryDataset.save(graphs, temporary)
     return {name: len(graphs) for name, graphs in splits.items()}
 
 
@@ -267,4 +268,4 @@ def main():
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main()
+    run_script(main)

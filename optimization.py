@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from models.datasets.graphs import LayerGraphs, off_equilibrium_graphs
 from models.evaluation.figures import plot_loss_curve
-from models.infra.cli import add_system, resolve
-from models.infra.files import plain, read_rows, save_checkpoint, write_json, write_rows
+from models.infra.cli import add_system
+from models.infra.files import load_checkpoint, plain, read_rows, save_checkpoint, write_json, write_rows
+from models.infra.runs import resolve, run_script
 from models.networks.diffusion import (
     LOSS_WEIGHTS,
     MAX_E_HULL,
@@ -184,7 +185,7 @@ def main():
         args.device
     )
     if args.init:
-        saved = torch.load(args.init, map_location=args.device, weights_only=True)
+        saved = load_checkpoint(args.init, args.device)
         model.load_state_dict(saved["model"])
         diffusion.load_state_dict(saved["diffusion"])
     if missing := set(args.train_only) - {name for name, _ in model.named_children()}:
@@ -208,7 +209,7 @@ def main():
     history, best, first, skipped = [], math.inf, 0, 0
     last = args.out.with_suffix(".last.pth")
     if args.resume and last.exists():
-        saved = torch.load(last, map_location=args.device, weights_only=True)
+        saved = load_checkpoint(last, args.device)
         model.load_state_dict(saved["raw_model"])
         ema.load_state_dict(saved["model"])
         diffusion.load_state_dict(saved["diffusion"])
@@ -284,7 +285,7 @@ def main():
         test = list(LayerGraphs(args.data, "test"))
     except FileNotFoundError:
         return print("no layer of this database falls into the test split: heads not measured")
-    saved = torch.load(args.out, map_location=args.device, weights_only=True)
+    saved = load_checkpoint(args.out, args.device)
     model.load_state_dict(saved["model"])
     errors = head_errors(model, train, test, args)
     if bent:
@@ -299,4 +300,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -21,8 +21,9 @@ from models.crystals.split import hash_fraction
 from models.datasets.adsorption import by_host, read_graphs, split_graphs
 from models.datasets.lmdb_data import RecordError
 from models.evaluation.figures import parity, plot_mae_curve
-from models.infra.cli import add_system, number, resolve, whole
+from models.infra.cli import add_system, number, whole
 from models.infra.files import digest, plain, write_json
+from models.infra.runs import resolve, run_script
 from models.networks.baselines import surrogate_report
 from models.networks.dimenet import (
     Ensemble,
@@ -324,4 +325,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from geo_utils import run_evaluation
 from models.evaluation.settings import add_evaluation_flags
-from models.infra.cli import add_system, resolve
+from models.infra.cli import add_system
+from models.infra.runs import resolve, run_script
 
 NULLS = ("", "substitution_scores")  # folders of scored sets that no model had a hand in
 
@@ -31,4 +32,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

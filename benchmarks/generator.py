@@ -9,7 +9,6 @@ comes out. Writes OUT/table.md and OUT/table.csv; what is done is not done again
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -28,8 +27,10 @@ from models.evaluation.metrics import flat, interval, table, values
 from models.infra.files import (
     ROOT,
     file_hash,
+    read_json,
     read_rows,
     write_rows,
+    write_text,
 )
 from models.infra.shards import Shard
 from models.networks.layers import to_atoms
@@ -99,7 +100,7 @@ def judged(name: str, flags: list[str], args) -> dict:
         "--phonons",
         0,
     )
-    metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
+    metrics = read_json(folder / "metrics.json")["metrics"]
     rmsd = values(read_rows(folder / "metrics.csv"), "rmsd_relaxed_A")
     return {"rmsd_median_A": median(rmsd, args.seed), **{metric: metrics[metric] for metric in METRICS}}
 
@@ -217,7 +218,7 @@ def main():
     torch.set_num_threads(1)
     found = matches(args)
     sets = {name: judged(name, flags, args) | found.get(name, {}) for name, flags in SETS.items()}
-    (args.out / "table.md").write_text(table(sets) + "\n")
+    write_text(args.out / "table.md", table(sets) + "\n")
     write_rows(args.out / "table.csv", flat(sets), ["set", "metric", "value", "low95", "high95", "n"])
     print(table(sets))
 

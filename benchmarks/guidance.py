@@ -53,6 +53,7 @@ from models.infra.files import (
     plain,
     read_rows,
     write_rows,
+    write_text,
 )
 from models.infra.shards import Shard
 from models.networks.egnn import Heads
@@ -171,9 +172,9 @@ TOP_COLUMNS = [
 
 def unless_done(path: Path, key: str, work):
     """Does `work` unless `path` says that it was done with the same key."""
-    if not path.is_file() or path.read_text() != key:
+    if not path.is_file() or path.read_text(encoding="utf-8") != key:
         work()
-        path.write_text(key)
+        write_text(path, key)
 
 
 def draw(name: str, arm: Arm, seed: int, args) -> Path:
@@ -588,7 +589,7 @@ def main():
         f"power: {n} beside {len(unguided)} unguided with a rate of {base:.3f} show a ratio of 3 at its lower end, if it truly is "
         + ", ".join(f"{factor}, in {share:.2f}" for factor, share in found.items())
     ]
-    (args.out / "table.md").write_text("\n".join([table(tables), "", table(swept), "", *lines]) + "\n")
+    write_text(args.out / "table.md", "\n".join([table(tables), "", table(swept), "", *lines]) + "\n")
     write_rows(
         args.out / "table.csv", flat(tables | swept), ["set", "metric", "value", "low95", "high95", "n"]
     )
@@ -596,7 +597,7 @@ def main():
     write_rows(args.out / "rediscovered.csv", known, list(known[0]))
     draw_figure(tables, swept, args.out / "study.png")
     write_top(arms["default"], args)
-    print((args.out / "table.md").read_text())
+    print((args.out / "table.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import re
 from pathlib import Path
 from string import Template
@@ -15,6 +14,7 @@ from ase.io import write
 
 from models.crystals.sites import spaced_supercell
 from models.crystals.thresholds import CALCULATION_VACUUM, EXACT_SYMPREC
+from models.infra.files import write_text
 from models.physics.hydrogen import CORRECTION
 
 KPOINT_DENSITY = (
@@ -169,9 +169,9 @@ def write_handoff(
         _remove(target, [SCRIPT])
     else:
         _write_calculation(target / "slab_H", slab_h, f"{title} with H", True)
-        _write(target / SCRIPT, _gpaw_script(title, slab))
+        write_text(target / SCRIPT, _gpaw_script(title, slab))
     _write_calculation(Path(folder) / "h2", _molecule(), "H2", False)
-    _write(target / "README.txt", _readme(name, slab_h is not None, row, provenance))
+    write_text(target / "README.txt", _readme(name, slab_h is not None, row, provenance))
     return target
 
 
@@ -262,11 +262,11 @@ def _write_calculation(folder: Path, atoms: Atoms, title: str, dipole: bool) -> 
     extended = atoms.copy()
     if moments is not None:
         extended.set_initial_magnetic_moments(moments)
-    _write(folder / "POSCAR", _as_text(atoms, "vasp", direct=True))
-    _write(folder / "structure.extxyz", _as_text(extended, "extxyz"))
-    _write(folder / "INCAR", _incar(atoms, title, moments, dipole))
+    write_text(folder / "POSCAR", _as_text(atoms, "vasp", direct=True))
+    write_text(folder / "structure.extxyz", _as_text(extended, "extxyz"))
+    write_text(folder / "INCAR", _incar(atoms, title, moments, dipole))
     mesh = " ".join(map(str, kpoint_mesh(atoms) if atoms.pbc.any() else (1, 1, 1)))
-    _write(folder / "KPOINTS", KPOINTS.substitute(density=f"{KPOINT_DENSITY:g}", mesh=mesh))
+    write_text(folder / "KPOINTS", KPOINTS.substitute(density=f"{KPOINT_DENSITY:g}", mesh=mesh))
 
 
 def _as_text(atoms: Atoms, kind: str, **options) -> str:
@@ -324,14 +324,6 @@ def _plain(value) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {inner}" for key, inner in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _write(path: Path, text: str) -> None:
-    """Text by rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(temporary, path)
 
 
 def _remove(folder: Path, names) -> None:

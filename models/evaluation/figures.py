@@ -12,6 +12,7 @@ from ase.data.colors import jmol_colors
 from models.crystals.layer import flipped
 from models.crystals.thresholds import ACTIVE, STABLE
 from models.evaluation.metrics import is_true
+from models.infra.files import atomic
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -33,11 +34,9 @@ plt.rcParams.update(
 
 def save(figure, path: Path):
     """Writes a PNG by rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.stem + ".tmp.png")
-    figure.savefig(temporary, bbox_inches="tight")
+    with atomic(path) as temporary:
+        figure.savefig(temporary, bbox_inches="tight")
     plt.close(figure)
-    temporary.replace(path)
 
 
 def plot_loss_curve(history: list[dict], path: Path):

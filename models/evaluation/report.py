@@ -19,6 +19,7 @@ from ase.data import atomic_names, atomic_numbers, chemical_symbols, covalent_ra
 from ase.data.colors import jmol_colors
 
 from models.crystals.thresholds import ABSURD, BOND_SCALE, STABLE, VERY_ACTIVE
+from models.infra.files import write_text
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 SPAN = 12.0  # Å of the layer that is drawn, at least, in both directions
@@ -541,8 +542,4 @@ def write_html(
     """
     before, after = guarded(TEMPLATE.read_text(encoding="utf-8")).split("__DATA__")
     data = script_safe(content(name, evaluation, others, metrics, shortlist, figures))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(before + data + after, encoding="utf-8", newline="\n")
-    temporary.replace(path)
+    write_text(path, before + data + after)

@@ -2,7 +2,6 @@
 opinion.
 """
 
-import json
 import math
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from models.crystals.thresholds import ABSURD, AGREE, VERY_ACTIVE
 from models.evaluation.metrics import ORACLE, interval, is_stable, is_sun, is_true, pairs, pareto_front, value
+from models.infra.files import read_json
 
 DIMENET, DIMENET_STD, SECOND = "delta_g_h_dimenet_eV", "delta_g_h_dimenet_std_eV", "delta_g_h_second_eV"
 VALIDATION = {
@@ -32,7 +32,7 @@ def oracle_error(path: Path) -> tuple[float, str]:
     Raises:
         ValueError: the file holds neither set.
     """
-    content = json.loads(Path(path).read_text())
+    content = read_json(path)
     found = {name: content[name][kind] for name, kind in VALIDATION.items() if name in content}
     if not found:
         raise ValueError(f"{path} holds none of {', '.join(VALIDATION)}: run python -m data.build.validate")

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from models.infra.cli import number, whole
-from models.infra.files import plain, save_checkpoint, write_rows
+from models.infra.files import UnreadableFile, load_checkpoint, plain, save_checkpoint, write_rows
 
 LAST_RATE = 0.01  # of the highest learning rate, at the end of the cosine: small enough to settle, never zero
 # Steps in a row without a finite gradient that end a training: one bad batch costs one step, weights that have
@@ -116,10 +116,11 @@ def read_last(out: Path, device: str = "cpu") -> dict | None:
     if not path.is_file():
         return None
     try:
-        saved = torch.load(path, device, weights_only=True)
-        complete = {"run", "raw_model", "average", "optimizer", "scheduler", "history"} <= saved.keys()
-    except Exception as error:  # torch fails in many ways on what is no checkpoint
-        raise SystemExit(f"error: {path} cannot be read ({type(error).__name__}): remove it") from error
+        saved = load_checkpoint(path, device)
+    except UnreadableFile as error:
+        raise SystemExit(f"error: {error}; remove it to start anew") from None
+    needed = {"run", "raw_model", "average", "optimizer", "scheduler", "history"}
+    complete = isinstance(saved, dict) and needed <= saved.keys()
     if not complete:
         raise SystemExit(f"error: {path} is no state of a training of this version: remove it to start anew")
     return saved
