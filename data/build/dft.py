@@ -34,7 +34,9 @@ MAX_E_HULL = 0.3  # eV/atom of a C2DB layer
 TARGET, WINDOW = -0.27, 0.3  # eV: ΔE_H at which ΔG_H is 0, and how far off a targeted host may lie
 SURFACES = ("fcc", "hcp", "bcc", "skin", "buried")  # keys of the embedded set that are no monolayers
 SECONDS = 1800  # a calculation that takes longer is a failure: SCF that creeps
-ORDER = "embedded c2db targeted embedded c2db literature embedded c2db top20 c2db".split()  # 7 of 10 random, in this order, over and over
+ORDER = (
+    "embedded c2db targeted embedded c2db literature embedded c2db top20 c2db".split()
+)  # 7 of 10 random, in this order, over and over
 SECOND_EVERY, RELAX_EVERY = 6, 20  # of the embedded hosts: the second-best site too; H relaxed by DFT too
 
 # Layers whose ΔE_H or ΔG_H by DFT is in the literature, by their keys in the embedded set.
@@ -54,14 +56,23 @@ def material_class(atoms: Atoms) -> str:
         return "element"
     metals, anions = elements & EARLY, elements - EARLY
     share = sum(symbol in metals for symbol in atoms.symbols) / len(atoms)
-    if metals and anions & {"C", "N"} and share >= 0.4 - 1e-6 and anions <= set("C N O F Cl Br I S Se Te H".split()):
+    if (
+        metals
+        and anions & {"C", "N"}
+        and share >= 0.4 - 1e-6
+        and anions <= set("C N O F Cl Br I S Se Te H".split())
+    ):
         return "MXene"
     if elements & set("F Cl Br I".split()):
         return "halide"
     if "O" in elements:
         return "oxide"
     chalcogens = elements & set("S Se Te".split())
-    if chalcogens and elements - chalcogens <= TRANSITION and sum(s in chalcogens for s in atoms.symbols) * 3 == len(atoms) * 2:
+    if (
+        chalcogens
+        and elements - chalcogens <= TRANSITION
+        and sum(s in chalcogens for s in atoms.symbols) * 3 == len(atoms) * 2
+    ):
         return "TMD"
     if chalcogens:
         return "chalcogenide"
@@ -79,7 +90,15 @@ def adsorbed(pose: Atoms, face: int) -> str:
 
 def item(key: str, sample: str, source: str, host: Atoms, **more) -> dict:
     """A piece of work; `more` has the pose, face and delta_e where SevenNet has been there already, else its oracle is asked."""
-    return {"key": key, "sample": sample, "source": source, "host": host, "rank": "best", "relax": "none", **more}
+    return {
+        "key": key,
+        "sample": sample,
+        "source": source,
+        "host": host,
+        "rank": "best",
+        "relax": "none",
+        **more,
+    }
 
 
 def embedded_items(shard: Path) -> list[dict]:
@@ -93,7 +112,9 @@ def embedded_items(shard: Path) -> list[dict]:
         for site in row["sites"]:
             pose = Atoms([*slab.numbers, 1], site["end"], cell=slab.cell, pbc=slab.pbc)
             if site["converged"] and not site["flag"] and not adsorbed(pose, site["face"]):
-                good.append({"pose": pose, "delta_e": site["delta_e"], "site": _label(site["kind"], site["face"])})
+                good.append(
+                    {"pose": pose, "delta_e": site["delta_e"], "site": _label(site["kind"], site["face"])}
+                )
         if not good:
             continue
         good.sort(key=lambda site: site["delta_e"])
@@ -153,14 +174,28 @@ def targeted_items(folder: Path) -> list[dict]:
             continue
         seen.add(record.host_uid)
         host = primitive_layer(slab, 0.02)
-        items.append(item(key, "targeted", "generated", host, pose=pose, delta_e=float(record.y_relaxed), site=_label("relaxed", face)))
+        items.append(
+            item(
+                key,
+                "targeted",
+                "generated",
+                host,
+                pose=pose,
+                delta_e=float(record.y_relaxed),
+                site=_label("relaxed", face),
+            )
+        )
     return items
 
 
 def literature_items(shard: Path) -> list[dict]:
     """Layers of LITERATURE as SevenNet relaxed them in the embedded set; hydrogen is still to be put on."""
     rows = Shard(shard).rows
-    return [item(key, "literature", "embedded", unpack_atoms(rows[key]["atoms"])) for key in LITERATURE if rows[key]["reason"] == ""]
+    return [
+        item(key, "literature", "embedded", unpack_atoms(rows[key]["atoms"]))
+        for key in LITERATURE
+        if rows[key]["reason"] == ""
+    ]
 
 
 def top20_items(folder: Path) -> list[dict]:
@@ -176,7 +211,9 @@ def top20_items(folder: Path) -> list[dict]:
         delta_e = float(row["delta_g_h_oracle_eV"]) - CORRECTION
         for atoms in (host, pose):
             atoms.pbc = (True, True, False)
-        items.append(item(f"top20 {name}", "top20", "published", host, pose=pose, delta_e=delta_e, site=row["h_site"]))
+        items.append(
+            item(f"top20 {name}", "top20", "published", host, pose=pose, delta_e=delta_e, site=row["h_site"])
+        )
     return items
 
 
@@ -237,7 +274,13 @@ class Oracle:
 
 def record(work: dict, settings: Settings, half_h2: float, oracle: Oracle, slabs: dict) -> dict:
     """The row of an item: numbers, or the reason why there are none."""
-    row = {"sample": work["sample"], "source": work["source"], "rank": work["rank"], "relax": work["relax"], "settings": settings.key}
+    row = {
+        "sample": work["sample"],
+        "source": work["source"],
+        "rank": work["rank"],
+        "relax": work["relax"],
+        "settings": settings.key,
+    }
     reason = ""
     if "pose" not in work:
         work, reason = oracle.place(work)
@@ -247,17 +290,35 @@ def record(work: dict, settings: Settings, half_h2: float, oracle: Oracle, slabs
         row["split"] = split_of(row["formula"])
     if reason:
         return row | {"reason": reason}
-    row |= {"site": work["site"], "pose": pack_atoms(pose), "delta_e_sevennet": round(float(work["delta_e"]), 5)}
+    row |= {
+        "site": work["site"],
+        "pose": pack_atoms(pose),
+        "delta_e_sevennet": round(float(work["delta_e"]), 5),
+    }
     # Poses of one host differ in their height, so their cells do; the slab's own energy is computed anew for each.
-    found = hydrogen_on(host, pose, settings, half_h2, work["relax"], slabs.get((work["key"], len(pose))) if work["relax"] != "none" else None)
+    found = hydrogen_on(
+        host,
+        pose,
+        settings,
+        half_h2,
+        work["relax"],
+        slabs.get((work["key"], len(pose))) if work["relax"] != "none" else None,
+    )
     slabs.clear()
     slabs[work["key"], len(pose)] = found.slab
     row |= {
         "delta_e_dft": round(found.delta_e, 5),
-        "energies": {"slab": round(found.slab.energy, 5), "pose": round(found.pose.energy, 5), "half_h2": round(half_h2, 5)},
+        "energies": {
+            "slab": round(found.slab.energy, 5),
+            "pose": round(found.pose.energy, 5),
+            "half_h2": round(half_h2, 5),
+        },
         "cells": found.cells,
         "moments": {"slab": round(found.slab.moment, 3), "pose": round(found.pose.moment, 3)},
-        "gaps": {"slab": found.slab.gap and round(found.slab.gap, 3), "pose": found.pose.gap and round(found.pose.gap, 3)},
+        "gaps": {
+            "slab": found.slab.gap and round(found.slab.gap, 3),
+            "pose": found.pose.gap and round(found.pose.gap, 3),
+        },
         "attempts": {"slab": found.slab.attempts, "pose": found.pose.attempts},
         "spin": found.spin,
         "grid": found.grid,
@@ -278,7 +339,16 @@ def make(shard: Shard, items: list[dict], settings: Settings, hours: float, pote
     reference = f"H2|{settings.key}"
     if reference not in shard.rows:
         half, bond = half_hydrogen(settings)
-        shard.append(reference, {"sample": "reference", "settings": settings.key, "half_h2": half, "bond": bond, "all": vars(settings)})
+        shard.append(
+            reference,
+            {
+                "sample": "reference",
+                "settings": settings.key,
+                "half_h2": half,
+                "bond": bond,
+                "all": vars(settings),
+            },
+        )
     half = shard.rows[reference]["half_h2"]
     signal.signal(signal.SIGALRM, _out_of_time)
     for work in tqdm(items, desc="DFT", mininterval=5):
@@ -292,7 +362,9 @@ def make(shard: Shard, items: list[dict], settings: Settings, hours: float, pote
         try:
             row = record(work, settings, half, oracle, slabs)
         except Exception as error:  # one bad structure costs one row
-            row = {name: work[name] for name in ("sample", "source", "rank", "relax")} | {"settings": settings.key}
+            row = {name: work[name] for name in ("sample", "source", "rank", "relax")} | {
+                "settings": settings.key
+            }
             if work["host"] is not None:
                 formula = reduced_formula(work["host"])
                 row |= {"formula": formula, "class": material_class(work["host"]), "split": split_of(formula)}
@@ -310,12 +382,18 @@ def counts(shard: Shard) -> str:
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--hours", type=float, default=1.0, help="no new calculation is started after this time")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--hours", type=float, default=1.0, help="no new calculation is started after this time"
+    )
     parser.add_argument("--out", type=Path, default=SHARDS / "dft.jsonl", help="where the records go")
     parser.add_argument("--only", nargs="*", help="only these samples: random, targeted, literature, top20")
     parser.add_argument("--potential", default="sevennet", help="potential that relaxes layers and hydrogen")
-    parser.add_argument("--dft-calculator", default="gpaw", help="gpaw, or module:factory of any ASE calculator")
+    parser.add_argument(
+        "--dft-calculator", default="gpaw", help="gpaw, or module:factory of any ASE calculator"
+    )
     return parser
 
 

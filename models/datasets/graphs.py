@@ -28,7 +28,7 @@ class LayerGraphs(InMemoryDataset):
         path = Path(root) / "processed" / f"{split}.pt"
         if not path.exists():
             raise FileNotFoundError(
-                f"{path} is missing: run material_dataset.py --out {root} on a database with layers in this split"
+                f"{path} is missing: run material_dataset.py --out {root} on a database with such layers"
             )
         super().__init__(str(root))
         try:  # not torch_geometric's own load, which falls back to running what the file says

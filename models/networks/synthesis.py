@@ -237,7 +237,7 @@ class SynthesisModel(nn.Module):
 
     @torch.no_grad()
     def predict(self, structures: Sequence[Atoms], e_hull: Sequence[float]) -> np.ndarray:
-        """P(synthesizable) [n] of n layers in the convention with E_hull [n] in eV/atom, NaN where unknown."""
+        """P(synthesizable) [n] of n layers in the convention; E_hull [n] in eV/atom, NaN where unknown."""
         table = _tensor(feature_table(structures, e_hull)).to(self.with_e_hull.c.device)
         return self(table).cpu().numpy().astype(float)
 

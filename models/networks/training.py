@@ -1,4 +1,4 @@
-"""What the trainings of stages 1 and 3 share: their flags, files, learning rate, averaged weights, checkpoints.
+"""What the trainings of stages 1 and 3 share: flags, files, learning rate, averaged weights, checkpoints.
 
 A training writes beside OUT = m.pth, each file by rename:
 
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from models.infra.cli import number, whole
+from models.infra.cli import real, whole
 from models.infra.files import plain, save_checkpoint, write_rows
 
 LAST_RATE = 0.01  # of the highest learning rate, at the end of the cosine: small enough to settle, never zero
-# Steps in a row without a finite gradient that end a training: one bad batch costs one step, weights that have
-# run away never come back
+# Steps in a row without a finite gradient that end a training: one bad batch costs one step, weights that
+# have run away never come back
 PATIENCE = 10
 # Arguments that change nothing of the result, and may differ between a run and its continuation
 RUN_ONLY = {"resume", "device", "threads", "out", "figure", "plot"}
@@ -38,14 +38,14 @@ def add_optimisation(parser: argparse.ArgumentParser, **defaults) -> argparse._A
     """
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=whole(1), help="passes over the training set")
-    group.add_argument("--lr", type=number(0, 1, open_low=True), help="highest learning rate of AdamW")
+    group.add_argument("--lr", type=real(1e-12, 1), help="highest learning rate of AdamW")
     group.add_argument(
-        "--warmup", type=number(0, 1), help="share of the steps with a rising learning rate, then a cosine"
+        "--warmup", type=real(0, 1), help="share of the steps with a rising learning rate, then a cosine"
     )
-    group.add_argument("--weight-decay", type=number(0, 1), help="of AdamW")
-    group.add_argument("--clip", type=number(0, open_low=True), help="highest norm of the gradient")
+    group.add_argument("--weight-decay", type=real(0, 1), help="of AdamW")
+    group.add_argument("--clip", type=real(1e-9), help="highest norm of the gradient")
     group.add_argument(
-        "--ema", type=number(0, 1, open_high=True), help="decay of the averaged weights (shorter at first)"
+        "--ema", type=real(0, 0.999999), help="decay of the averaged weights (shorter at first)"
     )
     parser.set_defaults(**defaults)
     return group
@@ -72,7 +72,8 @@ def warmup_cosine(step: int, warmup: int, total: int) -> float:
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """Exponential moving average of a model's weights, which begins with the model as it is.
 
-    The decay of the n-th update is min(decay, n / (n + 9)), or a short run would never leave its random start.
+    The decay of the n-th update is min(decay, n / (n + 9)), or a short run
+    would never leave its random start.
     """
 
     @torch.no_grad()
@@ -204,12 +205,15 @@ class Trainer:
             self.steps = self.capped = self.skipped = 0
             yield epoch
 
-    def step(self, loss: Tensor, batch: str) -> None:
+    def step(self, loss: Tensor, batch: str) -> bool:
         """One step of the optimiser, unless the loss or its gradient is not finite.
 
         Args:
             loss: Scalar.
             batch: Names of the structures in it, for the message.
+
+        Returns:
+            Whether the step was taken.
 
         Raises:
             SystemExit: PATIENCE steps in a row had no finite gradient.
@@ -218,7 +222,8 @@ class Trainer:
         loss.backward()
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip))
         self.steps += 1
-        if math.isfinite(norm) and bool(torch.isfinite(loss)):
+        taken = math.isfinite(norm) and bool(torch.isfinite(loss))
+        if taken:
             self.optimizer.step()
             self.capped += norm > self.args.clip
             self.in_a_row = 0
@@ -232,6 +237,7 @@ class Trainer:
                 self._diverged(f"{PATIENCE} steps in a row have no finite gradient")
         self.scheduler.step()
         self.average.update_parameters(self.model)
+        return taken
 
     def end_epoch(self, row: dict[str, float], judged_by: str) -> bool:
         """Writes the checkpoints and the log.
@@ -283,6 +289,6 @@ class Trainer:
         if not self.history:
             kept = "no epoch was finished, so no checkpoint was written"
         raise SystemExit(
-            f"error: the training diverged: {what}; {kept}. Use a lower --lr (now {self.args.lr:g}) or --clip "
-            f"(now {self.args.clip:g}), or look at the structures of the batches named above"
+            f"error: the training diverged: {what}; {kept}. Use a lower --lr (now {self.args.lr:g}) or "
+            f"--clip (now {self.args.clip:g}), or look at the structures of the batches named above"
         )

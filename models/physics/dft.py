@@ -154,7 +154,9 @@ def gpaw_calculator(settings: Settings, kpoints, spin: bool, gentle: bool) -> Ba
     mode = {"name": "pw", "ecut": settings.cutoff} if settings.mode == "pw" else "lcao"
     options = {} if settings.mode == "pw" else {"basis": settings.mode, "h": 0.18}
     if settings.mode == "pw":
-        options["eigensolver"] = "davidson"  # rmm-diis takes a third less time and does not converge on layers with states at the Fermi level
+        options["eigensolver"] = (
+            "davidson"  # rmm-diis takes a third less time and does not converge on layers with states at the Fermi level
+        )
     if gentle:
         options["mixer"] = {"name": "pulay", "beta": 0.02, "nmaxold": 5, "weight": 100.0}
     points = {"size": kpoints, "gamma": True} if isinstance(kpoints, tuple) else kpoints
@@ -166,7 +168,11 @@ def gpaw_calculator(settings: Settings, kpoints, spin: bool, gentle: bool) -> Ba
         kpts=points,
         spinpol=spin,
         occupations={"name": "fermi-dirac", "width": settings.smearing},
-        convergence={"energy": 1e-4, "density": 1e-3, "eigenstates": 1e-5},  # eV/electron, electrons, eV²: 1 meV in all
+        convergence={
+            "energy": 1e-4,
+            "density": 1e-3,
+            "eigenstates": 1e-5,
+        },  # eV/electron, electrons, eV²: 1 meV in all
         maxiter=150 if gentle else 60,
         txt=None,
         **options,
@@ -185,7 +191,9 @@ def calculator_factory(name: str) -> Callable[[Settings, object, bool, bool], Ba
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise DftError(f"--dft-calculator {name}: give module:factory, called with (settings, kpoints, spin, gentle) ({error})") from error
+        raise DftError(
+            f"--dft-calculator {name}: give module:factory, called with (settings, kpoints, spin, gentle) ({error})"
+        ) from error
 
 
 def converge(atoms: Atoms, settings: Settings, kpoints, spin: bool) -> tuple[Energy, Atoms]:
@@ -223,7 +231,9 @@ def _gap(calculator) -> float | None:
     try:
         fermi = calculator.get_fermi_level()
         kpoints, spins = len(calculator.get_ibz_k_points()), calculator.get_number_of_spins()
-        levels = np.concatenate([calculator.get_eigenvalues(kpt=k, spin=s) for k in range(kpoints) for s in range(spins)])
+        levels = np.concatenate(
+            [calculator.get_eigenvalues(kpt=k, spin=s) for k in range(kpoints) for s in range(spins)]
+        )
     except (AttributeError, NotImplementedError):
         return None
     below, above = levels[levels <= fermi], levels[levels > fermi]
@@ -262,7 +272,14 @@ class HydrogenEnergy:
     end: Atoms | None
 
 
-def hydrogen_on(host: Atoms, pose: Atoms, settings: Settings, half_h2: float, relax: str = "none", slab: Energy | None = None):
+def hydrogen_on(
+    host: Atoms,
+    pose: Atoms,
+    settings: Settings,
+    half_h2: float,
+    relax: str = "none",
+    slab: Energy | None = None,
+):
     """ΔE_H of one pose by DFT.
 
     Args:
@@ -285,7 +302,11 @@ def hydrogen_on(host: Atoms, pose: Atoms, settings: Settings, half_h2: float, re
     spin = settings.polarised(host.symbols)
     if slab is None:
         diagonal = not transform[0, 1] and not transform[1, 0]
-        points = (grid[0] * abs(transform[0, 0]), grid[1] * abs(transform[1, 1]), 1) if diagonal else folded_kpoints(transform, grid)
+        points = (
+            (grid[0] * abs(transform[0, 0]), grid[1] * abs(transform[1, 1]), 1)
+            if diagonal
+            else folded_kpoints(transform, grid)
+        )
         slab, _ = converge(boxed(host, height), settings, points, spin)
     energy, work = converge(boxed(pose, height), settings, grid, spin)
     end = None
