@@ -30,7 +30,8 @@ from models.infra.shards import Shard
 from models.networks.delta_g import predict_delta_g
 from models.networks.dimenet import load_dimenet
 from models.networks.synthesis import save_synthesis, train_synthesis
-from models.physics.hydrogen import CORRECTION, oracle_labels
+from models.physics.hydrogen import CORRECTION
+from models.physics.parallel import oracle_labels
 from models.physics.potentials import load_potential
 
 EXPERIMENT = ("icsd_id", "cod_id", "doi")  # a row with one of these has been made

@@ -116,7 +116,7 @@ def single_point(atoms: Atoms, calculator: BaseCalculator) -> float:
     Non-periodic axes are made periodic with ample vacuum, which SevenNet needs and the others do not mind;
     periodic axes are taken as they are.
     """
-    copy, _ = _fully_periodic(atoms)
+    copy, _ = fully_periodic(atoms)
     copy.calc = calculator
     return float(copy.get_potential_energy())
 
@@ -149,7 +149,7 @@ def relax_layer(
         raise ValueError(f"relax_layer needs c along z and a, b across, got {lattice}")
     if cell and not atoms.pbc[:2].all():
         raise ValueError(f"relax_layer needs a and b periodic, got pbc = {atoms.pbc.tolist()}")
-    work, shift = _fully_periodic(atoms)
+    work, shift = fully_periodic(atoms)
     work.calc = calculator
     start = _State.of(work)
     problem = start.problem(start)
@@ -222,7 +222,7 @@ def _finish(
     return Relaxed(relaxed, state.energy, bool(converged), int(steps), problem)
 
 
-def _fully_periodic(atoms: Atoms) -> tuple[Atoms, np.ndarray]:
+def fully_periodic(atoms: Atoms) -> tuple[Atoms, np.ndarray]:
     """Copy with pbc = True and `CALCULATION_VACUUM` along the axes that were open, and the shift [3] Å of its atoms."""
     copy = atoms.copy()
     open_axes = tuple(int(axis) for axis in np.flatnonzero(~atoms.pbc))
