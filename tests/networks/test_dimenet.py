@@ -14,6 +14,7 @@ from ase import Atoms
 from ase.build import fcc111, make_supercell, mx2
 from ase.data import atomic_numbers
 from ase.neighborlist import neighbor_list
+from layers import h_on_metal
 from torch_geometric.data import Data
 from torch_geometric.nn.models.dimenet import SphericalBasisLayer
 
@@ -333,22 +334,6 @@ def test_elements_of_one_group_look_alike_before_training():
 
 
 # ---------------------------------------------------------------- training
-
-
-def h_on_metal(metal, height, sid, **extra):
-    atoms = fcc111(metal, (1, 1, 2), vacuum=6) + Atoms("H", [[0, 0, 0]])
-    atoms.positions[-1] = atoms.positions[1] + [0, 0, height]
-    return Data(
-        pos=torch.tensor(atoms.positions, dtype=torch.float32),
-        cell=torch.tensor(atoms.cell.array).float()[None],
-        atomic_numbers=torch.tensor(atoms.numbers).float(),
-        tags=torch.tensor([0, 1, 2]),
-        natoms=3,
-        fixed=torch.tensor([1, 0, 0]),
-        sid=sid,
-        y_relaxed=height - 1.5,
-        **extra,
-    )
 
 
 @pytest.fixture(scope="module")
