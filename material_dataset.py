@@ -24,8 +24,9 @@ from models.crystals.split import split_of
 from models.crystals.thresholds import MAX_THICKNESS, OVERLAP_SCALE
 from models.datasets.graphs import layer_graph
 from models.evaluation.figures import parity
-from models.infra.cli import add_system, real, resolve, whole
-from models.infra.files import digest, file_hash, write_json
+from models.infra.cli import add_system, real, whole
+from models.infra.files import atomic, digest, file_hash, write_json
+from models.infra.runs import resolve, run_script
 from models.infra.shards import Shard
 from models.networks.delta_g import predict_delta_g
 from models.networks.dimenet import load_dimenet
@@ -159,8 +160,8 @@ def write_splits(rows, delta_g: dict, out: Path, source: str) -> dict:
         path = out / "processed" / f"{name}.pt"
         path.unlink(missing_ok=True)
         if graphs:
-            InMemoryDataset.save(graphs, path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").replace(path)
+            with atomic(path) as temporary:
+                InMemoryDataset.save(graphs, temporary)
     return {name: len(graphs) for name, graphs in splits.items()}
 
 
@@ -312,13 +313,10 @@ def summary(delta_g: dict) -> dict:
 def main(argv: list[str] | None = None) -> None:
     """Cleans the database, labels its layers, and writes the splits and the report."""
     args = build_parser().parse_args(argv)
-    try:
-        check_models(args)
-        rows, dropped = read_layers(args.db, args.max_atoms, args.max_e_hull, args.limit)
-    except (FileNotFoundError, ValueError, RuntimeError) as error:
-        raise SystemExit(f"error: {error}") from None
+    check_models(args)
+    rows, dropped = read_layers(args.db, args.max_atoms, args.max_e_hull, args.limit)
     if not rows:
-        raise SystemExit(f"error: {args.db}: no row is left after cleaning ({dict(dropped)})")
+        raise ValueError(f"{args.db}: no row is left after cleaning ({dict(dropped)})")
     args = resolve(args)
     for reason, count in dropped.most_common():
         print(f"dropped {count:6d}  {reason}")
@@ -343,4 +341,4 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main()
+    run_script(main)

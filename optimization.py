@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from models.datasets.graphs import labelled_layers, off_equilibrium_graphs
 from models.evaluation.figures import plot_loss_curve
-from models.infra.cli import add_system, real, resolve, whole
-from models.infra.files import read_rows, write_json
+from models.infra.cli import add_system, real, whole
+from models.infra.files import load_checkpoint, read_rows, write_json
+from models.infra.runs import resolve, run_script
 from models.networks.diffusion import LOSS_WEIGHTS, Diffusion, joint_loss, off_equilibrium_loss
 from models.networks.egnn import DenoisingEGNN
 from models.networks.joint import (
@@ -121,13 +122,11 @@ def read_data(args: argparse.Namespace) -> TrainingData:
     """Training and validation graphs of all folders, and the off-equilibrium ones.
 
     Raises:
-        SystemExit: A file is missing, holds no graphs, or none that can be trained on.
+        FileNotFoundError: A file is missing.
+        ValueError: A file holds no graphs, or none that can be trained on.
     """
-    try:
-        train, val = (labelled_layers(args.data, split) for split in ("train", "val"))
-        bent = off_equilibrium_graphs(args.off_equilibrium, "train") if args.off_equilibrium.name else []
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+    train, val = (labelled_layers(args.data, split) for split in ("train", "val"))
+    bent = off_equilibrium_graphs(args.off_equilibrium, "train") if args.off_equilibrium.name else []
     return TrainingData(train[: args.limit or None], val, bent)
 
 
@@ -135,7 +134,7 @@ def build(data: TrainingData, args: argparse.Namespace) -> tuple[Joint, Diffusio
     """The network, new or from --init, and the noise schedule.
 
     Raises:
-        SystemExit: --init or --train-only cannot be followed.
+        FileNotFoundError, ValueError: --init or --train-only cannot be followed.
     """
     mean, std = lattice_statistics(data.train)
     diffusion = Diffusion(lattice_mean=mean, lattice_std=std)
@@ -146,7 +145,7 @@ def build(data: TrainingData, args: argparse.Namespace) -> tuple[Joint, Diffusio
         silence_untaught_heads(network, data, loss_weights(args))
     names = [name for name, _ in network.named_children()]
     if missing := set(args.train_only) - set(names):
-        raise SystemExit(f"error: --train-only {' '.join(missing)}: the model has {', '.join(names)}")
+        raise ValueError(f"--train-only {' '.join(missing)}: the model has {', '.join(names)}")
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(not args.train_only or name.split(".")[0] in args.train_only)
     sizes = f"{len(data.train)} training and {len(data.val)} validation graphs"
@@ -158,15 +157,16 @@ def load_weights(network: DenoisingEGNN, diffusion: Diffusion, path: Path) -> No
     """Weights of an earlier training.
 
     Raises:
-        SystemExit: The file is missing, or holds no such weights.
+        FileNotFoundError: There is no such file.
+        ValueError: It holds no such weights.
     """
+    saved = load_checkpoint(path)
     try:
-        saved = torch.load(path, "cpu", weights_only=True)
         network.load_state_dict(saved["model"])
         diffusion.load_state_dict(saved["diffusion"])
-    except Exception as error:  # torch fails in many ways on what is no checkpoint
+    except (KeyError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise SystemExit(f"error: --init {path}: no weights of this model ({reason})") from error
+        raise ValueError(f"--init {path} holds no weights of this model ({reason})") from error
 
 
 def loss_weights(args: argparse.Namespace) -> dict[str, float]:
@@ -242,7 +242,7 @@ def report(trainer: Trainer, data: TrainingData, args: argparse.Namespace) -> No
         "epochs": len(trainer.history),
     }
     joint = trainer.average.module
-    joint.network.load_state_dict(torch.load(args.out, args.device, weights_only=True)["model"])
+    joint.network.load_state_dict(load_checkpoint(args.out, args.device)["model"])
     found["e_hull_offsets_eV_per_atom"] = joint.by_source()
     try:
         test = joint.on_reference(labelled_layers(args.data, "test"))
@@ -278,4 +278,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from models.crystals.split import hash_fraction
 from models.datasets.adsorption import by_host, read_graphs, split_graphs
-from models.datasets.lmdb_data import RecordError
 from models.evaluation.figures import parity, plot_mae_curve
-from models.infra.cli import add_system, real, resolve, whole
+from models.infra.cli import add_system, real, whole
 from models.infra.files import digest, plain, write_json
+from models.infra.runs import resolve, run_script
 from models.networks.baselines import surrogate_report
 from models.networks.dimenet import (
     Ensemble,
@@ -304,16 +304,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     refuse_other_arguments(args)
     first_weights = args.init or (args.combine or [None])[0]
-    try:
-        cutoff = load_dimenet(first_weights).cutoff if first_weights else args.cutoff
-        args = resolve(args, out_is_file=True)
-        graphs = read_graphs(args.lmdb, cutoff, args.target, args.start, args.adsorbate)
-        train, val, test = split_graphs(graphs)
-    except (FileNotFoundError, RecordError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+    cutoff = load_dimenet(first_weights).cutoff if first_weights else args.cutoff
+    args = resolve(args, out_is_file=True)
+    graphs = read_graphs(args.lmdb, cutoff, args.target, args.start, args.adsorbate)
+    train, val, test = split_graphs(graphs)
     train = [graph for graph in train if hash_fraction(f"share {graph.host}") < args.share]
     if not train:
-        raise SystemExit(f"error: --share {args.share} leaves no host to train on")
+        raise ValueError(f"--share {args.share} leaves no host to train on")
 
     if args.combine:
         checkpoint = combine(val, args)
@@ -324,4 +321,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -21,8 +21,9 @@ from models.crystals.templates import Templates, by_substitution, spread, substi
 from models.evaluation.metrics import pareto_front
 from models.evaluation.settings import Settings
 from models.evaluation.tasks import RELAXATION, computed, relax_one
-from models.infra.cli import add_system, resolve
+from models.infra.cli import add_system
 from models.infra.files import digest, file_hash, plain, write_rows
+from models.infra.runs import resolve, run_script
 from models.infra.shards import Shard
 from models.networks.egnn import Heads
 from models.networks.layers import MASK, layers_of, to_atoms
@@ -482,4 +483,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -325,7 +325,7 @@ def test_train_only_names_what_it_does_not_find(data, tmp_path, monkeypatch):
         *TRAINING,
     )
     monkeypatch.setattr(sys, "argv", [*map(str, flags)])
-    with pytest.raises(SystemExit, match="head: the model has .*heads, uncertainty"):
+    with pytest.raises(ValueError, match="head: the model has .*heads, uncertainty"):
         optimization.main()
 
 

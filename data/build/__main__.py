@@ -11,6 +11,7 @@ from pathlib import Path
 from data.build.items import host_items
 from data.build.levels import HERE, LEVELS, claim, guarded
 from data.build.pack import pack, pack_evaluated
+from models.infra.runs import run_script, take_output
 from models.infra.shards import Shard
 from models.physics.parallel import OracleSettings, run_with_oracle
 
@@ -53,6 +54,7 @@ def main():
     args = build_parser().parse_args()
     if args.evaluated:
         return pack_evaluated(args.evaluated, args.out)
+    take_output(args.out)
     claim(args.out / "shards" / "potential.txt", args.potential)
     shards = {name: Shard(args.out / "shards" / f"{name}.jsonl") for name in LEVELS}
     for name, (task, items_of) in LEVELS.items():
@@ -73,4 +75,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -20,7 +20,7 @@ from data.build.items import (
 )
 from models.crystals.layer import NotALayer, extract_layer, min_distance_ratio, pack_atoms, unpack_atoms
 from models.crystals.sites import roomy
-from models.infra.files import ROOT, digest
+from models.infra.files import ROOT, digest, write_text
 from models.physics.hull import MAX_ENERGY, relax_phase
 from models.physics.hydrogen import Adsorption, HydrogenOracle
 from models.physics.potentials import relax_layer, single_point
@@ -165,4 +165,4 @@ def claim(path: Path, potential: str) -> None:
         raise SystemExit(
             f"{path.parent} was made with {path.read_text().strip()}: give another --out for {potential}"
         )
-    path.write_text(potential + "\n")
+    write_text(path, potential + "\n")

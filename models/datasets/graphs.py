@@ -8,6 +8,7 @@ from ase import Atoms
 from torch_geometric.data import Data, InMemoryDataset
 
 from models.crystals.split import split_of
+from models.infra.files import load_checkpoint
 
 LABELS = ("delta_g_h", "delta_g_h_std", "e_hull", "e_form", "synthesizable")
 EMBEDDED = "her2d"  # the source of the embedded layers, whose energies are the potential's
@@ -31,15 +32,29 @@ class LayerGraphs(InMemoryDataset):
                 f"{path} is missing: run material_dataset.py --out {root} on a database with such layers"
             )
         super().__init__(str(root))
-        try:  # not torch_geometric's own load, which falls back to running what the file says
-            content, self.slices, *_ = torch.load(path, weights_only=True)
+        saved = load_checkpoint(path)  # not torch_geometric's load, which falls back to running the file
+        try:
+            content, self.slices, *_ = saved
             self.data = Data.from_dict(content)
-        except Exception as error:  # torch fails in many ways on what is no such file
-            reason = str(error).splitlines()[0][:120]
+            graphs = len(self)
+            for name in ("pos", "cell", "atomic_numbers", *LABELS, "uid"):
+                if len(self.slices[name]) != graphs + 1:
+                    raise ValueError(f"`{name}` of {len(self.slices[name]) - 1} graphs")
+            for graph in self:
+                _check_shapes(graph)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} holds no graphs of material_dataset.py ({type(error).__name__}: {reason}); "
-                "nothing of it was run"
-            ) from error
+                f"{path} holds no graphs of material_dataset.py ({type(error).__name__}: {error}): make it again"
+            ) from None
+
+
+def _check_shapes(graph: Data) -> None:
+    """Raises ValueError, AttributeError or TypeError where a graph lacks what the trainings rely on."""
+    n = len(graph.atomic_numbers)
+    wanted = {"pos": (n, 3), "cell": (1, 3, 3), "atomic_numbers": (n,)} | dict.fromkeys(LABELS, (1,))
+    for name, shape in wanted.items():
+        if tuple(graph[name].shape) != shape or n == 0:
+            raise ValueError(f"`{name}` of shape {list(graph[name].shape)} for {n} atoms")
 
 
 def layer_graph(atoms: Atoms, uid: str, source: str = EMBEDDED, **labels: float) -> Data:
@@ -107,7 +122,7 @@ def off_equilibrium_graphs(path: Path, split: str) -> list[Data]:
         raise FileNotFoundError(
             f"{path} is missing: python -m data.build perturbed pack, or --off-equilibrium '' to do without"
         )
-    saved = torch.load(path, weights_only=True)
+    saved = load_checkpoint(path)
     sizes = saved["natoms"].tolist()
     numbers, positions = saved["atomic_numbers"].long().split(sizes), saved["pos"].split(sizes)
     rows = zip(numbers, positions, saved["cell"].double(), saved["e_hull"].tolist(), saved["uid"])

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from models.crystals.elements import element_features
 from models.crystals.split import ADSORBATE
 from models.datasets.adsorption import GRAPH_FIELDS, MAX_ATOMIC_NUMBER, edge_vectors
+from models.infra.files import load_checkpoint as read_checkpoint
 from models.infra.files import save_checkpoint
 
 
@@ -381,12 +382,7 @@ def load_checkpoint(path: str | os.PathLike, map_location: str | torch.device = 
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is missing: train it with pretrain_dimenet.py --out {path}")
-    try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch fails in many ways on what is no checkpoint
-        raise ValueError(
-            f"{path} is no checkpoint ({type(error).__name__}); nothing of it was run"
-        ) from error
+    checkpoint = read_checkpoint(path, map_location)
     if not isinstance(checkpoint, dict) or not (
         {"hyper_parameters", "state_dict"} <= checkpoint.keys() or "members" in checkpoint
     ):

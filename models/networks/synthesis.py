@@ -28,7 +28,7 @@ from models.crystals.elements import COMPOSITION_FEATURES, composition_features
 from models.crystals.layer import bond_ratios
 from models.crystals.split import split_of
 from models.crystals.thresholds import BOND_SCALE, SYMPREC, SYNTHESIZABLE
-from models.infra.files import save_checkpoint
+from models.infra.files import load_checkpoint, save_checkpoint
 
 # fewer held-out known layers than this calibrate nothing: the training ones do then, and P comes out too low
 MIN_KNOWN = 5
@@ -391,7 +391,11 @@ def load_synthesis(path: Path, device: str = "cpu") -> SynthesisModel:
         raise FileNotFoundError(
             f"{path} is missing: train it with material_dataset.py --synthesis-out {path}"
         )
-    content = torch.load(path, map_location=device, weights_only=True)
+    content = load_checkpoint(path, device)
+    if not isinstance(content, dict) or not {"features", "hyper_parameters", "model"} <= content.keys():
+        raise ValueError(
+            f"{path} is no synthesizability model: material_dataset.py --synthesis-out makes one"
+        )
     if content["features"] != list(FEATURES):
         raise ValueError(f"{path} was trained on other features than this version computes: train it anew")
     model = SynthesisModel(**{name: Forest(**size) for name, size in content["hyper_parameters"].items()})

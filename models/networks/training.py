@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from models.infra.cli import real, whole
-from models.infra.files import plain, save_checkpoint, write_rows
+from models.infra.files import UnreadableFile, load_checkpoint, plain, save_checkpoint, write_rows
 
 LAST_RATE = 0.01  # of the highest learning rate, at the end of the cosine: small enough to settle, never zero
 # Steps in a row without a finite gradient that end a training: one bad batch costs one step, weights that
@@ -28,6 +28,10 @@ LAST_RATE = 0.01  # of the highest learning rate, at the end of the cosine: smal
 PATIENCE = 10
 # Arguments that change nothing of the result, and may differ between a run and its continuation
 RUN_ONLY = {"resume", "device", "threads", "out", "figure", "plot"}
+
+
+class Diverged(RuntimeError):
+    """The weights have run away; the message says what was kept and what to change."""
 
 
 def add_optimisation(parser: argparse.ArgumentParser, **defaults) -> argparse._ArgumentGroup:
@@ -96,14 +100,13 @@ def check_same_run(before: dict, now: dict) -> None:
     """The one check of --resume.
 
     Raises:
-        SystemExit: An argument differs; the line names it and both values.
+        ValueError: An argument differs; the line names it and both values.
     """
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         what = ", ".join(f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in changed)
-        raise SystemExit(
-            f"error: --resume continues a run with the same arguments, but {what}; "
-            "give the same, or another --out"
+        raise ValueError(
+            f"--resume continues a run with the same arguments, but {what}; give the same, or another --out"
         )
 
 
@@ -111,18 +114,18 @@ def read_last(out: Path, device: str = "cpu") -> dict | None:
     """The state that an interrupted training left beside OUT; None where there is none.
 
     Raises:
-        SystemExit: The file is no such state.
+        UnreadableFile: The file is no such state.
     """
     path = last_checkpoint(out)
     if not path.is_file():
         return None
     try:
-        saved = torch.load(path, device, weights_only=True)
-        complete = {"run", "raw_model", "average", "optimizer", "scheduler", "history"} <= saved.keys()
-    except Exception as error:  # torch fails in many ways on what is no checkpoint
-        raise SystemExit(f"error: {path} cannot be read ({type(error).__name__}): remove it") from error
-    if not complete:
-        raise SystemExit(f"error: {path} is no state of a training of this version: remove it to start anew")
+        saved = load_checkpoint(path, device)
+    except UnreadableFile as error:
+        raise UnreadableFile(f"{error}; remove it to start anew") from None
+    needed = {"run", "raw_model", "average", "optimizer", "scheduler", "history"}
+    if not isinstance(saved, dict) or not needed <= saved.keys():
+        raise UnreadableFile(f"{path} is no state of a training of this version: remove it to start anew")
     return saved
 
 
@@ -130,7 +133,7 @@ def refuse_other_arguments(args: argparse.Namespace) -> None:
     """Checks the arguments of a run with --resume before anything else is read or written.
 
     Raises:
-        SystemExit: as check_same_run and read_last.
+        ValueError: as check_same_run and read_last.
     """
     saved = read_last(args.out) if args.resume else None
     if saved:
@@ -166,7 +169,7 @@ class Trainer:
             betas: Of AdamW.
 
         Raises:
-            SystemExit: args.resume, and the earlier run had other arguments or other data.
+            ValueError: args.resume, and the earlier run had other arguments or other data.
         """
         self.model, self.args, self.content = model, args, content
         self.run = run_arguments(args) | {"content of the data": data}
@@ -216,7 +219,7 @@ class Trainer:
             Whether the step was taken.
 
         Raises:
-            SystemExit: PATIENCE steps in a row had no finite gradient.
+            Diverged: PATIENCE steps in a row had no finite gradient.
         """
         self.optimizer.zero_grad()
         loss.backward()
@@ -250,7 +253,7 @@ class Trainer:
             Whether this epoch is the best so far.
 
         Raises:
-            SystemExit: The validation loss is not finite; what was written before stays.
+            Diverged: The validation loss is not finite; what was written before stays.
         """
         if not math.isfinite(row[judged_by]):
             self._diverged(f"{judged_by} is {row[judged_by]:g} after epoch {len(self.history) + 1}")
@@ -288,7 +291,7 @@ class Trainer:
         kept = f"the best of {len(self.history)} epochs is in {self.args.out}"
         if not self.history:
             kept = "no epoch was finished, so no checkpoint was written"
-        raise SystemExit(
-            f"error: the training diverged: {what}; {kept}. Use a lower --lr (now {self.args.lr:g}) or "
+        raise Diverged(
+            f"the training diverged: {what}; {kept}. Use a lower --lr (now {self.args.lr:g}) or "
             f"--clip (now {self.args.clip:g}), or look at the structures of the batches named above"
         )

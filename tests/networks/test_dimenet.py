@@ -373,7 +373,7 @@ def test_resumed_run_equals_uninterrupted_one(tmp_path, records, monkeypatch, ca
         for weights in {"state_dict", "raw_model", "average"} & whole.keys():
             for name, value in whole[weights].items():
                 torch.testing.assert_close(parts[weights][name], value, rtol=0, atol=0)
-    with pytest.raises(SystemExit, match="lr was 0.001, is 0.5"):
+    with pytest.raises(ValueError, match="lr was 0.001, is 0.5"):
         pretrain_dimenet.main([*arguments("parts"), "--resume", "--lr", "0.5"])
 
 
@@ -391,7 +391,7 @@ def test_training_skips_and_counts_what_it_cannot_use(tmp_path, capsys):
         assert said in out
     pretrain_dimenet.main([*arguments, "--init", str(tmp_path / "m.pt"), "--adsorbate", "all"])
     assert "9 records; 7 used" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="usable records"):
+    with pytest.raises(ValueError, match="usable records"):
         pretrain_dimenet.main([*arguments, "--start", "relaxed"])
 
 

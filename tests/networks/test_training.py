@@ -12,6 +12,7 @@ from models.infra.files import read_rows
 from models.networks.training import (
     LAST_RATE,
     PATIENCE,
+    Diverged,
     Trainer,
     add_optimisation,
     averaged,
@@ -116,9 +117,9 @@ def test_a_whole_training_resumed_only_mends_its_log(tmp_path):
 def test_resume_refuses_other_arguments_and_names_them(tmp_path, changes, said):
     train(make(arguments(tmp_path / "m.pt")), until=1)
     args = arguments(tmp_path / "m.pt", resume=True, **changes)
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(ValueError, match=said):
         refuse_other_arguments(args)
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(ValueError, match=said):
         make(args)
     refuse_other_arguments(arguments(tmp_path / "m.pt", **changes))  # without --resume it starts anew
     refuse_other_arguments(arguments(tmp_path / "m.pt", resume=True, device="cuda", threads=7))
@@ -126,7 +127,7 @@ def test_resume_refuses_other_arguments_and_names_them(tmp_path, changes, said):
 
 def test_resume_refuses_other_data_under_the_same_name(tmp_path):
     train(make(arguments(tmp_path / "m.pt")), until=1)
-    with pytest.raises(SystemExit, match="content of the data was 'content', is 'other'"):
+    with pytest.raises(ValueError, match="content of the data was 'content', is 'other'"):
         make(arguments(tmp_path / "m.pt", resume=True), data="other")
 
 
@@ -135,10 +136,10 @@ def test_a_broken_state_is_said(tmp_path):
     refuse_other_arguments(args)  # there is none: the training starts
     for content in (b"", b"PK\x03\x04 no zip", b"\x80\x04K\x01."):
         last_checkpoint(args.out).write_bytes(content)
-        with pytest.raises(SystemExit, match="m.last.pt cannot be read .* remove it"):
+        with pytest.raises(ValueError, match="m.last.pt is .* remove it"):
             refuse_other_arguments(args)
     torch.save({"epoch": 3}, last_checkpoint(args.out))
-    with pytest.raises(SystemExit, match="m.last.pt is no state"):
+    with pytest.raises(ValueError, match="m.last.pt is no state"):
         refuse_other_arguments(args)
 
 
@@ -161,17 +162,17 @@ def test_weights_that_run_away_end_the_training_and_the_last_good_ones_stay(tmp_
     trainer = make(args)
     train(trainer, until=1)
     kept = args.out.read_bytes()
-    with pytest.raises(SystemExit, match=r"diverged: 10 steps in a row .*best of 1 epochs is in .*--lr"):
+    with pytest.raises(Diverged, match=r"diverged: 10 steps in a row .*best of 1 epochs is in .*--lr"):
         for _ in range(PATIENCE):
             trainer.step(trainer.model.weight.sum() * math.inf, "x")
-    with pytest.raises(SystemExit, match="val is nan after epoch 2"):
+    with pytest.raises(Diverged, match="val is nan after epoch 2"):
         trainer.end_epoch({"val": math.nan}, judged_by="val")
     assert args.out.read_bytes() == kept and len(read_rows(tmp_path / "m.log.csv")) == 1
 
 
 def test_nothing_is_called_best_that_was_never_finite(tmp_path):
     trainer = make(arguments(tmp_path / "m.pt"))
-    with pytest.raises(SystemExit, match="no epoch was finished, so no checkpoint was written"):
+    with pytest.raises(Diverged, match="no epoch was finished, so no checkpoint was written"):
         trainer.end_epoch({"val": math.nan}, judged_by="val")
     assert not list(tmp_path.glob("*.pt"))
 
