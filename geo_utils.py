@@ -22,7 +22,7 @@ from pymatgen.core import Composition
 
 from models.crystals.layer import NotALayer, extract_layer, reduced_formula, unpack_atoms
 from models.crystals.matching import Fingerprint, Register
-from models.crystals.sites import carries_off
+from models.crystals.sites import abstracts as carries_off
 from models.crystals.thresholds import ABSURD
 from models.evaluation import figures
 from models.evaluation.dft_inputs import write_handoff
