@@ -187,7 +187,7 @@ def work_items() -> list[dict]:
         "c2db": c2db_items(REFERENCE / "c2db" / "c2db.db"),
         "targeted": targeted_items(ROOT / "data"),
         "literature": literature_items(SHARDS / "layers.jsonl"),
-        "top20": top20_items(ROOT / "results" / "top20"),
+        "top20": top20_items(ROOT / "results" / "published" / "top20"),
     }
     queues, ordered = {name: iter(items) for name, items in sources.items()}, {}
     while queues:
