@@ -7,7 +7,8 @@ python evaluate_external.py --cifs DIR --out results_external
 import argparse
 from pathlib import Path
 
-from geo_utils import add_evaluation_flags, run_evaluation
+from geo_utils import run_evaluation
+from models.evaluation.settings import add_evaluation_flags
 from models.infra.cli import add_system, resolve
 
 

@@ -14,16 +14,10 @@ import torch
 from torch_geometric.data import InMemoryDataset
 from tqdm import tqdm
 
-from models.crystals.layer import (
-    MAX_THICKNESS,
-    OVERLAP_SCALE,
-    NotALayer,
-    extract_layer,
-    min_distance_ratio,
-    pack_atoms,
-)
+from models.crystals.layer import NotALayer, extract_layer, min_distance_ratio, pack_atoms
 from models.crystals.matching import Fingerprint, Register
 from models.crystals.split import split_of
+from models.crystals.thresholds import MAX_THICKNESS, OVERLAP_SCALE
 from models.datasets.graphs import layer_graph
 from models.evaluation.figures import parity
 from models.infra.cli import add_system, resolve
@@ -32,7 +26,8 @@ from models.infra.shards import Shard
 from models.networks.delta_g import predict_delta_g
 from models.networks.dimenet import load_dimenet
 from models.networks.synthesis import save_synthesis, train_synthesis
-from models.physics.hydrogen import CORRECTION, oracle_labels
+from models.physics.hydrogen import CORRECTION
+from models.physics.parallel import oracle_labels
 
 EXPERIMENT = ("icsd_id", "cod_id", "doi")  # a row with one of these has been made
 METADATA = (

@@ -75,24 +75,24 @@ def head_errors(model, train, test, args) -> dict:
     labels.
     """
     model.eval()
-    known = collate(train)[1].nanmedian(0).values
+    known = collate(train)[1]
     predicted, labels = [], []
     for index in batches(test, args.batch_atoms):
         layers, label = collate([test[k] for k in index])
         predicted.append(
-            model.properties(layers.to(args.device), torch.zeros(len(index), device=args.device)).cpu()
+            model.properties(layers.to(args.device), torch.zeros(len(index), device=args.device)).to("cpu")
         )
-        labels.append(label)
-    predicted, labels = torch.cat(predicted), torch.cat(labels)
-    labels[:, 1].clamp_(max=MAX_E_HULL)
+        labels.append(label.replace(e_hull=label.e_hull.clamp(max=MAX_E_HULL)))
     mean = lambda values: float(values.abs().nanmean())
     errors = {}
-    for k, name in {0: "delta_g_h_eV", 1: "e_hull_eV_per_atom", 3: "delta_g_h_std_eV"}.items():
-        label, count = labels[:, k], int((~labels[:, k].isnan()).sum())
+    for field, unit in {"delta_g_h": "eV", "e_hull": "eV_per_atom", "delta_g_h_std": "eV"}.items():
+        guess, label = (torch.cat([getattr(rows, field) for rows in found]) for found in (predicted, labels))
+        count = int((~label.isnan()).sum())
         if count:
-            errors[name] = {
-                "mae": mean(predicted[:, k] - label),
-                "mae_of_median": mean(known[k].clamp(max=MAX_E_HULL) - label),
+            median = getattr(known, field).nanmedian().clamp(max=MAX_E_HULL)
+            errors[f"{field}_{unit}"] = {
+                "mae": mean(guess - label),
+                "mae_of_median": mean(median - label),
                 "n": count,
             }
     return errors
@@ -231,7 +231,7 @@ def main():
             loss, terms = joint_loss(model, diffusion, layers, labels, weights, args.drop, generator)
             if bent:
                 layers, labels = random_batch(bent, bent_count, generator)
-                layers, e_hull = layers.to(args.device), labels[:, 1].to(args.device)
+                layers, e_hull = layers.to(args.device), labels.e_hull.to(args.device)
                 terms["off_equilibrium"] = off_equilibrium_loss(model, diffusion, layers, e_hull, generator)
                 loss = loss + weights["off_equilibrium"] * terms["off_equilibrium"]
             optimizer.zero_grad()

@@ -6,7 +6,8 @@ python test.py --cifs results/generated_cifs --out results
 import argparse
 from pathlib import Path
 
-from geo_utils import add_evaluation_flags, run_evaluation
+from geo_utils import run_evaluation
+from models.evaluation.settings import add_evaluation_flags
 from models.infra.cli import add_system, resolve
 
 NULLS = ("", "substitution_scores")  # folders of scored sets that no model had a hand in

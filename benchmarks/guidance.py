@@ -28,7 +28,7 @@ from pymatgen.core import Composition
 from scipy.stats import binomtest
 
 import structure_generator
-from geo_utils import COLUMNS, Evaluation, Settings, evaluate, needed_files, read_cifs, second_into
+from geo_utils import COLUMNS, Evaluation, evaluate, needed_files, read_cifs, second_into
 from models.crystals.layer import unpack_atoms
 from models.crystals.matching import Fingerprint, Register
 from models.crystals.split import split_of
@@ -45,6 +45,7 @@ from models.evaluation.metrics import (
     table,
     values,
 )
+from models.evaluation.settings import Settings
 from models.evaluation.shortlist import DIMENET, DIMENET_STD
 from models.infra.files import (
     ROOT,
@@ -54,6 +55,7 @@ from models.infra.files import (
     write_rows,
 )
 from models.infra.shards import Shard
+from models.networks.egnn import Heads
 from models.networks.sampler import expected_distance
 from models.physics.potentials import load_potential
 
@@ -330,7 +332,7 @@ def ranked(rows: list[dict]) -> dict[str, list[dict]]:
     sort = lambda found, losses: [found[k] for k in losses.argsort().tolist()]
     orders = {"DimeNet++": sort(stable, expected_distance(*tensor(stable, (DIMENET, DIMENET_STD)).T))}
     if all(row[column] for row in unique for column in structure_generator.HEADS):
-        orders["heads"] = sort(unique, guide.loss(tensor(unique, structure_generator.HEADS)))
+        orders["heads"] = sort(unique, guide.loss(Heads(*tensor(unique, structure_generator.HEADS).T)))
     return orders
 
 

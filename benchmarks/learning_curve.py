@@ -21,7 +21,7 @@ CURVES = {"mae": "DimeNet++", "mae_trees": "extra-trees", "mae_median": "always 
 def train(share: float, out: Path, arguments: list[str]) -> dict:
     """Metrics of a model trained on a share of the hosts."""
     path = out / f"share_{share:g}.pt"
-    metrics = path.with_name(f"{path.stem}_metrics.json")
+    metrics = path.with_suffix(".metrics.json")
     if not metrics.exists():
         pretrain_dimenet.main([*arguments, "--share", str(share), "--out", str(path), "--resume"])
     return json.loads(metrics.read_text())["rigid"]

@@ -1,1 +1,7 @@
-"""Networks, scorers and the physics they share, one idea a file."""
+"""The parts that the scripts share, in rooms; imports run one way.
+
+    infra < crystals < physics < datasets < networks < evaluation
+
+A room may import from those before it, never from those after it (tests/test_architecture.py). README.md beside this file says
+what each one holds.
+"""

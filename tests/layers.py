@@ -6,6 +6,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.calculators.mixing import LinearCombinationCalculator
+from ase.optimize import BFGS
 from matscipy.neighbours import neighbour_list
 from scipy.spatial.transform import Rotation
 
@@ -99,3 +100,20 @@ class Springs(Calculator):
         forces = np.zeros((len(atoms), 3))
         np.add.at(forces, i, slope[:, None] * vector / r[:, None])
         self.results = {"energy": float((morse * window).sum() / 2), "forces": forces}
+
+
+def square_metal(a: float, layers: int) -> Atoms:
+    """Square lattice of a metal of Springs, `a` Å wide, relaxed where there is a second layer to relax to."""
+    positions = [(a / 2 * (k % 2), a / 2 * (k % 2), 10 + 1.8 * k) for k in range(layers)]
+    slab = Atoms(["Cu"] * layers, positions, cell=[a, a, 22], pbc=(True, True, False))
+    slab.calc = Springs()
+    BFGS(slab, logfile=None).run(fmax=1e-3)
+    slab.calc = None
+    return slab
+
+
+def energy_by(calculator, atoms: Atoms) -> float:
+    """eV of a structure, without any of the project's code."""
+    atoms = atoms.copy()
+    atoms.calc = calculator
+    return float(atoms.get_potential_energy())

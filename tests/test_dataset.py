@@ -15,9 +15,10 @@ from layers import disguised, known
 
 import material_dataset
 from material_dataset import read_layers, synthesizable, write_splits
-from models.crystals.layer import VACUUM, extract_layer
+from models.crystals.layer import extract_layer
 from models.crystals.matching import Fingerprint
 from models.crystals.split import split_of
+from models.crystals.thresholds import LAYER_VACUUM
 from models.datasets.graphs import LayerGraphs, graph_atoms
 from models.infra.files import ROOT, write_json
 from models.networks.dimenet import PeriodicDimeNetPlusPlus, load_dimenet, predict, save_dimenet
@@ -96,7 +97,7 @@ def test_kept_rows_are_layers_in_the_convention_with_their_labels(database):
     assert labels["MoS2"]["e_hull"] == 0.0 and labels["MoS2"]["e_form"] == -0.92
     for uid, atoms, _ in rows:
         assert atoms.pbc.tolist() == [True, True, False]
-        assert atoms.cell[2, 2] == pytest.approx(np.ptp(atoms.positions[:, 2]) + VACUUM), uid
+        assert atoms.cell[2, 2] == pytest.approx(np.ptp(atoms.positions[:, 2]) + LAYER_VACUUM), uid
     atoms = {uid: atoms for uid, atoms, _ in rows}
     assert Fingerprint(atoms["mxene"]).same(Fingerprint(known("Ti2CO2")))
 
@@ -223,7 +224,7 @@ def known_of(uid: str) -> Atoms:
 def test_delta_g_is_the_least_prediction_over_sites_plus_the_correction(written):
     """Every site of a layer predicted on its own, the minimum taken, 0.27 eV added."""
     from models.crystals.sites import adsorption_sites, roomy, with_hydrogen
-    from models.networks.dimenet import adsorption_graph
+    from models.datasets.adsorption import adsorption_graph
 
     model = load_dimenet(written / "dimenet.pt")
     graphs = all_graphs(written)

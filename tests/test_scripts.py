@@ -22,8 +22,8 @@ from torch_geometric.data import InMemoryDataset
 import optimization
 import structure_generator
 from data.build.prototypes import PROTOTYPES
-from models.crystals.layer import VACUUM
 from models.crystals.templates import substitute
+from models.crystals.thresholds import LAYER_VACUUM
 from models.datasets.graphs import layer_graph
 from models.infra.files import ROOT
 from models.networks.sampler import Guide
@@ -197,7 +197,9 @@ def assert_readable(folder, formula=None, num=4):
         assert len(atoms) == len(crystal) and 1 <= len(atoms) <= 20
         assert (
             atoms.cell.volume > 1
-            and abs(atoms.cell[2, 2] - (atoms.positions[:, 2].max() - atoms.positions[:, 2].min()) - VACUUM)
+            and abs(
+                atoms.cell[2, 2] - (atoms.positions[:, 2].max() - atoms.positions[:, 2].min()) - LAYER_VACUUM
+            )
             < 0.1
         )
         assert abs(atoms.cell.angles()[:2] - 90).max() < 1e-3

@@ -18,10 +18,12 @@ from pymatgen.core import Composition
 from tqdm import tqdm
 
 from models.crystals.split import ADSORBATE, split_of
+from models.crystals.thresholds import STABLE
 from models.evaluation.figures import parity
 from models.infra.files import ROOT, write_json
 from models.infra.shards import Shard
-from models.networks.dimenet import adsorption_graph, load_dimenet, predict
+from models.datasets.adsorption import adsorption_graph
+from models.networks.dimenet import load_dimenet, predict
 from models.physics.hull import MAX_ENERGY, Hull
 from models.physics.hydrogen import CORRECTION, hydrogen_energy
 from models.physics.potentials import load_potential, single_point
@@ -40,7 +42,6 @@ LAYERS = {
     "Mo2CO2 (Mo2CTx)": "MXene-M2XT2:Mo-C-O",
     "Ti2CO2 (Ti2CTx)": "MXene-M2XT2:Ti-C-O",
 }
-STABLE = 0.1  # eV/atom
 
 
 def errors(predicted, true) -> dict:

@@ -1,5 +1,6 @@
 """What chemistry knows of an element and of a composition, as numbers for the models that learn from little."""
 
+from collections.abc import Iterable
 from functools import cache
 from itertools import product
 
@@ -19,6 +20,23 @@ FAMILIES = {
     "late_metal": "Co Ni Cu Zn Rh Pd Ag Cd Ir Pt Au Hg",
     "f_block": "La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Ac Th Pa U Np Pu",
 }
+# Elements one would not build a catalyst from, each with its reason: the one list behind `--elements benign`,
+# the evaluator's marks and the ranking. Sources: Annex VI of the EU's CLP regulation (harmonised
+# classification) for what is toxic, the RoHS directive 2011/65/EU for Cd, Hg and Pb, NUBASE2020 (Kondev et
+# al., Chin. Phys. C 45, 030001) for elements without a stable isotope; Bi (2e19 years) counts as stable.
+AVOIDED = {
+    "Be": "carcinogenic (inhaled dust), sensitises the lung",
+    "As": "carcinogenic, toxic; forms arsine at HER potentials",
+    "Cd": "carcinogenic, toxic to the kidney, restricted (RoHS)",
+    "Hg": "neurotoxic, volatile, restricted (RoHS)",
+    "Tl": "highly toxic, taken up in the place of potassium",
+    "Pb": "neurotoxic, toxic to reproduction, restricted (RoHS)",
+}
+RADIOACTIVE = (
+    "Tc Pm Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr "
+    "Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og"
+)
+AVOIDED |= dict.fromkeys(RADIOACTIVE.split(), "radioactive: no stable isotope")
 FAMILY_NUMBERS = {
     name: [atomic_numbers[symbol] for symbol in symbols.split()] for name, symbols in FAMILIES.items()
 }
@@ -30,6 +48,16 @@ COMPOSITION_FEATURES = (
     "smallest_fraction",
     "charge_imbalance",
 )
+
+
+def benign(symbols: Iterable[str]) -> bool:
+    """Whether none of the elements is in AVOIDED."""
+    return not any(symbol in AVOIDED for symbol in symbols)
+
+
+def avoided(symbols: Iterable[str]) -> dict[str, str]:
+    """Those of the elements that one would not use, in alphabetical order, each with its reason."""
+    return {symbol: AVOIDED[symbol] for symbol in sorted(set(symbols)) if symbol in AVOIDED}
 
 
 @cache

@@ -5,17 +5,9 @@ possible?
 from ase import Atoms
 from smact.screening import smact_validity
 
-from models.crystals.layer import (
-    MAX_THICKNESS,
-    MIN_VACUUM,
-    OVERLAP_SCALE,
-    NotALayer,
-    dimension,
-    extract_layer,
-    min_distance_ratio,
-    reduced_formula,
-)
+from models.crystals.layer import NotALayer, dimension, extract_layer, min_distance_ratio, reduced_formula
 from models.crystals.matching import layer_group
+from models.crystals.thresholds import MAX_THICKNESS, MIN_VACUUM, OVERLAP_SCALE
 
 VERDICTS = ("2D", "layer too thick", "layers too close", "several layers", "chain", "molecule", "3D network")
 

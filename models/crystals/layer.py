@@ -13,10 +13,7 @@ from ase.data import covalent_radii
 from matscipy.neighbours import neighbour_list
 from pymatgen.core import Composition
 
-BOND_SCALE = 1.3  # a bond: d <= BOND_SCALE * (r_i + r_j), Cordero covalent radii
-OVERLAP_SCALE = 0.7  # an overlap: d < OVERLAP_SCALE * (r_i + r_j)
-VACUUM = 15.0  # Å of vacuum that every stored layer has
-MIN_VACUUM, MAX_THICKNESS = 10.0, 12.0  # Å
+from models.crystals.thresholds import BOND_SCALE, LAYER_VACUUM
 
 
 class NotALayer(ValueError):
@@ -147,7 +144,7 @@ class Layer:
     """A layer in the project's convention, with what was measured on the way.
 
     Attributes:
-        atoms: the layer, c = thickness + VACUUM.
+        atoms: the layer, c = thickness + LAYER_VACUUM.
         vacuum: Å of empty space between the layer and its images in the input (inf without periodic images).
         thickness: Å between the outermost nuclei.
     """
@@ -190,7 +187,7 @@ def extract_layer(atoms: Atoms) -> Layer:
     return Layer(layer_atoms(atoms.numbers, positions @ frame.T, plane @ frame.T[:, :2]), vacuum, thickness)
 
 
-def layer_atoms(numbers, positions, plane, vacuum: float = VACUUM) -> Atoms:
+def layer_atoms(numbers, positions, plane, vacuum: float = LAYER_VACUUM) -> Atoms:
     """Atoms in the convention from positions [N, 3] Å and in-plane lattice rows [2, 2] Å."""
     z = positions[:, 2] - (positions[:, 2].max() + positions[:, 2].min()) / 2
     c = float(np.ptp(z)) + vacuum

@@ -9,10 +9,9 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
 from models.crystals.layer import layer_atoms, reduced_formula
+from models.crystals.thresholds import SAME_SYMPREC, SYMPREC
 
 GAP = 3.0  # Å of vacuum left in the comparison: with more of it the matcher's tolerances merge 1T and 2H MoS2
-SYMPREC = 0.1  # Å, loose, so that a slightly bent duplicate keeps its layer group
-SAME_SYMPREC = 0.3  # Å, looser for the comparison: 0.03 Å of rattling must not make a new material
 MATCHER = StructureMatcher(ltol=0.2, stol=0.3, angle_tol=5, primitive_cell=True, scale=True)
 
 

@@ -11,7 +11,8 @@ from ase.build import make_supercell
 from ase.data import covalent_radii
 from scipy.spatial import QhullError, Voronoi
 
-from models.crystals.layer import BOND_SCALE, VACUUM, flipped, primitive_layer, reduce_plane
+from models.crystals.layer import flipped, primitive_layer, reduce_plane
+from models.crystals.thresholds import BOND_SCALE, LAYER_VACUUM, SITE_SYMPREC
 
 H_SPACING = 6.0  # Å, least distance between a hydrogen and its periodic images
 # Å at which a probe coming down touches an atom, one for all elements: what is surface is geometry, not
@@ -142,7 +143,7 @@ def _layer_operations(atoms: Atoms, symprec: float):
     return found["rotations"][keeps_c], found["translations"][keeps_c]
 
 
-def adsorption_sites(atoms: Atoms, symprec: float = 0.05) -> list[Site]:
+def adsorption_sites(atoms: Atoms, symprec: float = SITE_SYMPREC) -> list[Site]:
     """Symmetry-distinct ontop, bridge and hollow sites on both faces of a layer.
 
     Args:
@@ -183,10 +184,10 @@ def with_hydrogen(atoms: Atoms, site: Site) -> Atoms:
 
 
 def roomy(atoms: Atoms) -> Atoms:
-    """A copy with VACUUM Å beyond its outermost nuclei, centred in z: H must not see the layer's next image."""
+    """A copy with LAYER_VACUUM Å beyond its outermost nuclei, centred in z: H must not see the layer's next image."""
     copy = atoms.copy()
     extent = np.ptp(copy.positions[:, 2])
-    copy.cell[2] = (0, 0, extent + VACUUM)
+    copy.cell[2] = (0, 0, extent + LAYER_VACUUM)
     copy.positions[:, 2] += (
         copy.cell[2, 2] / 2 - (copy.positions[:, 2].max() + copy.positions[:, 2].min()) / 2
     )

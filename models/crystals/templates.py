@@ -15,8 +15,9 @@ from ase import Atoms
 from ase.data import covalent_radii
 from pymatgen.core import Composition, Element
 
-from models.crystals.layer import BOND_SCALE, VACUUM, NotALayer, bond_ratios, extract_layer, layer_atoms
+from models.crystals.layer import NotALayer, bond_ratios, extract_layer, layer_atoms
 from models.crystals.split import split_of
+from models.crystals.thresholds import BOND_SCALE, LAYER_VACUUM, SYMPREC
 
 
 def size_ratio(atoms: Atoms, numbers) -> float:
@@ -41,14 +42,14 @@ def substitute(atoms: Atoms, elements: dict[str, str]) -> Atoms:
         return replaced
     vacuum = atoms.cell[2, 2] - np.ptp(atoms.positions[:, 2])
     return layer_atoms(
-        replaced.numbers, atoms.positions * ratio, atoms.cell.array[:2, :2] * ratio, vacuum or VACUUM
+        replaced.numbers, atoms.positions * ratio, atoms.cell.array[:2, :2] * ratio, vacuum or LAYER_VACUUM
     )
 
 
 TRIES = 100  # draws of a formula that the templates do not hold yet
 
 
-def prototype_name(atoms: Atoms, symprec: float = 0.1) -> str:
+def prototype_name(atoms: Atoms, symprec: float = SYMPREC) -> str:
     """Name of a layer's prototype: anonymous formula, layer group, and how many atoms each orbit of each
     element holds.
 

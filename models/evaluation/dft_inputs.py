@@ -14,15 +14,14 @@ from ase.calculators.calculator import kptdensity2monkhorstpack
 from ase.io import write
 
 from models.crystals.sites import spaced_supercell
+from models.crystals.thresholds import CALCULATION_VACUUM, EXACT_SYMPREC
 from models.physics.hydrogen import CORRECTION
 
-VACUUM = 16.0  # Å beyond the outermost nuclei of slab and H
 KPOINT_DENSITY = (
     5.0  # points per Å^-1 of reciprocal vector (2π included): 15 along graphene's a, 5 along 6.4 Å
 )
 CUTOFF = 520.0  # eV, 1.3 times the hardest common PAW set
 SMEARING = 0.05  # eV, Gaussian or Fermi-Dirac
-SYMPREC = 0.01  # Å
 MAGNETIC = frozenset([*range(23, 29), *range(58, 71), *range(92, 97)])  # V to Ni, Ce to Yb, U to Cm
 HIGH_SPIN, LOW_SPIN = 5.0, 0.6  # μB to start from, as in the Materials Project's sets
 MOLECULE = Atoms("H2", [(0, 0, 0), (0, 0, 0.75)], cell=[14.0, 15.0, 16.0])
@@ -215,7 +214,7 @@ def _adsorbate(pose: Atoms) -> int:
 
 
 def _arranged(atoms: Atoms) -> Atoms:
-    """Bare copy: species together (H last, order kept within one), right-handed, VACUUM along z, centred,
+    """Bare copy: species together (H last, order kept within one), right-handed, CALCULATION_VACUUM along z, centred,
     wrapped in the plane.
     """
     cell = atoms.cell.array.copy()
@@ -225,7 +224,7 @@ def _arranged(atoms: Atoms) -> Atoms:
         cell[:2] = cell[1::-1]
     order = sorted(range(len(atoms)), key=lambda k: (atoms.numbers[k] == 1, atoms.symbols[k]))
     z = atoms.positions[order, 2]
-    cell[2] = (0, 0, np.ptp(z) + VACUUM)
+    cell[2] = (0, 0, np.ptp(z) + CALCULATION_VACUUM)
     positions = atoms.positions[order]
     positions[:, 2] += (cell[2, 2] - z.min() - z.max()) / 2
     arranged = Atoms(atoms.numbers[order], positions, cell=cell, pbc=(True, True, False))
@@ -242,7 +241,7 @@ def _molecule() -> Atoms:
 def _is_polar(atoms: Atoms) -> bool:
     """Whether no symmetry turns z over, so that a dipole along z is allowed."""
     found = spglib.get_symmetry(
-        (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), symprec=SYMPREC
+        (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), symprec=EXACT_SYMPREC
     )
     return found is None or not (found["rotations"][:, 2, 2] == -1).any()
 
@@ -310,7 +309,7 @@ def _readme(name: str, has_pose: bool, row: dict, provenance: dict) -> str:
         pose_line=pose_line,
         script_line=f"{SCRIPT} computes all three with GPAW." if has_pose else "",
         correction=f"{CORRECTION:g}",
-        vacuum=f"{VACUUM:g}",
+        vacuum=f"{CALCULATION_VACUUM:g}",
         predictions=_listing(known),
         provenance=_listing(provenance),
     )

@@ -10,6 +10,7 @@ from ase.data import covalent_radii
 from ase.data.colors import jmol_colors
 
 from models.crystals.layer import flipped
+from models.crystals.thresholds import ACTIVE, STABLE
 from models.evaluation.metrics import is_true
 
 matplotlib.use("Agg")
@@ -97,7 +98,6 @@ def parity(panels: dict, xlabel: str, ylabel: str, path: Path):
 
 
 COLOURS = plt.get_cmap("tab10").colors
-ACTIVE, STABLE = 0.2, 0.1  # eV of |ΔG_H| and eV/atom of E_hull: a hit
 FRAME = {
     "e_hull": (-0.5, 1.0),
     "delta_g_h": (-2.0, 2.5),

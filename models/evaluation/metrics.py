@@ -9,10 +9,8 @@ import math
 
 import numpy as np
 
-from models.crystals.layer import OVERLAP_SCALE
+from models.crystals.thresholds import ABSURD, OVERLAP_SCALE, STABLE
 
-STABLE = 0.1  # eV/atom above the hull
-ABSURD = -1.0  # eV/atom: so far below it, competing phases are missing or the potential has a hole
 DRAWS = 2000  # of a bootstrap, and of a permutation test
 SHIFT = 0.05  # eV by which the correction in ΔG_H is varied
 ORACLE = "delta_g_h_oracle_eV"

@@ -18,7 +18,7 @@ from ase import Atoms
 from ase.data import atomic_names, atomic_numbers, chemical_symbols, covalent_radii
 from ase.data.colors import jmol_colors
 
-from models.crystals.layer import BOND_SCALE
+from models.crystals.thresholds import ABSURD, BOND_SCALE, STABLE, VERY_ACTIVE
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 SPAN = 12.0  # Å of the layer that is drawn, at least, in both directions
@@ -26,11 +26,6 @@ LONG = 1.25  # a contact longer than this many nearest-neighbour distances is no
 MARGIN = 4.0  # Å of layer beyond what is drawn, so that atoms at the rim know all their neighbours
 MAX_SCENES = 300  # structures that turn in 3D, the shortlist first: about 5 kB each
 FIGURE_BYTES = 2_000_000  # of PNG files in the page
-STABLE, ABSURD, ACTIVE = (
-    0.1,
-    -1.0,
-    0.1,
-)  # eV/atom above the hull, eV/atom below it that nobody believes, eV of |ΔG_H|
 
 K0 = 200.0  # 1/s per site, rate constant fitted by Nørskov et al., J. Electrochem. Soc. 152, J23 (2005)
 SITES = 1.5e15  # 1/cm², sites of Pt(111), taken for every structure
@@ -496,7 +491,7 @@ def content(
                     [metal, value, float(log_exchange_current(value))] for metal, value in METALS.items()
                 ],
             },
-            "thresholds": {"stable": STABLE, "active": ACTIVE},
+            "thresholds": {"stable": STABLE, "active": VERY_ACTIVE},
             "figures": images,
             "figures_left_out": left_out,
         }

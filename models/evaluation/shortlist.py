@@ -8,20 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from models.evaluation.metrics import (
-    ABSURD,
-    ORACLE,
-    interval,
-    is_stable,
-    is_sun,
-    is_true,
-    pairs,
-    pareto_front,
-    value,
-)
+from models.crystals.thresholds import ABSURD, AGREE, VERY_ACTIVE
+from models.evaluation.metrics import ORACLE, interval, is_stable, is_sun, is_true, pairs, pareto_front, value
 
-ACTIVE = 0.1  # eV
-AGREE = 0.2  # eV within which two potentials say the same
 DIMENET, DIMENET_STD, SECOND = "delta_g_h_dimenet_eV", "delta_g_h_dimenet_std_eV", "delta_g_h_second_eV"
 VALIDATION = {
     "literature": "all",
@@ -53,14 +42,14 @@ def oracle_error(path: Path) -> tuple[float, str]:
     return rmse, f"RMSE against DFT of {content['potential']}: {parts}"
 
 
-def within(centre: float, sigma: float, bound: float = ACTIVE) -> float:
+def within(centre: float, sigma: float, bound: float = VERY_ACTIVE) -> float:
     """P(|x| <= bound) of a normal x."""
     below = lambda x: 0.5 * (1 + math.erf((x - centre) / (sigma * math.sqrt(2))))
     return below(bound) - below(-bound)
 
 
 def p_active(row: dict, sigma: float) -> float | None:
-    """P(|ΔG_H| <= ACTIVE) of a row, `sigma` being the oracle's error in eV.
+    """P(|ΔG_H| <= VERY_ACTIVE) of a row, `sigma` being the oracle's error in eV.
 
     From the oracle's value; where it never ran, from DimeNet++'s, widened by the spread of its members; None
     where there is neither, where the oracle found no site that adsorbs, or where H takes an atom of the layer
@@ -83,7 +72,7 @@ def candidate_class(row: dict) -> int:
 
 
 def rank(rows: list[dict]) -> list[dict]:
-    """The rows that have a P(|ΔG_H| <= ACTIVE), best first: by class, then by that probability, then by
+    """The rows that have a P(|ΔG_H| <= VERY_ACTIVE), best first: by class, then by that probability, then by
     E_hull.
     """
     e_hull = lambda row: (

@@ -1,11 +1,44 @@
 """What every script's command line shares."""
 
 import argparse
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from models.infra.files import plain, write_json
+
+
+def number(
+    low: float = -math.inf,
+    high: float = math.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+    kind: type = float,
+) -> Callable[[str], float]:
+    """An argparse type: a finite number between two limits, which belong to the range unless they are open."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+            finite = math.isfinite(value)
+        except (ValueError, OverflowError):
+            raise argparse.ArgumentTypeError(f"{text!r} is no {read.__name__}") from None
+        below = value <= low if open_low else value < low
+        above = value >= high if open_high else value > high
+        if below or above or not finite:
+            raise argparse.ArgumentTypeError(f"{text} is outside {limits}")
+        return value
+
+    read.__name__ = "whole number" if kind is int else "number"  # argparse prints it
+    limits = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+    return read
+
+
+def whole(low: int) -> Callable[[str], float]:
+    """An argparse type: a whole number, at least `low`."""
+    return number(low, kind=int)
 
 
 def add_system(parser: argparse.ArgumentParser, out: Path, resume: str):

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
+from models.crystals.thresholds import SYMPREC
+
 LABELS = (" True", " False")
 PUBLISHED_ADAPTER = "synthesis_llm_llama3"  # folders of the published repository; it has other adapters too
 PUBLISHED_BASE = "llama3-8bf-hf"
-SYMPREC = 0.1  # Å; a layer relaxed to 0.05 eV/Å is symmetric to about this
 
 
 class CSLLMError(RuntimeError):

@@ -21,12 +21,11 @@ from sklearn.tree import ExtraTreeClassifier
 from torch import nn
 
 from models.crystals.elements import COMPOSITION_FEATURES, composition_features
-from models.crystals.layer import BOND_SCALE, bond_ratios
-from models.crystals.matching import SYMPREC
+from models.crystals.layer import bond_ratios
 from models.crystals.split import split_of
+from models.crystals.thresholds import BOND_SCALE, SYMPREC, SYNTHESIZABLE
 from models.infra.files import save_checkpoint
 
-THRESHOLD = 0.5  # synthesizable: P >= THRESHOLD
 # fewer held-out known layers than this calibrate nothing: the training ones do then, and P comes out too low
 MIN_KNOWN = 5
 TREES, MIN_LEAF, MAX_FEATURES = 100, 2, 0.3  # by cross-validation over training formulas only
@@ -278,7 +277,13 @@ def train_synthesis(structures: Sequence[Atoms], e_hull, labels, formulas: Seque
     )
 
     constants = {"c": float(model.with_e_hull.c), "c_without_e_hull": float(model.without_e_hull.c)}
-    report = {"seed": seed, "threshold": THRESHOLD, "calibrated_on": calibration, **constants, "notes": []}
+    report = {
+        "seed": seed,
+        "threshold": SYNTHESIZABLE,
+        "calibrated_on": calibration,
+        **constants,
+        "notes": [],
+    }
     for name in ("train", "val", "test"):
         here = split == name
         report[name] = _measure(
@@ -323,7 +328,7 @@ def _measure(model, x, blind, known, e_hull, formulas, seed) -> dict:
 
 
 def _share(score: np.ndarray) -> float | None:
-    return float(np.mean(score >= THRESHOLD)) if len(score) else None
+    return float(np.mean(score >= SYNTHESIZABLE)) if len(score) else None
 
 
 def auc(

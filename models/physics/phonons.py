@@ -9,7 +9,8 @@ import numpy as np
 from ase import Atoms, units
 
 from models.crystals.layer import reduce_plane
-from models.physics.potentials import _fully_periodic, relax_layer
+from models.crystals.thresholds import EXACT_SYMPREC
+from models.physics.potentials import fully_periodic, relax_layer
 
 # Å between in-plane images; at 9 the ZA branch of graphene and MoS2 dips to −0.8 and −1.0 THz near Γ
 IMAGE_DISTANCE = 12.0
@@ -20,7 +21,6 @@ NEAR_GAMMA = 0.25  # of the shortest reciprocal vector: half of the way to the z
 # overlap with the layer moving as one along z from which a mode counts as flexural acoustic; 0.75 in Janus
 # MoSSe
 RIGID = 0.5
-SYMPREC = 0.01  # Å
 PATH_POINTS = 120
 FMAX, STEPS = (
     0.005,
@@ -158,14 +158,14 @@ def _force_constants(atoms: Atoms, calculator, repeats, displacement: float):
     from phonopy import Phonopy
     from phonopy.structure.atoms import PhonopyAtoms
 
-    unit, _ = _fully_periodic(atoms)
+    unit, _ = fully_periodic(atoms)
     cell = PhonopyAtoms(
         numbers=unit.numbers,
         cell=unit.cell.array,
         scaled_positions=unit.get_scaled_positions(),
         masses=unit.get_masses(),
     )
-    phonon = Phonopy(cell, np.diag([*repeats, 1]), primitive_matrix=np.eye(3), symprec=SYMPREC)
+    phonon = Phonopy(cell, np.diag([*repeats, 1]), primitive_matrix=np.eye(3), symprec=EXACT_SYMPREC)
     phonon.generate_displacements(distance=displacement)
     phonon.forces = [_forces(moved, calculator) for moved in phonon.supercells_with_displacements]
     phonon.produce_force_constants(show_drift=False)
@@ -253,7 +253,7 @@ def _place(wave_vector: np.ndarray, special: dict) -> str:
 
 def _membrane_stress(atoms: Atoms, calculator) -> np.ndarray:
     """Force per length [xx, yy, xy] in N/m: the stress times the height of the cell."""
-    copy, _ = _fully_periodic(atoms)
+    copy, _ = fully_periodic(atoms)
     copy.calc = calculator
     return copy.get_stress()[[0, 1, 5]] * copy.cell[2, 2] / NEWTON_PER_METRE
 

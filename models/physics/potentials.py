@@ -24,13 +24,14 @@ from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
 from scipy.linalg import polar
 
+from models.crystals.thresholds import CALCULATION_VACUUM
+
 MATTERSIM_FILES = {"mattersim": "mattersim-v1.0.0-5M.pth", "mattersim-1m": "mattersim-v1.0.0-1M.pth"}
 MATTERSIM_CACHE = Path("~/.local/mattersim/pretrained_models")  # where mattersim itself looks
 MATTERSIM_URL = "https://raw.githubusercontent.com/microsoft/mattersim/main/pretrained_models/"
 SEVENNET_MODELS = {"sevennet": "7net-l3i5", "sevennet-0": "7net-0"}
 NAMES = ("auto", *MATTERSIM_FILES, *SEVENNET_MODELS, "chgnet", "module:factory")
 
-VACUUM = 16.0  # Å of empty space along an open axis: more than twice these potentials' longest cutoff, 6 Å
 MAX_AREA_RATIO = 3.0  # a relaxing layer never changes its area by more
 MAX_FORCE = 1e4  # eV/Å
 MAX_ENERGY_CHANGE = 100.0  # eV/atom from the start; beyond it the potential has fallen into a hole
@@ -115,7 +116,7 @@ def single_point(atoms: Atoms, calculator: BaseCalculator) -> float:
     Non-periodic axes are made periodic with ample vacuum, which SevenNet needs and the others do not mind;
     periodic axes are taken as they are.
     """
-    copy, _ = _fully_periodic(atoms)
+    copy, _ = fully_periodic(atoms)
     copy.calc = calculator
     return float(copy.get_potential_energy())
 
@@ -148,7 +149,7 @@ def relax_layer(
         raise ValueError(f"relax_layer needs c along z and a, b across, got {lattice}")
     if cell and not atoms.pbc[:2].all():
         raise ValueError(f"relax_layer needs a and b periodic, got pbc = {atoms.pbc.tolist()}")
-    work, shift = _fully_periodic(atoms)
+    work, shift = fully_periodic(atoms)
     work.calc = calculator
     start = _State.of(work)
     problem = start.problem(start)
@@ -221,12 +222,12 @@ def _finish(
     return Relaxed(relaxed, state.energy, bool(converged), int(steps), problem)
 
 
-def _fully_periodic(atoms: Atoms) -> tuple[Atoms, np.ndarray]:
-    """Copy with pbc = True and `VACUUM` along the axes that were open, and the shift [3] Å of its atoms."""
+def fully_periodic(atoms: Atoms) -> tuple[Atoms, np.ndarray]:
+    """Copy with pbc = True and `CALCULATION_VACUUM` along the axes that were open, and the shift [3] Å of its atoms."""
     copy = atoms.copy()
     open_axes = tuple(int(axis) for axis in np.flatnonzero(~atoms.pbc))
     if open_axes:
-        copy.center(vacuum=VACUUM / 2, axis=open_axes)
+        copy.center(vacuum=CALCULATION_VACUUM / 2, axis=open_axes)
     copy.pbc = True
     return copy, copy.positions[0] - atoms.positions[0]
 

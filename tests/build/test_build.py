@@ -48,7 +48,7 @@ def start(out: Path, *more) -> subprocess.Popen:
         "--potential",
         "test_build:calculator",
     ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests" / "build"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}/tests:{ROOT}/tests/build", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         map(str, command),
         cwd=ROOT,

@@ -9,7 +9,6 @@ from ase.neighborlist import neighbor_list
 from layers import PROTOTYPE, disguised, known
 
 from models.crystals.layer import (
-    VACUUM,
     NotALayer,
     bond_ratios,
     components,
@@ -22,6 +21,7 @@ from models.crystals.layer import (
     reduce_plane,
 )
 from models.crystals.matching import MATCHER, Fingerprint, Register, layer_group, rmsd
+from models.crystals.thresholds import LAYER_VACUUM
 
 LAYERS = ["graphene", "h-BN", "1H-MoS2", "1T-MoS2", "phosphorene"]
 
@@ -47,7 +47,7 @@ def assert_convention(atoms: Atoms):
     assert np.allclose([a[1], a[2], b[2], c[0], c[1]], 0, atol=1e-9) and a[0] > 0 and b[1] > 0
     assert np.linalg.norm(a) <= np.linalg.norm(b) + 1e-6
     assert a @ b <= 1e-6 and abs(a @ b) <= a @ a / 2 + 1e-6  # obtuse or right, and reduced
-    assert c[2] == pytest.approx(np.ptp(z) + VACUUM)
+    assert c[2] == pytest.approx(np.ptp(z) + LAYER_VACUUM)
     assert z.min() + z.max() == pytest.approx(c[2])
 
 

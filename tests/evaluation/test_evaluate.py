@@ -23,19 +23,19 @@ from layers import disguised, known
 
 import geo_utils
 from data.build.pack import adsorption_records, evaluated_rows
-from geo_utils import COLUMNS, NULLS, Evaluation, Settings, blank_row, headline, phonons_into, read_cifs
+from geo_utils import COLUMNS, NULLS, Evaluation, blank_row, headline, phonons_into, read_cifs
 from models.crystals.gates import gates
 from models.crystals.layer import dimension, extract_layer
 from models.crystals.matching import rmsd
-from models.evaluation import tasks
 from models.evaluation.metrics import aggregate
+from models.evaluation.settings import Settings
 from models.evaluation.tasks import computed, item_key
 from models.infra.files import ROOT, read_rows
 from models.infra.shards import Shard
 from models.networks.dimenet import PeriodicDimeNetPlusPlus, save_dimenet
 from models.networks.synthesis import Forest, SynthesisModel, save_synthesis
 from models.physics.hull import relax_phase
-from models.physics.hydrogen import hydrogen_energy
+from models.physics.hydrogen import HydrogenOracle, hydrogen_energy
 from models.physics.phonons import phonon_stability
 from models.physics.potentials import relax_layer
 
@@ -469,8 +469,11 @@ def test_the_best_get_phonons_and_a_lost_worker_costs_a_verdict(monkeypatch, tmp
     square = Atoms("Cu", [(0, 0, 7.5)], cell=[2.4, 2.4, 15], pbc=(1, 1, 0))
     relaxed = dict.fromkeys(("square", "lost", "last"), relax_layer(square, EMT(), 0.005).atoms)
     rows = [blank_row(name) | {"p_active": 0.4 - 0.1 * k} for k, name in enumerate(relaxed)]
-    tasks._worker.update(calculator=EMT())
-    monkeypatch.setattr("geo_utils.computed", lambda task, items, *_: [task(items[0]), {"lost": "killed"}])
+    oracle = HydrogenOracle(EMT())
+    monkeypatch.setattr(
+        "geo_utils.computed",
+        lambda task, items, settings, *_: [task(items[0], oracle, settings), {"lost": "killed"}],
+    )
     phonons_into(Evaluation(rows, relaxed), None, Settings(phonons=2), Shard(tmp_path / "x.jsonl"))
     assert [row["phonons"] for row in rows] == ["unstable", "failed", ""] and rows[0]["elastic"] == "unstable"
     assert (

@@ -14,8 +14,9 @@ from layers import disguised, known
 from test_evaluate import bilayer, overlapping, periodic, water
 
 from benchmarks.gates import confusion, confusion_table, labelled_structures
-from geo_utils import Settings, evaluate, read_cifs
+from geo_utils import evaluate, read_cifs
 from models.crystals.gates import VERDICTS
+from models.evaluation.settings import Settings
 from models.evaluation.shortlist import oracle_error
 from models.infra.files import ROOT
 from models.networks.dimenet import PeriodicDimeNetPlusPlus, save_dimenet

@@ -14,7 +14,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from geo_utils import Settings, synthesis_into
+from geo_utils import synthesis_into
+from models.evaluation.settings import Settings
 from models.networks.csllm import CSLLM, LABELS, CSLLMError, material_string, prompt
 
 BE_IN_RU = (

@@ -1,0 +1,28 @@
+"""Every number that decides a verdict, in one place: what counts as bonded, two-dimensional, stable, active, the same."""
+
+# Geometry: bonds and overlaps in sums of Cordero covalent radii, lengths in Å.
+BOND_SCALE = 1.3  # bonded: d <= BOND_SCALE (r_i + r_j); calls 99.6 % of C2DB's monolayers one 2D component
+OVERLAP_SCALE = 0.7  # overlapping: d < OVERLAP_SCALE (r_i + r_j); no bond of C2DB is as short
+MIN_VACUUM = 10.0  # Å between a free-standing layer and its images
+MAX_THICKNESS = 12.0  # Å between the outermost nuclei; thicker is a slab of a bulk crystal
+LAYER_VACUUM = 15.0  # Å of vacuum in every stored layer
+CALCULATION_VACUUM = (
+    16.0  # Å of vacuum in a calculation, more than twice the potentials' longest cutoff of 6 Å
+)
+
+# Symmetry tolerances of spglib, Å.
+SYMPREC = 0.1  # printed layer groups and prototypes: a slightly bent layer keeps its group
+SAME_SYMPREC = 0.3  # comparison of two layers: 0.03 Å of rattling must not make a new material
+SITE_SYMPREC = 0.05  # adsorption sites that symmetry makes equal
+EXACT_SYMPREC = 0.01  # relaxed layers in phonons and DFT inputs, which must keep their symmetry
+
+# Energies.
+STABLE = 0.1  # eV/atom above the convex hull
+BELOW_HULL = (
+    -0.15
+)  # eV/atom: further below the hull a competing phase is missing, and the structure is not "stable"
+ABSURD = -1.0  # eV/atom: so far below it, competing phases are missing or the potential has a hole
+ACTIVE = 0.2  # eV, |ΔG_H| of a hit
+VERY_ACTIVE = 0.1  # eV, |ΔG_H| of the stricter count and of P(active)
+AGREE = 0.2  # eV within which two potentials say the same
+SYNTHESIZABLE = 0.5  # P_synth
