@@ -1,7 +1,8 @@
 """How far ΔE_H by DFT depends on its settings: python -m benchmarks.dft_convergence
 
-One setting after another is changed from the reference on a few small hosts of the embedded set; every result is appended to
-data/shards/dft_convergence.jsonl and none computed again. Writes results/published/dft_convergence.csv.
+One setting after another is changed from the reference on a few small hosts of the embedded set; every result
+is appended to data/shards/dft_convergence.jsonl and none computed again. Writes
+results/published/dft_convergence.csv.
 """
 
 import argparse
@@ -43,17 +44,25 @@ REFERENCE = Settings(kpoint_length=24.0)
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--changes", nargs="*", default=list(CHANGES), help="which of them")
     parser.add_argument("--hosts", nargs="*", default=list(HOSTS), help="which hosts")
-    parser.add_argument("--hours", type=float, default=1.0, help="no new calculation is started after this time")
+    parser.add_argument(
+        "--hours", type=float, default=1.0, help="no new calculation is started after this time"
+    )
     return parser
 
 
 def main():
     args = build_parser().parse_args()
     shard, deadline = Shard(SHARDS / "dft_convergence.jsonl"), time.time() + args.hours * 3600
-    poses = {work["key"]: work for work in embedded_items(SHARDS / "relaxed.jsonl") if work["rank"] == "best" and work["relax"] == "none"}
+    poses = {
+        work["key"]: work
+        for work in embedded_items(SHARDS / "relaxed.jsonl")
+        if work["rank"] == "best" and work["relax"] == "none"
+    }
     halves = {}
     for change in args.changes:
         settings = replace(REFERENCE, **CHANGES[change])
@@ -67,7 +76,12 @@ def main():
             try:
                 found = hydrogen_on(work["host"], work["pose"], settings, halves[settings])
                 seconds = found.slab.seconds + found.pose.seconds
-                row |= {"delta_e": found.delta_e, "moment": found.pose.moment, "seconds": round(seconds, 1), "grid": found.grid}
+                row |= {
+                    "delta_e": found.delta_e,
+                    "moment": found.pose.moment,
+                    "seconds": round(seconds, 1),
+                    "grid": found.grid,
+                }
             except DftError as error:
                 row |= {"delta_e": None, "reason": str(error)}
             print(shard.append(key, row), flush=True)
@@ -75,7 +89,9 @@ def main():
 
 
 def write_table(shard: Shard) -> None:
-    """A row a change: its ΔE_H minus the reference's by host, the largest of them in size, and the time against the reference's."""
+    """A row a change: its ΔE_H minus the reference's by host, the largest of them in size, and the time
+    against the reference's.
+    """
     reference = {row["host"]: row for row in shard.rows.values() if row["change"] == "reference"}
     rows = []
     for change in CHANGES:

@@ -1,8 +1,9 @@
 """Hydrogen on monolayers by DFT: python -m data.build.dft --hours 2
 
-One record a host and pose is appended to data/shards/dft.jsonl as it comes: SevenNet relaxes layer and hydrogen, DFT takes its energy
-where SevenNet put it. The order of work is fixed and mixes its sources, so that whatever is done is a sample of the whole; what is in
-the shard is never computed again. What failed is a record with its reason.
+One record a host and pose is appended to data/shards/dft.jsonl as it comes: SevenNet relaxes layer and
+hydrogen, DFT takes its energy where SevenNet put it. The order of work is fixed and mixes its sources, so that
+whatever is done is a sample of the whole; what is in the shard is never computed again. What failed is a record
+with its reason.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from models.crystals.sites import adsorption_flag, carries_off, spaced_supercell
 from models.crystals.split import split_of
 from models.infra.files import digest
 from models.infra.shards import Shard
-from models.physics.dft import Settings, half_hydrogen, hydrogen_on
+from models.physics.dft import Settings, core_seconds, half_hydrogen, hydrogen_on
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARDS = ROOT / "data" / "shards"
@@ -33,15 +34,19 @@ MAX_ATOMS_LITERATURE = 30
 MAX_E_HULL = 0.3  # eV/atom of a C2DB layer
 TARGET, WINDOW = -0.27, 0.3  # eV: ΔE_H at which ΔG_H is 0, and how far off a targeted host may lie
 SURFACES = ("fcc", "hcp", "bcc", "skin", "buried")  # keys of the embedded set that are no monolayers
-SECONDS = 1800  # a calculation that takes longer is a failure: SCF that creeps
-ORDER = "embedded c2db targeted embedded c2db literature embedded c2db top20 c2db".split()  # 7 of 10 random, in this order, over and over
+SECONDS = 1800  # of processor time; a host that takes longer is a failure: SCF that creeps
+# Over and over; six of ten are the random sample.
+ORDER = "embedded c2db top20 embedded literature embedded c2db targeted embedded top20".split()
 SECOND_EVERY, RELAX_EVERY = 6, 20  # of the embedded hosts: the second-best site too; H relaxed by DFT too
 
 # Layers whose ΔE_H or ΔG_H by DFT is in the literature, by their keys in the embedded set.
-LITERATURE = """MoS2-2H:Mo-S honeycomb-A:C phosphorene:P graphene:B-N MXene-M2XT2:Ti-C-O MoS2-2H:W-S MXene-M2XT2:Mo-C-O MoS2-2H:Mo-Se
-MXene-M2XT2:Nb-C-O CdI2-1T:Mo-S MoS2-2H:W-Se MXene-M2XT2:V-C-O CdI2-1T:Pt-S MoS2-2H:Nb-S MXene-M2XT2:Ti-N-O MoS2-2H:Ta-S CdI2-1T:W-S
-honeycomb-A:Si CdI2-1T:Pt-Se CdI2-1T:Ti-S MoS2-2H:V-S GaSe:Ga-S GaSe:In-Se CdI2-1T:Sn-S C3N:C-N Janus-2H:Mo-S-Se honeycomb-A:Ge
-honeycomb-A:Sb PdSe2-penta:Pd-Se FeSe:Fe-Se CrI3:Cr-I honeycomb-A:As SnS:Ge-S SnS:Sn-S""".split()
+LITERATURE = """
+MoS2-2H:Mo-S honeycomb-A:C phosphorene:P graphene:B-N MXene-M2XT2:Ti-C-O MoS2-2H:W-S MXene-M2XT2:Mo-C-O
+MoS2-2H:Mo-Se MXene-M2XT2:Nb-C-O CdI2-1T:Mo-S MoS2-2H:W-Se MXene-M2XT2:V-C-O CdI2-1T:Pt-S MoS2-2H:Nb-S
+MXene-M2XT2:Ti-N-O MoS2-2H:Ta-S CdI2-1T:W-S honeycomb-A:Si CdI2-1T:Pt-Se CdI2-1T:Ti-S MoS2-2H:V-S
+GaSe:Ga-S GaSe:In-Se CdI2-1T:Sn-S C3N:C-N Janus-2H:Mo-S-Se honeycomb-A:Ge honeycomb-A:Sb PdSe2-penta:Pd-Se
+FeSe:Fe-Se CrI3:Cr-I honeycomb-A:As SnS:Ge-S SnS:Sn-S
+""".split()
 
 EARLY = set("Sc Y Ti Zr Hf V Nb Ta Cr Mo W".split())
 TRANSITION = EARLY | set("Mn Tc Re Fe Ru Os Co Rh Ir Ni Pd Pt".split())
@@ -54,14 +59,23 @@ def material_class(atoms: Atoms) -> str:
         return "element"
     metals, anions = elements & EARLY, elements - EARLY
     share = sum(symbol in metals for symbol in atoms.symbols) / len(atoms)
-    if metals and anions & {"C", "N"} and share >= 0.4 - 1e-6 and anions <= set("C N O F Cl Br I S Se Te H".split()):
+    if (
+        metals
+        and anions & {"C", "N"}
+        and share >= 0.4 - 1e-6
+        and anions <= set("C N O F Cl Br I S Se Te H".split())
+    ):
         return "MXene"
     if elements & set("F Cl Br I".split()):
         return "halide"
     if "O" in elements:
         return "oxide"
     chalcogens = elements & set("S Se Te".split())
-    if chalcogens and elements - chalcogens <= TRANSITION and sum(s in chalcogens for s in atoms.symbols) * 3 == len(atoms) * 2:
+    if (
+        chalcogens
+        and elements - chalcogens <= TRANSITION
+        and sum(s in chalcogens for s in atoms.symbols) * 3 == len(atoms) * 2
+    ):
         return "TMD"
     if chalcogens:
         return "chalcogenide"
@@ -78,12 +92,24 @@ def adsorbed(pose: Atoms, face: int) -> str:
 
 
 def item(key: str, sample: str, source: str, host: Atoms, **more) -> dict:
-    """A piece of work; `more` has the pose, face and delta_e where SevenNet has been there already, else its oracle is asked."""
-    return {"key": key, "sample": sample, "source": source, "host": host, "rank": "best", "relax": "none", **more}
+    """A piece of work; `more` has the pose, face and delta_e where SevenNet has been there already, else its
+    oracle is asked.
+    """
+    return {
+        "key": key,
+        "sample": sample,
+        "source": source,
+        "host": host,
+        "rank": "best",
+        "relax": "none",
+        **more,
+    }
 
 
 def embedded_items(shard: Path) -> list[dict]:
-    """Monolayers of the embedded set at the relaxed level, shuffled by hash: the better of their two sites, of some the other one too."""
+    """Monolayers of the embedded set at the relaxed level, shuffled by hash: the better of their two sites,
+    of some the other one too.
+    """
     rows = sorted(Shard(shard).rows.values(), key=lambda row: digest("dft" + row["key"]))
     items, hosts = [], 0
     for row in rows:
@@ -93,7 +119,9 @@ def embedded_items(shard: Path) -> list[dict]:
         for site in row["sites"]:
             pose = Atoms([*slab.numbers, 1], site["end"], cell=slab.cell, pbc=slab.pbc)
             if site["converged"] and not site["flag"] and not adsorbed(pose, site["face"]):
-                good.append({"pose": pose, "delta_e": site["delta_e"], "site": _label(site["kind"], site["face"])})
+                good.append(
+                    {"pose": pose, "delta_e": site["delta_e"], "site": _label(site["kind"], site["face"])}
+                )
         if not good:
             continue
         good.sort(key=lambda site: site["delta_e"])
@@ -113,7 +141,9 @@ def _label(kind: str, face: int) -> str:
 
 
 def c2db_items(path: Path) -> list[dict]:
-    """Layers of C2DB shuffled by hash, that SevenNet has still to relax; none where the database is not there."""
+    """Layers of C2DB shuffled by hash, that SevenNet has still to relax; none where the database is not
+    there.
+    """
     if not path.is_file():
         print(f"{path} is not there: no layers of C2DB (HER2D_REFERENCE_DATA names the folder)")
         return []
@@ -132,7 +162,9 @@ def c2db_items(path: Path) -> list[dict]:
 
 
 def targeted_items(folder: Path) -> list[dict]:
-    """Layers that the generator drew and SevenNet calls active, of each formula and layer group the first by hash."""
+    """Layers that the generator drew and SevenNet calls active, of each formula and layer group the first by
+    hash.
+    """
     from models.datasets.lmdb_data import LmdbDataset
 
     found = {}
@@ -153,18 +185,34 @@ def targeted_items(folder: Path) -> list[dict]:
             continue
         seen.add(record.host_uid)
         host = primitive_layer(slab, 0.02)
-        items.append(item(key, "targeted", "generated", host, pose=pose, delta_e=float(record.y_relaxed), site=_label("relaxed", face)))
+        items.append(
+            item(
+                key,
+                "targeted",
+                "generated",
+                host,
+                pose=pose,
+                delta_e=float(record.y_relaxed),
+                site=_label("relaxed", face),
+            )
+        )
     return items
 
 
 def literature_items(shard: Path) -> list[dict]:
     """Layers of LITERATURE as SevenNet relaxed them in the embedded set; hydrogen is still to be put on."""
     rows = Shard(shard).rows
-    return [item(key, "literature", "embedded", unpack_atoms(rows[key]["atoms"])) for key in LITERATURE if rows[key]["reason"] == ""]
+    return [
+        item(key, "literature", "embedded", unpack_atoms(rows[key]["atoms"]))
+        for key in LITERATURE
+        if rows[key]["reason"] == ""
+    ]
 
 
 def top20_items(folder: Path) -> list[dict]:
-    """The published top 20 at the pose that was published with them."""
+    """The published top 20 at the pose that was published with them, cheap ones first: all of them shall be
+    done.
+    """
     from models.physics.hydrogen import CORRECTION
 
     with (folder / "top20.csv").open() as file:
@@ -176,12 +224,18 @@ def top20_items(folder: Path) -> list[dict]:
         delta_e = float(row["delta_g_h_oracle_eV"]) - CORRECTION
         for atoms in (host, pose):
             atoms.pbc = (True, True, False)
-        items.append(item(f"top20 {name}", "top20", "published", host, pose=pose, delta_e=delta_e, site=row["h_site"]))
-    return items
+        items.append(
+            item(f"top20 {name}", "top20", "published", host, pose=pose, delta_e=delta_e, site=row["h_site"])
+        )
+    return sorted(
+        items, key=lambda work: len(work["pose"]) * (3 if Settings().polarised(work["host"].symbols) else 1)
+    )
 
 
 def work_items() -> list[dict]:
-    """All work in its order: ORDER over and over, a source that is used up left out; then each key only once."""
+    """All work in its order: ORDER over and over, a source that is used up left out; then each key only
+    once.
+    """
     sources = {
         "embedded": embedded_items(SHARDS / "relaxed.jsonl"),
         "c2db": c2db_items(REFERENCE / "c2db" / "c2db.db"),
@@ -237,7 +291,13 @@ class Oracle:
 
 def record(work: dict, settings: Settings, half_h2: float, oracle: Oracle, slabs: dict) -> dict:
     """The row of an item: numbers, or the reason why there are none."""
-    row = {"sample": work["sample"], "source": work["source"], "rank": work["rank"], "relax": work["relax"], "settings": settings.key}
+    row = {
+        "sample": work["sample"],
+        "source": work["source"],
+        "rank": work["rank"],
+        "relax": work["relax"],
+        "settings": settings.key,
+    }
     reason = ""
     if "pose" not in work:
         work, reason = oracle.place(work)
@@ -247,17 +307,36 @@ def record(work: dict, settings: Settings, half_h2: float, oracle: Oracle, slabs
         row["split"] = split_of(row["formula"])
     if reason:
         return row | {"reason": reason}
-    row |= {"site": work["site"], "pose": pack_atoms(pose), "delta_e_sevennet": round(float(work["delta_e"]), 5)}
-    # Poses of one host differ in their height, so their cells do; the slab's own energy is computed anew for each.
-    found = hydrogen_on(host, pose, settings, half_h2, work["relax"], slabs.get((work["key"], len(pose))) if work["relax"] != "none" else None)
+    row |= {
+        "site": work["site"],
+        "pose": pack_atoms(pose),
+        "delta_e_sevennet": round(float(work["delta_e"]), 5),
+    }
+    # Poses of one host differ in their height, so their cells do; the slab's own energy is computed anew
+    # for each.
+    found = hydrogen_on(
+        host,
+        pose,
+        settings,
+        half_h2,
+        work["relax"],
+        slabs.get((work["key"], len(pose))) if work["relax"] != "none" else None,
+    )
     slabs.clear()
     slabs[work["key"], len(pose)] = found.slab
     row |= {
         "delta_e_dft": round(found.delta_e, 5),
-        "energies": {"slab": round(found.slab.energy, 5), "pose": round(found.pose.energy, 5), "half_h2": round(half_h2, 5)},
+        "energies": {
+            "slab": round(found.slab.energy, 5),
+            "pose": round(found.pose.energy, 5),
+            "half_h2": round(half_h2, 5),
+        },
         "cells": found.cells,
         "moments": {"slab": round(found.slab.moment, 3), "pose": round(found.pose.moment, 3)},
-        "gaps": {"slab": found.slab.gap and round(found.slab.gap, 3), "pose": found.pose.gap and round(found.pose.gap, 3)},
+        "gaps": {
+            "slab": found.slab.gap and round(found.slab.gap, 3),
+            "pose": found.pose.gap and round(found.pose.gap, 3),
+        },
         "attempts": {"slab": found.slab.attempts, "pose": found.pose.attempts},
         "spin": found.spin,
         "grid": found.grid,
@@ -269,7 +348,7 @@ def record(work: dict, settings: Settings, half_h2: float, oracle: Oracle, slabs
 
 
 def _out_of_time(*_):
-    raise TimeoutError(f"took longer than {SECONDS} s")
+    raise TimeoutError(f"took more than {SECONDS} s of processor time")
 
 
 def make(shard: Shard, items: list[dict], settings: Settings, hours: float, potential: str) -> None:
@@ -278,27 +357,38 @@ def make(shard: Shard, items: list[dict], settings: Settings, hours: float, pote
     reference = f"H2|{settings.key}"
     if reference not in shard.rows:
         half, bond = half_hydrogen(settings)
-        shard.append(reference, {"sample": "reference", "settings": settings.key, "half_h2": half, "bond": bond, "all": vars(settings)})
+        shard.append(
+            reference,
+            {
+                "sample": "reference",
+                "settings": settings.key,
+                "half_h2": half,
+                "bond": bond,
+                "all": vars(settings),
+            },
+        )
     half = shard.rows[reference]["half_h2"]
-    signal.signal(signal.SIGALRM, _out_of_time)
+    signal.signal(signal.SIGPROF, _out_of_time)
     for work in tqdm(items, desc="DFT", mininterval=5):
         key = "|".join([work["key"], work["rank"], work["relax"], settings.key])
         if key in shard.rows:
             continue
         if time.time() > deadline:
             break
-        begin = time.time()
-        signal.alarm(SECONDS)
+        begin = core_seconds()
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             row = record(work, settings, half, oracle, slabs)
         except Exception as error:  # one bad structure costs one row
-            row = {name: work[name] for name in ("sample", "source", "rank", "relax")} | {"settings": settings.key}
+            row = {name: work[name] for name in ("sample", "source", "rank", "relax")} | {
+                "settings": settings.key
+            }
             if work["host"] is not None:
                 formula = reduced_formula(work["host"])
                 row |= {"formula": formula, "class": material_class(work["host"]), "split": split_of(formula)}
             row |= {"reason": f"{type(error).__name__}: {' '.join(str(error).split())}"[:250]}
-        signal.alarm(0)
-        shard.append(key, row | {"seconds": round(time.time() - begin, 1)})
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        shard.append(key, row | {"seconds": round(core_seconds() - begin, 1)})
 
 
 def counts(shard: Shard) -> str:
@@ -310,12 +400,18 @@ def counts(shard: Shard) -> str:
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--hours", type=float, default=1.0, help="no new calculation is started after this time")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--hours", type=float, default=1.0, help="no new calculation is started after this time"
+    )
     parser.add_argument("--out", type=Path, default=SHARDS / "dft.jsonl", help="where the records go")
     parser.add_argument("--only", nargs="*", help="only these samples: random, targeted, literature, top20")
     parser.add_argument("--potential", default="sevennet", help="potential that relaxes layers and hydrogen")
-    parser.add_argument("--dft-calculator", default="gpaw", help="gpaw, or module:factory of any ASE calculator")
+    parser.add_argument(
+        "--dft-calculator", default="gpaw", help="gpaw, or module:factory of any ASE calculator"
+    )
     return parser
 
 

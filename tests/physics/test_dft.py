@@ -1,4 +1,6 @@
-"""DFT: k-points that fold, settings' key, the second attempt, and, where GPAW is installed, H2 and one small host."""
+"""DFT: k-points that fold, settings' key, the second attempt, and, where GPAW is installed, H2 and one small
+host.
+"""
 
 import importlib.util
 import json
@@ -13,7 +15,15 @@ from ase.calculators.lj import LennardJones
 from models.crystals.layer import unpack_atoms
 from models.crystals.sites import spaced_supercell
 from models.physics import dft
-from models.physics.dft import DftError, Settings, folded_kpoints, half_hydrogen, hydrogen_on, kpoint_grid, supercell_transform
+from models.physics.dft import (
+    DftError,
+    Settings,
+    folded_kpoints,
+    half_hydrogen,
+    hydrogen_on,
+    kpoint_grid,
+    supercell_transform,
+)
 
 SHARD = Path(__file__).resolve().parents[2] / "data" / "shards" / "dft.jsonl"
 needs_gpaw = pytest.mark.skipif(importlib.util.find_spec("gpaw") is None, reason=dft.MISSING)
@@ -21,14 +31,23 @@ needs_gpaw = pytest.mark.skipif(importlib.util.find_spec("gpaw") is None, reason
 
 def honeycomb(a: float = 3.2) -> Atoms:
     cell = [[a, 0, 0], [-a / 2, a * np.sqrt(3) / 2, 0], [0, 0, 15]]
-    return Atoms("BN", scaled_positions=[[1 / 3, 2 / 3, 0.5], [2 / 3, 1 / 3, 0.5]], cell=cell, pbc=(True, True, False))
+    return Atoms(
+        "BN", scaled_positions=[[1 / 3, 2 / 3, 0.5], [2 / 3, 1 / 3, 0.5]], cell=cell, pbc=(True, True, False)
+    )
 
 
 def test_every_setting_is_part_of_the_key():
     changed = [
-        Settings(code="vasp:factory"), Settings(xc="RPBE"), Settings(mode="dzp"), Settings(cutoff=500.0), Settings(kpoint_length=36.0),
-        Settings(smearing=0.05), Settings(vacuum=16.0), Settings(spin="all"), Settings(tolerance=1e-3),
-    ]  # fmt: skip
+        Settings(code="vasp:factory"),
+        Settings(xc="RPBE"),
+        Settings(mode="dzp"),
+        Settings(cutoff=500.0),
+        Settings(kpoint_length=36.0),
+        Settings(smearing=0.05),
+        Settings(vacuum=16.0),
+        Settings(spin="all"),
+        Settings(tolerance=1e-3),
+    ]
     assert len({settings.key for settings in [Settings(), *changed]}) == len(changed) + 1
     assert Settings().key == Settings().key
 
@@ -38,7 +57,9 @@ def test_spin_by_element():
     assert Settings(spin="all").polarised(["Mo"]) and not Settings(spin="none").polarised(["Fe"])
 
 
-@pytest.mark.parametrize("transform", [[[2, 0], [0, 2]], [[2, 1], [-1, 1]], [[1, -1], [-2, -1]], [[3, 1], [0, 2]]])
+@pytest.mark.parametrize(
+    "transform", [[[2, 0], [0, 2]], [[2, 1], [-1, 1]], [[1, -1], [-2, -1]], [[3, 1], [0, 2]]]
+)
 def test_folded_points_are_the_supercells(transform):
     grid = (3, 2, 1)
     points = folded_kpoints(np.array(transform), grid)
@@ -130,15 +151,23 @@ def test_without_gpaw_the_message_says_how_to_get_it(monkeypatch):
 def test_hydrogen_molecule():
     half, bond = half_hydrogen(Settings())
     assert bond == pytest.approx(0.751, abs=0.01)  # PBE, basis limit: 0.750 Å
-    assert 2 * half == pytest.approx(-6.7, abs=0.1)  # against spin-paired atoms; PBE total energies of other codes: −6.76 eV
+    assert 2 * half == pytest.approx(
+        -6.7, abs=0.1
+    )  # against spin-paired atoms; PBE total energies of other codes: −6.76 eV
 
 
 @needs_gpaw
 def test_a_stored_record_comes_out_again():
     rows = [json.loads(line) for line in SHARD.read_text().splitlines()]
-    done = [row for row in rows if row.get("reason") == "" and row["relax"] == "none" and row["attempts"] == {"slab": 1, "pose": 1}]
+    done = [
+        row
+        for row in rows
+        if row.get("reason") == "" and row["relax"] == "none" and row["attempts"] == {"slab": 1, "pose": 1}
+    ]
     row = min((row for row in done if not row["spin"]), key=lambda row: (row["dft_seconds"], row["key"]))
     assert row["settings"] == Settings().key
-    found = hydrogen_on(unpack_atoms(row["host"]), unpack_atoms(row["pose"]), Settings(), row["energies"]["half_h2"])
+    found = hydrogen_on(
+        unpack_atoms(row["host"]), unpack_atoms(row["pose"]), Settings(), row["energies"]["half_h2"]
+    )
     assert found.delta_e == pytest.approx(row["delta_e_dft"], abs=0.005)
     assert found.grid == tuple(row["grid"])
