@@ -1,9 +1,9 @@
 """Hydrogen on monolayers by DFT: python -m data.build.dft --hours 2
 
 One record a host and pose is appended to data/shards/dft.jsonl as it comes: SevenNet relaxes layer and
-hydrogen, DFT takes its energy where SevenNet put it. The order of work is fixed and mixes its sources, so that
-whatever is done is a sample of the whole; what is in the shard is never computed again. What failed is a record
-with its reason.
+hydrogen, DFT takes its energy where SevenNet put it. The order of work is fixed and mixes its sources, so
+that whatever is done is a sample of the whole; what is in the shard is never computed again. What failed is a
+record with its reason.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """What the DFT data set says: python -m data.build.dft_report
 
---potentials takes single points of potentials at the poses of DFT (appended to data/shards/dft_potentials.jsonl);
-without it, only the tables and the figure are made: results/published/dft_error.csv, dft_error.png,
-dft_top20.csv, dft_geometry.csv, and a summary on the screen.
+--potentials takes single points of potentials at the poses of DFT and appends them to
+data/shards/dft_potentials.jsonl; without it, only the tables and the figure are made:
+results/published/dft_error.csv, dft_error.png, dft_top20.csv, dft_geometry.csv, and a summary on the screen.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """ΔE_H by density functional theory: PBE through GPAW, or whatever ASE calculator a factory gives.
 
-ΔE_H = E(slab + H) − N · E(primitive slab) − ½ E(H2), all three with the same settings. GPAW (Mortensen et al.,
-J. Chem. Phys. 160, 092503 (2024)) is not among the requirements: `make dft` installs it, and only what is called
-here needs it.
+ΔE_H = E(slab + H) − N · E(primitive slab) − ½ E(H2), all three with the same settings. GPAW (Mortensen et
+al., J. Chem. Phys. 160, 092503 (2024)) is not among the requirements: `make dft` installs it, and only what is
+called here needs it.
 """
 
 import importlib
