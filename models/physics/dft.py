@@ -1,15 +1,15 @@
 """ΔE_H by density functional theory: PBE through GPAW, or whatever ASE calculator a factory gives.
 
 ΔE_H = E(slab + H) − N · E(primitive slab) − ½ E(H2), all three with the same settings. GPAW (Mortensen et
-al., J. Chem. Phys. 160, 092503 (2024)) is not among the requirements: `make dft` installs it, and only what is
-called here needs it.
+al., J. Chem. Phys. 160, 092503 (2024)) is not among the requirements: `make dft` installs it, and only what
+is called here needs it.
 """
 
 import importlib
 import importlib.util
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from ase import Atoms
@@ -23,6 +23,8 @@ from models.infra.files import digest
 # μB an atom starts with, high spin. Elements that stay non-magnetic in nearly all layers are left out: spin
 # costs three times as much.
 MAGNETIC = {"V": 2.0, "Cr": 3.0, "Mn": 4.0, "Fe": 3.0, "Co": 2.0, "Ni": 1.0}
+HYDROGEN_MOMENT = 1.0  # μB that H starts with where there is spin
+WEAK = 1.2  # eV: H bound more weakly than this to a layer without spin may keep its own (docs/dft.md)
 H2_BOX = 10.0  # Å, edge of the cube of the H2 molecule
 MISSING = "GPAW is not installed: `make dft` installs it (conda-forge's gpaw package works as well)"
 
@@ -45,7 +47,8 @@ class Settings:
         smearing: eV, width of the Fermi distribution; energies are extrapolated to zero width.
         vacuum: Å between the outermost nuclei of slab + H and the next image; the slab alone stands in
             the same cell.
-        spin: "magnetic", spin-polarised where an element of MAGNETIC is in the layer; "all"; or "none".
+        spin: "magnetic", spin-polarised where an element of MAGNETIC is in the layer, and the pose once more
+            with spin where H is bound weakly (WEAK); "all"; or "none".
         tolerance: of the density, in electrons per valence electron; that of the energy and the states
             follows it.
     """
@@ -227,7 +230,8 @@ def converge(atoms: Atoms, settings: Settings, kpoints, spin: bool) -> tuple[Ene
     for attempt, gentle in enumerate((False, True), 1):
         work = atoms.copy()
         if spin:
-            work.set_initial_magnetic_moments([MAGNETIC.get(symbol, 0.0) for symbol in work.symbols])
+            moments = MAGNETIC | {"H": HYDROGEN_MOMENT}
+            work.set_initial_magnetic_moments([moments.get(symbol, 0.0) for symbol in work.symbols])
         work.calc = make(settings, kpoints, spin, gentle)
         try:
             energy = float(work.get_potential_energy())
@@ -277,7 +281,7 @@ class HydrogenEnergy:
         pose: of the supercell with H.
         cells: primitive cells in the supercell.
         grid: k-points of the supercell.
-        spin: whether both were spin-polarised.
+        spin: whether both were spin-polarised; the pose alone where its moment is not 0.
         end: the pose, where its H or all of it was relaxed.
     """
 
@@ -327,6 +331,12 @@ def hydrogen_on(
         )
         slab, _ = converge(boxed(host, height), settings, points, spin)
     energy, work = converge(boxed(pose, height), settings, grid, spin)
+    if not spin and settings.spin == "magnetic" and energy.energy - cells * slab.energy - half_h2 > WEAK:
+        polarised, polarised_work = converge(boxed(pose, height), settings, grid, True)
+        seconds = energy.seconds + polarised.seconds
+        if polarised.energy < energy.energy:
+            energy, work = polarised, polarised_work
+        energy = replace(energy, seconds=seconds)
     end = None
     if relax != "none":
         begin = core_seconds()
@@ -334,7 +344,7 @@ def hydrogen_on(
             work.set_constraint(FixAtoms(range(len(work) - 1)))
         if not BFGS(work, logfile=None).run(fmax=0.05, steps=30):
             raise DftError("the pose did not relax in 30 steps")
-        moment = float(work.get_magnetic_moment()) if spin else 0.0
+        moment = float(work.get_magnetic_moment()) if energy.moment else 0.0
         seconds = energy.seconds + core_seconds() - begin
         energy = Energy(float(work.get_potential_energy()), moment, energy.gap, energy.attempts, seconds)
         end = Atoms(work.numbers, work.positions, cell=work.cell.array, pbc=(True, True, False))
