@@ -13,7 +13,7 @@ from models.infra.cli import add_system
 from models.infra.runs import resolve, run_script
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -24,7 +24,7 @@ def build_parser():
     return parser
 
 
-def main():
+def main() -> None:
     args = resolve(build_parser().parse_args())
     run_evaluation(args, args.cifs.name)
 

@@ -128,10 +128,11 @@ $provenance
 
 What is left to you
 - No POTCAR is included: put your own, species in the order of POSCAR's sixth line.
-- D3(BJ) is on in INCAR and in the GPAW script. The pipeline's potentials were trained on PBE without it: turn it off in all three
-  folders (IVDW, D3) to compare like with like. MatterSim and SevenNet saw +U on some oxides and fluorides; there is none here.
-- Cutoff, k-points and vacuum ($vacuum A) are a start, not converged. Spin is on for magnetic elements, ferromagnetic to start
-  from, and for an odd number of electrons (H on a closed shell).
+- D3(BJ) is on in INCAR and in the GPAW script. The pipeline's potentials were trained on PBE without it: turn
+  it off in all three folders (IVDW, D3) to compare like with like. MatterSim and SevenNet saw +U on some
+  oxides and fluorides; there is none here.
+- Cutoff, k-points and vacuum ($vacuum A) are a start, not converged. Spin is on for magnetic elements,
+  ferromagnetic to start from, and for an odd number of electrons (H on a closed shell).
 - ZPE and entropy of this very site: frequencies of H in slab_H/ instead of the constant $correction eV.
 - The lattice is the potential's. Relax it with DFT first where strain matters.
 """)
@@ -214,8 +215,8 @@ def _adsorbate(pose: Atoms) -> int:
 
 
 def _arranged(atoms: Atoms) -> Atoms:
-    """Bare copy: species together (H last, order kept within one), right-handed, CALCULATION_VACUUM along z, centred,
-    wrapped in the plane.
+    """Bare copy: species together (H last, order kept within one), right-handed, CALCULATION_VACUUM along z,
+    centred, wrapped in the plane.
     """
     cell = atoms.cell.array.copy()
     if np.abs([cell[2, :2], cell[:2, 2]]).max() > 1e-5:

@@ -7,7 +7,9 @@ models.evaluation.settings.Settings, and returns plain JSON.
 
 import json
 import time
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from ase import Atoms
 
@@ -23,35 +25,42 @@ from models.physics.parallel import OracleSettings, run_with_oracle
 from models.physics.phonons import elastic_positivity, phonon_stability
 from models.physics.potentials import Potential, relax_layer
 
-RELAXATION, ADSORPTION = (
-    ("fmax", "relax_steps"),
-    ("correction", "oracle", "oracle_sites"),
-)  # settings that results depend on
+RELAXATION = ("fmax", "relax_steps")  # settings that a relaxed layer depends on
+ADSORPTION = ("correction", "oracle", "oracle_sites")  # settings that the oracle's answer depends on
+EVERYTHING = RELAXATION + ADSORPTION
 
 
-def item_key(item: tuple, settings, note: str, depends: tuple = RELAXATION + ADSORPTION) -> str:
-    """Changes with the structure and with the settings that its result depends on; `note` is the potential's
-    provenance.
+def item_key(item: tuple, settings: Settings, note: str, depends: tuple[str, ...] = EVERYTHING) -> str:
+    """Changes with the structure and with the settings that its result depends on.
+
+    Args:
+        note: provenance of the potential.
+        depends: names of these settings.
     """
     name, atoms = item
     content = atoms if isinstance(atoms, str) else json.dumps(pack_atoms(atoms))
-    return (
-        f"{name}:{digest(' '.join([content, note, *(str(getattr(settings, field)) for field in depends)]))}"
-    )
+    values = [str(getattr(settings, field)) for field in depends]
+    return f"{name}:{digest(' '.join([content, note, *values]))}"
 
 
 def computed(
-    task,
+    task: Callable,
     items: list[tuple],
-    settings,
+    settings: Settings,
     potential: Potential,
-    checkpoint,
+    checkpoint: Path | None,
     shard: Shard,
     label: str,
-    depends=RELAXATION + ADSORPTION,
+    depends: tuple[str, ...] = EVERYTHING,
 ) -> list[dict]:
     """Results of a task on every item, `settings.jobs` processes at a time; {"lost": why} where a process
     died.
+
+    Args:
+        checkpoint: of the potential, which each process loads again.
+        shard: results by key; what it holds already is not computed again.
+        label: of the progress bar.
+        depends: names of the settings that results depend on.
     """
     keys = [item_key(item, settings, potential.note, depends) for item in items]
     oracle = OracleSettings(
@@ -67,7 +76,7 @@ def computed(
     return [{"lost": lost[key]} if key in lost else shard.rows[key] for key in keys]
 
 
-def add_error(row: dict, text: str):
+def add_error(row: dict, text: str) -> None:
     """Appends to the row's `error`."""
     row["error"] = "; ".join(filter(None, [row.get("error", ""), text]))
 
@@ -130,14 +139,13 @@ def _relax_into(row: dict, layer: Atoms, oracle: HydrogenOracle, settings: Setti
 def _adsorb_into(row: dict, atoms: Atoms, oracle: HydrogenOracle) -> Atoms | None:
     """Fills the oracle's columns; returns its best pose."""
     found = oracle.delta_g(atoms)
-    filled = {
+    row |= {
         "delta_g_h_oracle_eV": found.delta_g_h,
         "delta_g_h_rigid_eV": found.rigid_delta_g_h,
         "slab_change_eV": found.slab_change,
         "h_site": found.site,
         "h_flags": found.flags_text,
     }
-    row |= {name: "" if content is None else content for name, content in filled.items()}
     if found.delta_g_h is None:
         add_error(row, "the layer reconstructs under H" if found.reconstructed else "no site adsorbs H")
     return found.pose
