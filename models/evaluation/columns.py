@@ -5,15 +5,16 @@ as it is filled (models.evaluation.rows). What takes minutes is spread over proc
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import ase.db
 import pandas as pd
 from ase import Atoms
 from pymatgen.core import Composition
 
+from models.crystals.ase_database import readable_rows, uid_of
 from models.crystals.layer import NotALayer, extract_layer, reduced_formula, unpack_atoms
 from models.crystals.matching import Fingerprint, Register
 from models.crystals.thresholds import ABSURD
@@ -180,13 +181,14 @@ def novelty(layers: Layers, settings: Settings) -> Columns:
 
 
 def known_layers(path: Path, formulas: set[str]) -> Register:
-    """The layers of a database that have one of some reduced formulas."""
-    register = Register()
-    for entry in ase.db.connect(path).select():
-        atoms = entry.toatoms()
+    """The layers of a database that have one of some reduced formulas; says how many rows it cannot read."""
+    register, dropped = Register(), Counter()
+    for row, atoms in readable_rows(path, dropped, flag="--novelty-db"):
         if reduced_formula(atoms) in formulas:
             with contextlib.suppress(NotALayer):  # a row that is no layer cannot match one
-                register.add(entry.get("uid", str(entry.id)), Fingerprint(extract_layer(atoms).atoms))
+                register.add(uid_of(row), Fingerprint(extract_layer(atoms).atoms))
+    for reason, count in dropped.items():
+        print(f"{path}: {count} rows left out of what is known: {reason}")
     return register
 
 

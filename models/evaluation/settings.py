@@ -4,6 +4,7 @@ import argparse
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from models.crystals.ase_database import row_ids
 from models.physics.hydrogen import CORRECTION
 
 
@@ -42,14 +43,17 @@ def needed_files(settings: Settings) -> list[Path]:
 
 
 def check_files(settings: Settings) -> None:
-    """Says that a file is missing before hours of work.
+    """Says that a file is missing, or that a database is none, before hours of work.
 
     Raises:
         FileNotFoundError: names the first file that does not exist.
+        DatabaseError: names the database that holds no row, or is none.
     """
     for path in needed_files(settings):
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: see --help for the flag that names it")
+    row_ids(settings.novelty_db, "--novelty-db")
+    row_ids(settings.references, "--references")
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
