@@ -32,6 +32,7 @@ from models.networks.delta_g import predict_delta_g
 from models.networks.dimenet import load_dimenet
 from models.networks.synthesis import save_synthesis, train_synthesis
 from models.physics.hydrogen import CORRECTION
+from models.physics.hydrogen import VERSION as ORACLE_VERSION
 from models.physics.parallel import oracle_labels
 from models.physics.potentials import load_potential
 
@@ -181,9 +182,8 @@ def labels(rows, args, labeller: str) -> dict:
     what is computed.
     """
     cache = Shard(args.out / f"delta_g_{labeller}.jsonl", args.resume)
-    source = (
-        file_hash(args.dimenet) if labeller == "dimenet" else f"{args.potential} {args.potential_checkpoint}"
-    )
+    by_potential = f"{args.potential} {args.potential_checkpoint} oracle {ORACLE_VERSION}"
+    source = file_hash(args.dimenet) if labeller == "dimenet" else by_potential
     keys = {
         uid: f"{uid}:{digest(json.dumps(pack_atoms(atoms)) + f'{source} {args.correction}')}"
         for uid, atoms, _ in rows
