@@ -15,7 +15,14 @@ from models.datasets.graphs import layer_graph
 from models.infra.files import read_json, read_rows
 from models.networks.diffusion import LOSS_WEIGHTS, Diffusion, joint_loss
 from models.networks.egnn import DenoisingEGNN
-from models.networks.joint import CHANNELS, Joint, TrainingData, silence_untaught_heads, validate
+from models.networks.joint import (
+    CHANNELS,
+    Joint,
+    TrainingData,
+    sample_metrics,
+    silence_untaught_heads,
+    validate,
+)
 from models.networks.layers import collate
 
 ATOMS = {p.name: p.atoms() for p in PROTOTYPES}
@@ -155,6 +162,44 @@ def test_a_head_without_weight_is_untaught_unless_bent_layers_teach_it():
     assert spread[False] == 0 < spread[True]
 
 
+class Perfect(DenoisingEGNN):
+    """Knows the layers it is shown: predicts the noise that leads back to them exactly."""
+
+    def __init__(self, diffusion: Diffusion, graphs):
+        super().__init__(**SMALL)
+        self.diffusion, self.real = diffusion, collate(graphs)[0]
+
+    def forward(self, layers, t, lattice, conditions=None, properties=True):
+        d, real = self.diffusion, self.real
+        out = super().forward(layers, t, lattice, conditions, False)
+        keep = layers.mask.float()
+        index = (t * d.steps).round().long()
+        sigma, abar = d.sigmas[index], d.alphas_cumprod[index]
+        a, b = abar.sqrt(), (1 - abar).sqrt()
+        delta = real.frac_coords - layers.frac_coords
+        delta = (delta - delta.round()) @ layers.cell  # the way back, Å
+        score = delta / sigma[:, None, None] * keep[..., None]
+        score = score - score.sum(1, keepdim=True) / keep.sum(1)[:, None, None]
+        z0 = real.z
+        eps_z = (layers.z - a[:, None] * z0) / b[:, None]
+        l0 = d.encode_lattice(real.cell, keep.sum(1))
+        eps_l = (lattice - a[:, None] * l0) / b[:, None]
+        v = lambda eps, x0: a[:, None] * eps - b[:, None] * x0
+        return type(out)(score * keep[..., None], v(eps_z, z0), v(eps_l, l0), out.slot_logits, None)
+
+
+def test_samples_of_a_perfect_network_are_the_real_layers():
+    graphs = graphs_of("dft")
+    diffusion = Diffusion(lattice_mean=(0.5, 0.5, 0.0), lattice_std=(0.3, 0.3, 0.2))
+    found = sample_metrics(Perfect(diffusion, graphs), diffusion, graphs, "cpu")
+    assert found["template_match"] == found["template_symmetric"] == 1.0
+    assert found["template_rmsd_A"] < 0.02 and math.isnan(found["noise_rmsd_A"])
+    untrained = sample_metrics(network(), diffusion, graphs, "cpu")
+    assert untrained["template_match"] < 0.5 and untrained["template_rmsd_A"] > 0.1
+    assert untrained["noise_match"] < 0.5
+    assert sample_metrics(network(), diffusion, graphs, "cpu") == pytest.approx(untrained, nan_ok=True)
+
+
 @pytest.fixture
 def folders(tmp_path):
     """Stage 2's folders of two databases, the second 0.2 eV/atom higher."""
@@ -182,6 +227,8 @@ def test_two_databases_are_trained_on_together_and_their_energies_kept_apart(fol
     assert saved["e_hull_offsets_eV_per_atom"].keys() == {"dft", "potential"}
     rows = read_rows(folders / "m.log.csv")
     assert all(math.isfinite(float(row["val_unconditional_coordinates"])) for row in rows)
+    drawn = [math.isfinite(float(row["sample_template_match"])) for row in rows]
+    assert drawn == [epoch in (10, 12) for epoch in range(1, 13)]  # every tenth, and the last
     with pytest.raises(ValueError, match="data was .* is "):
         optimization.main(flags(folders, "--epochs", 12, "--resume", "--data", folders / "dft"))
 
