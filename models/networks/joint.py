@@ -186,8 +186,8 @@ def sample_metrics(network: nn.Module, diffusion: Diffusion, graphs: list[Data],
     """What the generator's own update makes of a few validation layers with their elements given.
 
     Returns:
-        For each of STARTS `{start}_match` (share that is the real layer again), `{start}_symmetric` (share with
-        a layer group beyond p1), and `{start}_rmsd_A` (median distance to the real layer, relaxed by the
+        For each of STARTS `{start}_match` (share that is the real layer again), `{start}_symmetric` (share
+        with a layer group beyond p1), and `{start}_rmsd_A` (median distance to the real layer, relaxed by the
         method of its database; NaN from pure noise, where no atom is where it was).
     """
     chosen = np.linspace(0, len(graphs) - 1, min(SAMPLES, len(graphs))).round().astype(int)

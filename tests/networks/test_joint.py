@@ -188,7 +188,8 @@ class Perfect(DenoisingEGNN):
         return type(out)(score * keep[..., None], v(eps_z, z0), v(eps_l, l0), out.slot_logits, None)
 
 
-def test_samples_of_a_perfect_network_are_the_real_layers():
+def test_samples_of_a_perfect_network_are_the_real_layers(monkeypatch):
+    monkeypatch.setattr("models.networks.joint.SAMPLING_STEPS", 20)
     graphs = graphs_of("dft")
     diffusion = Diffusion(lattice_mean=(0.5, 0.5, 0.0), lattice_std=(0.3, 0.3, 0.2))
     found = sample_metrics(Perfect(diffusion, graphs), diffusion, graphs, "cpu")
@@ -197,7 +198,6 @@ def test_samples_of_a_perfect_network_are_the_real_layers():
     untrained = sample_metrics(network(), diffusion, graphs, "cpu")
     assert untrained["template_match"] < 0.5 and untrained["template_rmsd_A"] > 0.1
     assert untrained["noise_match"] < 0.5
-    assert sample_metrics(network(), diffusion, graphs, "cpu") == pytest.approx(untrained, nan_ok=True)
 
 
 @pytest.fixture
