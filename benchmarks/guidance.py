@@ -56,7 +56,8 @@ from models.infra.files import (
 )
 from models.infra.shards import Shard
 from models.networks.egnn import Heads
-from models.networks.sampler import expected_distance
+from models.networks.proposals import HEADS
+from models.networks.settings import Guide, expected_distance
 from models.physics.potentials import load_potential
 
 SEEDS, SWEEP_SEED = (11, 12, 13), 10
@@ -127,7 +128,7 @@ SWEEP = {  # around one setting, with a seed of its own
     **{f"η = {eta}": Arm(guide(gradient_scale=eta), oracle=False) for eta in (10, 100)},
     **{f"s = {s}": Arm(guide(cfg_scale=s), oracle=False) for s in (1, 4)},
 }
-EXTRA = ["template", *structure_generator.HEADS, "nfe"]  # of generated.csv
+EXTRA = ["template", *HEADS, "nfe"]  # of generated.csv
 HITS = HIT, CLOSE = "hit_rate_0.2eV", "hit_rate_0.1eV"
 JUDGED = (*HITS, "mae_delta_g_h_oracle_eV", "delta_g_h_gap_eV")  # by the oracle
 METRICS = [
@@ -166,7 +167,6 @@ TOP_COLUMNS = [
 
 
 # --- drawing and judging
-# ------------------------------------------------------------------------------------------------
 
 
 def unless_done(path: Path, key: str, work):
@@ -286,7 +286,6 @@ def cost(folder: str) -> dict[str, float]:
 
 
 # --- statistics
-# ---------------------------------------------------------------------------------------------------------
 
 
 def paired_p(own: list[dict], other: list[dict], metric: str) -> dict:
@@ -328,11 +327,11 @@ def ranked(rows: list[dict]) -> dict[str, list[dict]]:
     tensor = lambda found, columns: torch.tensor([numbers(row, columns) for row in found]).reshape(
         -1, len(columns)
     )
-    guide = structure_generator.guide_of(structure_generator.build_parser().parse_args([]))
+    guide = Guide()
     sort = lambda found, losses: [found[k] for k in losses.argsort().tolist()]
     orders = {"DimeNet++": sort(stable, expected_distance(*tensor(stable, (DIMENET, DIMENET_STD)).T))}
-    if all(row[column] for row in unique for column in structure_generator.HEADS):
-        orders["heads"] = sort(unique, guide.loss(Heads(*tensor(unique, structure_generator.HEADS).T)))
+    if all(row[column] for row in unique for column in HEADS):
+        orders["heads"] = sort(unique, guide.loss(Heads(*tensor(unique, HEADS).T)))
     return orders
 
 
@@ -410,7 +409,6 @@ def judged_by_oracle(name: str, rows: list[dict], arm: Arm, others: dict[str, li
 
 
 # --- what comes out
-# -----------------------------------------------------------------------------------------------------
 
 
 def nearest_known(templates: Templates, formula: str) -> str:
@@ -585,7 +583,8 @@ def main():
     base = metric_samples(unguided)[HIT].mean()
     found = {factor: power(base, factor, n, len(unguided), 3) for factor in (4, 5, 6, 8)}
     lines += [
-        f"power: {n} beside {len(unguided)} unguided with a rate of {base:.3f} show a ratio of 3 at its lower end, if it truly is "
+        f"power: {n} beside {len(unguided)} unguided with a rate of {base:.3f} show a ratio of 3 at its "
+        "lower end, if it truly is "
         + ", ".join(f"{factor}, in {share:.2f}" for factor, share in found.items())
     ]
     (args.out / "table.md").write_text("\n".join([table(tables), "", table(swept), "", *lines]) + "\n")

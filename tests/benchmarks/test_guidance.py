@@ -31,7 +31,7 @@ def row(number: int, seed: int = 11, hit: bool = True, template: str = "a", **ch
 
 
 def test_pairs_share_seed_number_and_template():
-    """Five gained, one lost, and what started elsewhere is no pair: McNemar's exact p is that of six tosses."""
+    """Five gained, one lost, and what started elsewhere is no pair: McNemar's p of six tosses."""
     own = [row(k, hit=k != 5) for k in range(8)] + [row(0, seed=12), row(1, seed=12, template="b")]
     other = [row(k, hit=k in (5, 6, 7)) for k in range(8)] + [
         row(0, seed=13, hit=False),
