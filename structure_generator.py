@@ -12,8 +12,9 @@ from pathlib import Path
 from models.crystals.templates import Templates
 from models.evaluation.generated import refine, summary, write_structures
 from models.evaluation.settings import Settings
-from models.infra.cli import add_system, resolve
+from models.infra.cli import add_system
 from models.infra.files import digest, file_hash
+from models.infra.runs import resolve, run_script
 from models.infra.shards import Shard
 from models.networks.proposals import Generator, best
 from models.networks.sampler import load_generator
@@ -214,4 +215,4 @@ def run_identity(settings: GeneratorSettings, args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

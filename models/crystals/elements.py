@@ -1,11 +1,15 @@
-"""What chemistry knows of an element and of a composition, as numbers for the models that learn from little."""
+"""What chemistry knows of an element and of a composition, as numbers for the models that learn from few
+data.
+"""
 
+from collections.abc import Iterable
 from functools import cache
-from itertools import product
 
 import numpy as np
 from ase.data import atomic_numbers, covalent_radii
 from pymatgen.core import Element
+
+from models.crystals.charges import reachable_charges
 
 ELEMENTAL = ("group", "row", "electronegativity", "covalent_radius", "valence_electrons")
 STATISTICS = ("mean", "min", "max", "range", "std")
@@ -19,6 +23,23 @@ FAMILIES = {
     "late_metal": "Co Ni Cu Zn Rh Pd Ag Cd Ir Pt Au Hg",
     "f_block": "La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Ac Th Pa U Np Pu",
 }
+# Elements one would not build a catalyst from, each with its reason: the one list behind `--elements benign`,
+# the evaluator's marks and the ranking. Sources: Annex VI of the EU's CLP regulation (harmonised
+# classification) for what is toxic, the RoHS directive 2011/65/EU for Cd, Hg and Pb, NUBASE2020 (Kondev et
+# al., Chin. Phys. C 45, 030001) for elements without a stable isotope; Bi (2e19 years) counts as stable.
+AVOIDED = {
+    "Be": "carcinogenic (inhaled dust), sensitises the lung",
+    "As": "carcinogenic, toxic; forms arsine at HER potentials",
+    "Cd": "carcinogenic, toxic to the kidney, restricted (RoHS)",
+    "Hg": "neurotoxic, volatile, restricted (RoHS)",
+    "Tl": "highly toxic, taken up in the place of potassium",
+    "Pb": "neurotoxic, toxic to reproduction, restricted (RoHS)",
+}
+RADIOACTIVE = (
+    "Tc Pm Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr "
+    "Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og"
+)
+AVOIDED |= dict.fromkeys(RADIOACTIVE.split(), "radioactive: no stable isotope")
 FAMILY_NUMBERS = {
     name: [atomic_numbers[symbol] for symbol in symbols.split()] for name, symbols in FAMILIES.items()
 }
@@ -30,6 +51,16 @@ COMPOSITION_FEATURES = (
     "smallest_fraction",
     "charge_imbalance",
 )
+
+
+def benign(symbols: Iterable[str]) -> bool:
+    """Whether none of the elements is in AVOIDED."""
+    return not any(symbol in AVOIDED for symbol in symbols)
+
+
+def avoided(symbols: Iterable[str]) -> dict[str, str]:
+    """Those of the elements that one would not use, in alphabetical order, each with its reason."""
+    return {symbol: AVOIDED[symbol] for symbol in sorted(set(symbols)) if symbol in AVOIDED}
 
 
 @cache
@@ -46,23 +77,21 @@ def composition_features(numbers: np.ndarray) -> list[float]:
     share = counts / counts.sum()
     table = np.array([element_features(int(kind)) for kind in kinds])  # [K, 5]
     mean, low, high = share @ table, table.min(0), table.max(0)
-    statistics = np.column_stack([mean, low, high, high - low, np.sqrt(share @ (table - mean) ** 2)])
+    spread = np.sqrt(share @ (table - mean) ** 2)
+    statistics = np.column_stack([mean, low, high, high - low, spread])  # [5, 5]
     families = [share[np.isin(kinds, members)].sum() for members in FAMILY_NUMBERS.values()]
-    return [
-        *statistics.ravel(),
-        *families,
-        len(kinds),
-        share.max(),
-        share.min(),
-        _charge_imbalance(kinds, share),
-    ]
+    imbalance = _charge_imbalance(kinds.tolist(), counts.tolist())
+    return [*statistics.ravel(), *families, len(kinds), share.max(), share.min(), imbalance]
 
 
-def _charge_imbalance(kinds: np.ndarray, share: np.ndarray) -> float:
+def _charge_imbalance(kinds: list[int], counts: list[int]) -> float:
     """Smallest |charge| an atom over all choices of one common oxidation state an element; 0 for a pure
     element.
+
+    Args:
+        kinds, counts: atomic number and number of atoms of each element.
     """
     if len(kinds) == 1:
         return 0.0
-    states = [Element.from_Z(int(kind)).common_oxidation_states or (0,) for kind in kinds]
-    return min(abs(float(share @ np.array(choice))) for choice in product(*states))
+    states = [Element.from_Z(kind).common_oxidation_states or (0,) for kind in kinds]
+    return min(abs(charge) for charge in reachable_charges(counts, states)) / sum(counts)

@@ -9,6 +9,7 @@ from ase.io import write
 from models.crystals.layer import reduced_formula, unpack_atoms
 from models.crystals.matching import layer_group
 from models.evaluation.metrics import pareto_front
+from models.evaluation.schema import GENERATED
 from models.evaluation.settings import Settings
 from models.evaluation.tasks import RELAXATION, computed, relax_one
 from models.infra.files import write_rows
@@ -17,7 +18,7 @@ from models.networks.proposals import HEADS, head_properties, opinions
 from models.networks.settings import Guide
 from models.physics.potentials import load_potential
 
-COLUMNS = ["material_id", "formula", "template", "layer_group", *HEADS, "pareto", "kept", "nfe", "seconds"]
+COLUMNS = [column.name for column in GENERATED]
 UNSURE = 0.5  # eV of the members' spread beyond which ΔG_H is said to be a guess
 
 

@@ -249,6 +249,7 @@ def joint_loss(
     weights: dict[str, float] = LOSS_WEIGHTS,
     drop: float = 0.15,
     generator: torch.Generator | None = None,
+    drop_all: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L_total = E‖ε − ε_θ(x_t, t)‖² + λ1 ‖ΔG_H − ΔG_H*‖₁ + λ2 ‖E_hull − E_hull*‖² + λ3 BCE(P_synth, y_synth).
 
@@ -256,6 +257,7 @@ def joint_loss(
         labels: of the batch; NaN is unknown and masked.
         weights: of the four diffusion channels, λ1, λ2, λ3, and of the head of the standard deviation.
         drop: probability with which each condition is replaced by its learned null.
+        drop_all: probability with which all conditions of a graph are, together.
 
     Returns:
         total loss, and its unweighted terms by name.
@@ -263,8 +265,9 @@ def joint_loss(
     t = diffusion.random_times(len(layers), generator).to(layers.z.device)  # [B]
     noised = diffusion.noise(layers, t, generator)
     noised = noised._replace(layers=mask_slots(noised.layers, generator))
-    targets = torch.stack([getattr(labels, name) for name in CONDITIONS], -1)  # [B, 3]
-    dropped = torch.rand(targets.shape, generator=generator).to(targets.device) < drop
+    targets = torch.stack([getattr(labels, name) for name in CONDITIONS], -1).detach()  # [B, 3]
+    dropped = torch.rand(targets.shape, generator=generator) < drop  # [B, 3]
+    dropped = (dropped | (torch.rand(len(layers), 1, generator=generator) < drop_all)).to(targets.device)
     conditions = targets.masked_fill(dropped, torch.nan)
     out = model(noised.layers, diffusion.time(t), noised.lattice, conditions)
     terms = channel_losses(out, layers, noised, diffusion.z_spread(t))

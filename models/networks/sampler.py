@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from models.infra.files import load_checkpoint
 from models.networks.diffusion import Diffusion, mean_free
 from models.networks.egnn import Denoised, DenoisingEGNN
 from models.networks.layers import MASK, Layers
@@ -244,9 +245,10 @@ def load_generator(path, device="cpu") -> tuple[DenoisingEGNN, Diffusion]:
     Raises:
         ValueError: the file is no such checkpoint.
     """
-    saved = torch.load(path, map_location=device, weights_only=True)
-    if not {"model", "diffusion", "hparams"} <= set(saved):
-        raise ValueError(f"{path} is no checkpoint of optimization.py: it holds {sorted(saved)[:5]}")
+    saved = load_checkpoint(path, device)
+    if not isinstance(saved, dict) or not {"model", "diffusion", "hparams"} <= set(saved):
+        held = sorted(map(str, saved))[:5] if isinstance(saved, dict) else type(saved).__name__
+        raise ValueError(f"{path} is no checkpoint of optimization.py: it holds {held}")
     model, diffusion = DenoisingEGNN(**saved["hparams"]), Diffusion(**saved["diffusion_hparams"])
     model.load_state_dict(saved["model"])
     diffusion.load_state_dict(saved["diffusion"])

@@ -25,6 +25,7 @@ from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
 from tqdm import tqdm
 
 from models.crystals.layer import pack_atoms
+from models.crystals.thresholds import BELOW_HULL, STABLE
 from models.infra.files import ROOT, digest
 from models.infra.shards import Shard
 from models.physics.potentials import relax_layer
@@ -44,8 +45,8 @@ class Stability:
     Attributes:
         e_form: formation energy.
         e_stable: formation energy of the hull at the composition.
-        phases: how many phases of more than one element span the hull of its chemical system; 0 means that
-            only the elements were known, and E_hull is a lower bound.
+        phases: how many phases compete: compounds inside its chemical system; of a pure element, its other
+            forms. 0 means that only the elements were known, and E_hull is a lower bound.
     """
 
     e_form: float
@@ -53,8 +54,32 @@ class Stability:
     phases: int
 
     @property
-    def e_hull(self):
+    def e_hull(self) -> float:
         return self.e_form - self.e_stable
+
+    @property
+    def competes(self) -> bool:
+        return competing_phase_known(self.e_hull, self.phases)
+
+    @property
+    def stable(self) -> bool:
+        return is_stable(self.e_hull, self.phases)
+
+
+def competing_phase_known(e_hull: float, phases: int) -> bool:
+    """Whether E_hull means anything: something competes, and the structure does not lie so far below the hull
+    that what it decomposes to must be missing. False is to be shown as "no competing phase known".
+
+    Args:
+        e_hull: eV/atom.
+        phases: as in Stability.
+    """
+    return phases > 0 and e_hull >= BELOW_HULL
+
+
+def is_stable(e_hull: float, phases: int) -> bool:
+    """Less than STABLE above the hull of known competing phases."""
+    return competing_phase_known(e_hull, phases) and e_hull < STABLE
 
 
 @cache
@@ -133,8 +158,8 @@ class Hull:
         elemental = sum(
             diagram.el_refs[el].energy_per_atom * composition.get_atomic_fraction(el) for el in composition
         )
-        compounds = sum(not e.is_element for e in diagram.all_entries)
-        return Stability(float(e_form), float(hull - elemental), compounds)
+        competing = sum(composition.is_element or not e.is_element for e in diagram.all_entries)
+        return Stability(float(e_form), float(hull - elemental), competing)
 
 
 def relax_phase(atoms: Atoms, calculator, steps: int = 120) -> tuple[Atoms, float, bool]:
