@@ -19,12 +19,13 @@ from models.infra.files import digest
 from models.networks.diffusion import LOSS_WEIGHTS, MAX_E_HULL, Diffusion, joint_loss, raw_lattice
 from models.networks.egnn import DenoisingEGNN
 from models.networks.layers import collate, layers_of, to_atoms
-from models.networks.sampler import Guide, Sampler
+from models.networks.sampler import Sampler
+from models.networks.settings import MISSION, GeneratorSettings
 
 VALIDATION_SEED = 1234  # the same noise at every validation, so that epochs can be compared
 CHANNELS = ("coordinates", "z", "lattice", "elements")  # the diffusion term of the loss
-# What is drawn during training: so many real validation layers, noised and denoised again in so many updates
-# without noise of the sampler's own; from t = 0.5, where the generator starts, and from pure noise
+# What is drawn during training: so many real validation layers, noised and denoised again in so many updates;
+# from t = 0.5, where the generator starts, and from pure noise
 SAMPLES, SAMPLING_STEPS = 16, 50
 STARTS = {"template": 0.5, "noise": 1.0}
 
@@ -195,7 +196,7 @@ def sample_metrics(network: nn.Module, diffusion: Diffusion, graphs: list[Data],
     found = {}
     for name, level in STARTS.items():
         generator = torch.Generator().manual_seed(VALIDATION_SEED)
-        sampler = Sampler(network, diffusion, Guide(), generator, noise_scale=0.0)
+        sampler = Sampler(network, diffusion, GeneratorSettings(guide=MISSION), generator)  # unguided
         layers, start = layers_of(real).to(device), round(level * diffusion.steps)
         noised, lattice = sampler.noised(layers, start) if level < 1 else sampler.prior(layers)
         drawn = to_atoms(sampler.denoise(noised, lattice, start, SAMPLING_STEPS).to("cpu"))
