@@ -5,10 +5,11 @@ A task takes an item (material_id, ASE layer), the oracle of its process (which 
 models.evaluation.settings.Settings, and returns plain JSON.
 """
 
+import ast
 import json
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from ase import Atoms
@@ -18,7 +19,7 @@ from models.crystals.layer import NotALayer, extract_layer, min_distance_ratio, 
 from models.crystals.matching import layer_group, rmsd
 from models.crystals.thresholds import OVERLAP_SCALE
 from models.evaluation.settings import Settings
-from models.infra.files import digest
+from models.infra.files import ROOT, digest
 from models.infra.shards import Shard
 from models.physics.hydrogen import HydrogenOracle
 from models.physics.parallel import OracleSettings, run_with_oracle
@@ -30,8 +31,17 @@ ADSORPTION = ("correction", "oracle", "oracle_sites")  # settings that the oracl
 EVERYTHING = RELAXATION + ADSORPTION
 
 
+@cache
+def code_version() -> str:
+    """Changes with the code that results depend on, but not with its comments and format."""
+    folders = (ROOT / "models" / room for room in ("crystals", "physics"))
+    paths = [path for folder in folders for path in sorted(folder.glob("*.py"))]
+    trees = [ast.dump(ast.parse(path.read_text(encoding="utf-8"))) for path in [*paths, Path(__file__)]]
+    return digest(" ".join(trees))
+
+
 def item_key(item: tuple, settings: Settings, note: str, depends: tuple[str, ...] = EVERYTHING) -> str:
-    """Changes with the structure and with the settings that its result depends on.
+    """Changes with the structure, with the code, and with the settings that its result depends on.
 
     Args:
         note: provenance of the potential.
@@ -40,7 +50,7 @@ def item_key(item: tuple, settings: Settings, note: str, depends: tuple[str, ...
     name, atoms = item
     content = atoms if isinstance(atoms, str) else json.dumps(pack_atoms(atoms))
     values = [str(getattr(settings, field)) for field in depends]
-    return f"{name}:{digest(' '.join([content, note, *values]))}"
+    return f"{name}:{digest(' '.join([content, note, code_version(), *values]))}"
 
 
 def computed(

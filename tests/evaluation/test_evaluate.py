@@ -26,6 +26,7 @@ from models.crystals.gates import gates
 from models.crystals.layer import dimension, extract_layer
 from models.crystals.matching import rmsd
 from models.evaluation import columns
+from models.evaluation.known import write_known
 from models.evaluation.metrics import aggregate
 from models.evaluation.outputs import NULLS, headline
 from models.evaluation.rows import join, read_table, table
@@ -221,6 +222,9 @@ def run(tmp_path_factory, untrained_dimenet):
         extract_layer(sheet(2.57)).atoms, EMT()
     )  # from another start; below fmax 0.03 it would buckle
     ase.db.connect(folder / "known.db").write(layer.atoms, uid="known")
+    copper = sheet(metal="Cu")  # of a formula that no structure of the set has
+    ase.db.connect(folder / "templates.db").write(copper, uid="template")
+    write_known(folder / "learned.json.gz", [folder / "templates.db"])
 
     forests = [Forest(1, 1, 1), Forest(1, 1, 1)]
     for forest in forests:
@@ -242,6 +246,10 @@ def run(tmp_path_factory, untrained_dimenet):
         folder / "references.db",
         "--novelty-db",
         folder / "known.db",
+        "--template-db",
+        folder / "templates.db",
+        "--learned",
+        folder / "learned.json.gz",
         "--second-potential",
         "layers:scaled_emt",
         "--shortlist",
@@ -283,7 +291,7 @@ def test_the_oracle_may_be_kept_for_stable_layers(run, monkeypatch):
     flags = json.loads((run / "test.py" / "config.json").read_text())
     settings = {name: flags[name] for name in Settings.__dataclass_fields__}
     settings |= {"oracle_for": "stable", "second_potential": "none"}
-    for name in ("dimenet", "synthesis", "references", "novelty_db", "validation"):
+    for name in ("dimenet", "synthesis", "references", "novelty_db", "template_db", "learned", "validation"):
         settings[name] = Path(settings[name])
     found = evaluate(read_cifs(run / "cifs"), Settings(**settings), run / "test.py", resume=True)
     before, after = rows_of(run)["delta_g_h_oracle_eV"], found.rows.set_index("material_id")
@@ -384,8 +392,9 @@ def test_what_the_oracle_says_becomes_training_data(run):
 
 def test_twins_and_known_layers_are_found(run):
     rows = rows_of(run).loc[["a_sheet", "b_twin", "c_platinum"]]
-    assert list(rows["unique"]) == [True, False, True] and list(rows["novel"]) == [False, False, True]
-    assert list(rows["known_as"]) == ["known", "known", ""]
+    assert rows["unique"][:2].sum() == 1 and rows["unique"]["c_platinum"], "one of the twins, the stabler"
+    assert list(rows["novel"]) == [False, False, True]
+    assert list(rows["known_as"]) == ["known (known)", "known (known)", ""]
     energies = rows[["e_form_eV_per_atom", "delta_g_h_oracle_eV", "delta_g_h_dimenet_eV"]].to_numpy()
     np.testing.assert_allclose(energies[0], energies[1], atol=0.02)
     assert (abs(energies[0] - energies[2]) > 0.03).any(), "another sheet has other energies"
@@ -393,7 +402,13 @@ def test_twins_and_known_layers_are_found(run):
 
 def test_the_files_are_there_and_say_where_they_come_from(run):
     out = run / "evaluate_external.py"
-    for name in ("her_performance", "stability_curve", "baseline_comparison", "generated_structures"):
+    for name in (
+        "her_performance",
+        "stability_curve",
+        "baseline_comparison",
+        "generated_structures",
+        "funnel",
+    ):
         assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     content = json.loads((out / "metrics.json").read_text())
     assert "EMT" in content["provenance"]["potential"] and content["provenance"]["seed"] == 0
@@ -473,6 +488,7 @@ def test_headline_counts_and_refuses():
     content = {
         "n": 6,
         "metrics": aggregate(rows),
+        "hit_gates": ["2D", "stable"],
         "shortlist": [],
         "sensitivity_to_correction": {},
         "second_opinion": {"both_within_0.2eV": nothing},
