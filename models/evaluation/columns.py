@@ -14,7 +14,6 @@ from pymatgen.core import Composition
 from models.crystals.elements import avoided
 from models.crystals.layer import unpack_atoms
 from models.crystals.matching import Fingerprint
-from models.crystals.sites import carries_off
 from models.evaluation.known import known_register, unique_of
 from models.evaluation.rows import Columns, numbers
 from models.evaluation.settings import Settings
@@ -122,13 +121,8 @@ def hydrogen(
     found, poses = {}, {}
     for name, result in zip(names, results):
         found[name] = {"error": result.get("lost")} | result.get("row", {})
-        if not result.get("pose"):
-            continue
-        poses[name] = unpack_atoms(result["pose"])
-        if leaves := carries_off(poses[name]):
-            remarks = [found[name]["error"], "H abstracts a surface atom: not called active"]
-            found[name]["error"] = "; ".join(filter(None, remarks))
-        found[name]["h_carries_off"] = leaves
+        if result.get("pose"):
+            poses[name] = unpack_atoms(result["pose"])
     return found, poses
 
 

@@ -29,14 +29,22 @@ from models.physics.potentials import Potential, relax_layer
 RELAXATION = ("fmax", "relax_steps")  # settings that a relaxed layer depends on
 ADSORPTION = ("correction", "oracle", "oracle_sites")  # settings that the oracle's answer depends on
 EVERYTHING = RELAXATION + ADSORPTION
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)  # what may have a docstring
 
 
 @cache
 def code_version() -> str:
-    """Changes with the code that results depend on, but not with its comments and format."""
-    folders = (ROOT / "models" / room for room in ("crystals", "physics"))
-    paths = [path for folder in folders for path in sorted(folder.glob("*.py"))]
-    trees = [ast.dump(ast.parse(path.read_text(encoding="utf-8"))) for path in [*paths, Path(__file__)]]
+    """Changes with the code that results depend on, but not with its docstrings, comments and format."""
+    paths = [Path(__file__)]
+    for room in ("crystals", "physics"):
+        paths += sorted((ROOT / "models" / room).glob("*.py"))
+    trees = []
+    for path in paths:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, DOCUMENTED) and ast.get_docstring(node):
+                node.body = node.body[1:]
+        trees.append(ast.dump(tree))
     return digest(" ".join(trees))
 
 
@@ -137,7 +145,8 @@ def _relax_into(row: dict, layer: Atoms, oracle: HydrogenOracle, settings: Setti
     except NotALayer as error:
         raise NotALayer(f"relaxation left two dimensions: {error}") from error
     if min_distance_ratio(atoms) < OVERLAP_SCALE:
-        raise ValueError("relaxation ended in overlapping atoms: a hole in the potential")
+        cause = "" if row["min_dist_ratio"] < OVERLAP_SCALE else ": a hole in the potential"
+        raise ValueError(f"relaxation ended in overlapping atoms{cause}")
     row |= {
         "energy": relaxed.energy,
         "rmsd_relaxed_A": rmsd(layer, relaxed.atoms),

@@ -33,8 +33,8 @@ def stability_score(e_hull: float) -> float:
 
 
 def is_active(rows: pd.DataFrame, bound: float = ACTIVE) -> np.ndarray:
-    """[n] whether |ΔG_H| by the oracle is at most `bound` eV, H leaving the layer whole."""
-    return (abs(numbers(rows[ORACLE])) <= bound) & ~is_true(rows["h_carries_off"])
+    """[n] whether |ΔG_H| by the oracle is at most `bound` eV."""
+    return abs(numbers(rows[ORACLE])) <= bound
 
 
 def competing_phase_known(rows: pd.DataFrame) -> np.ndarray:
@@ -62,14 +62,13 @@ def gates_passed(rows: pd.DataFrame, active: float = ACTIVE) -> pd.DataFrame:
         active: bound of |ΔG_H| of the gate "active", eV.
     """
     oracle = rows["h_flags"] != ""  # it ran
-    stays = rows[ORACLE].notna() & ~is_true(rows["h_carries_off"])
     vibrates = rows["phonons"].isin(["stable", "unstable"])
     columns = {
         "2D": _verdict(is_true(rows["two_d"])),
         "valid": _verdict(is_true(rows["valid"])),
         "stable": _verdict(is_stable(rows)),
-        "H stays": _verdict(stays, oracle),
-        "active": _verdict(stays & (abs(numbers(rows[ORACLE])) <= active), oracle),
+        "H stays": _verdict(rows[ORACLE].notna(), oracle),
+        "active": _verdict(is_active(rows, active), oracle),
         "aqueous": rows["aqueous"],
         "dynamic": _verdict((rows["phonons"] == "stable") & (rows["elastic"] == "stable"), vibrates),
         "synthesizable": _verdict(numbers(rows["p_synth"]) >= SYNTHESIZABLE, rows["p_synth"].notna()),

@@ -25,7 +25,7 @@ from geo_utils import evaluate, read_cifs
 from models.crystals.gates import gates
 from models.crystals.layer import dimension, extract_layer
 from models.crystals.matching import rmsd
-from models.evaluation import columns
+from models.evaluation import columns, tasks
 from models.evaluation.known import write_known
 from models.evaluation.metrics import aggregate
 from models.evaluation.outputs import NULLS, headline
@@ -80,12 +80,12 @@ def thick() -> Atoms:
 BROKEN = {
     "monolayer": (periodic(known("1H-MoS2")), (1, 2), True, True, ""),
     "monolayer in disguise": (disguised(known("1H-MoS2"), 3), (1, 2), True, True, ""),
-    "overlapping atoms": (overlapping(), (1, 2), True, False, ""),
+    "overlapping atoms": (overlapping(), (1, 2), True, False, "atoms overlap"),
     "molecule": (water(), (1, 0), False, True, "molecule"),
     "3D crystal": (bulk("NaCl", "rocksalt", a=5.64), (1, 3), False, True, "3D network"),
     "bilayer": (bilayer(), (2, 2), False, True, "2 component"),
-    "layered bulk": (periodic(known("1H-MoS2"), 3.12 + 3.5), (1, 2), False, True, "3.5 Å between the layers"),
-    "vacuum of 9.9": (periodic(known("graphene"), 9.9), (1, 2), False, True, "9.9 Å between the layers"),
+    "layered bulk": (periodic(known("1H-MoS2"), 3.12 + 3.5), (1, 2), False, True, "3.50 Å between the layers"),
+    "vacuum of 9.9": (periodic(known("graphene"), 9.9), (1, 2), False, True, "9.90 Å between the layers"),
     "vacuum of 10.1": (periodic(known("graphene"), 10.1), (1, 2), True, True, ""),
     "thick slab": (thick(), (1, 2), False, True, "thick"),
 }
@@ -501,3 +501,17 @@ def test_headline_counts_and_refuses():
 
 def test_shipped_baselines_are_called_so():
     assert all((ROOT / "results_external" / name).is_dir() for name in NULLS)
+
+
+def test_kept_results_are_those_of_the_present_code(monkeypatch, tmp_path):
+    """A key changes when a statement of the code does, and not when its docstrings and comments do."""
+    (tmp_path / "models/crystals").mkdir(parents=True)
+    code = tmp_path / "models/crystals/layer.py"
+    monkeypatch.setattr(tasks, "ROOT", tmp_path)
+    keys = []
+    for text in ('"""Doc."""\nX = 1.3\n', '"""Other doc."""\nX = 1.3  # Å\n', "X = 1.4\n"):
+        code.write_text(text)
+        tasks.code_version.cache_clear()
+        keys.append(item_key(("x", known("h-BN")), Settings(), "a note"))
+    tasks.code_version.cache_clear()
+    assert keys[0] == keys[1] != keys[2]

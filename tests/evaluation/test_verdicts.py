@@ -29,7 +29,6 @@ PERFECT = {
     "hull_compounds": 4,
     "delta_g_h_oracle_eV": 0.05,
     "h_flags": "adsorbed:3 then adsorbed:1",
-    "h_carries_off": False,
     "e_pourbaix_eV_per_atom": 0.1,
     "aqueous": True,
     "phonons": "stable",
@@ -87,11 +86,6 @@ def test_each_gate_stops_what_fails_it_and_no_other():
         assert set(verdicts.index[~verdicts.fillna(True).astype(bool)]) == {gate} | later
         said = candidates(failed)[gate]
         assert said == {"hit": False, "gate_passed": ["", *GATES][k], "stopped_by": gate}
-
-
-def test_h_that_abstracts_an_atom_stops_at_h_stays():
-    rows = table([PERFECT | {"material_id": "a", "h_carries_off": True}])
-    assert candidates(rows)["a"]["stopped_by"] == "H stays" and not is_hit(rows)[0]
 
 
 def test_a_hit_is_the_chain_up_to_what_was_computed():
