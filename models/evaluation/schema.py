@@ -27,6 +27,7 @@ class Column:
     missing: str = ""
 
 
+DRY = "an element without dissolved species, or no E_hull"
 REFUSED = "not two-dimensional, or its relaxation failed"
 METRICS = (
     Column("material_id", "str", "", "name of the CIF without its ending; the key that joins all tables"),
@@ -177,11 +178,24 @@ METRICS = (
         "e_pourbaix_eV_per_atom",
         "float",
         "eV/atom",
-        "energy above the Pourbaix hull of solids and dissolved species, the worst of pH 0 and 14, U of HER",
-        "an element without dissolved species, or not computed",
+        "energy above the Pourbaix hull of solids and ions at pH 0, the worse of 0 and −0.2 V (RHE)",
+        DRY,
     ),
-    Column("pourbaix_products", "str", "", "what it would dissolve or corrode to", "no e_pourbaix"),
-    Column("aqueous", "bool", "", "e_pourbaix is at most --max-pourbaix (0.5)", "no e_pourbaix"),
+    Column(
+        "e_dissolution_eV_per_atom",
+        "float",
+        "eV/atom",
+        "what it gains by dissolving without electron transfer, at pH 0",
+        DRY,
+    ),
+    Column("aqueous_products", "str", "", "what it decomposes to in water at pH 0", DRY),
+    Column(
+        "aqueous", "bool", "", "survives pH 0: e_pourbaix at most --max-pourbaix, and hardly soluble", DRY
+    ),
+    Column("e_pourbaix_base_eV_per_atom", "float", "eV/atom", "e_pourbaix at pH 14", DRY),
+    Column("e_dissolution_base_eV_per_atom", "float", "eV/atom", "e_dissolution at pH 14", DRY),
+    Column("aqueous_base_products", "str", "", "what it decomposes to in water at pH 14", DRY),
+    Column("aqueous_base", "bool", "", "survives pH 14", DRY),
     Column(
         "avoid_elements",
         "str",

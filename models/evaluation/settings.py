@@ -6,6 +6,7 @@ from pathlib import Path
 
 import ase.db
 
+from models.infra.cli import real, whole
 from models.physics.hydrogen import CORRECTION
 
 
@@ -103,8 +104,8 @@ def _add_model_flags(group) -> None:
     add("--csllm-base", help="base model of the CSLLM adapters, if it is not where their config says")
     add("--csllm-dtype", help="torch dtype of CSLLM, e.g. bfloat16; auto is the checkpoint's")
     aqueous = "eV/atom above the Pourbaix hull up to which a layer counts as stable in water"
-    add("--max-pourbaix", type=float, help=aqueous)
-    add("--correction", type=float, help="ΔE_ZPE − TΔS in ΔG_H, eV")
+    add("--max-pourbaix", type=real(0), help=aqueous)
+    add("--correction", type=real(), help="ΔE_ZPE − TΔS in ΔG_H, eV")
 
 
 def _add_effort_flags(group) -> None:
@@ -113,9 +114,9 @@ def _add_effort_flags(group) -> None:
     add("--oracle", choices=("relaxed", "rigid", "none"), help=relaxed)
     stable = "stable: the oracle only for layers below 0.1 eV/atom, half the time; hits are the same"
     add("--oracle-for", choices=("all", "stable"), help=stable)
-    add("--oracle-sites", type=int, help="sites where H alone is relaxed, 0 for all")
-    add("--shortlist", type=int, help="candidates for the second potential and for DFT")
-    add("--phonons", type=int, help="phonons and elastic constants of so many of the best")
-    add("--fmax", type=float, help="force at which a relaxation has converged, eV/Å")
-    add("--relax-steps", type=int, help="most steps of a relaxation")
-    add("--jobs", type=int, help="processes, one thread each")
+    add("--oracle-sites", type=whole(0), help="sites where H alone is relaxed, 0 for all")
+    add("--shortlist", type=whole(0), help="candidates for the second potential and for DFT")
+    add("--phonons", type=whole(0), help="phonons and elastic constants of so many of the best")
+    add("--fmax", type=real(1e-4), help="force at which a relaxation has converged, eV/Å")
+    add("--relax-steps", type=whole(1), help="most steps of a relaxation")
+    add("--jobs", type=whole(1), help="processes, one thread each")
