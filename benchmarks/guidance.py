@@ -41,7 +41,6 @@ from models.evaluation.metrics import (
     effective_number,
     flat,
     interval,
-    is_stable,
     markdown,
     metric_samples,
     rate_ratio,
@@ -51,6 +50,7 @@ from models.evaluation.schema import COLUMNS, GENERATED
 from models.evaluation.schema import METRICS as SCHEMA
 from models.evaluation.settings import Settings, needed_files
 from models.evaluation.shortlist import DIMENET, DIMENET_STD
+from models.evaluation.verdicts import is_stable
 from models.infra.files import (
     ROOT,
     file_hash,
