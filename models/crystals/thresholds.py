@@ -1,4 +1,6 @@
-"""Every number that decides a verdict, in one place: what counts as bonded, two-dimensional, stable, active, the same."""
+"""Every number that decides a verdict, in one place: what counts as bonded, two-dimensional, stable, active,
+the same.
+"""
 
 # Geometry: bonds and overlaps in sums of Cordero covalent radii, lengths in Å.
 BOND_SCALE = 1.3  # bonded: d <= BOND_SCALE (r_i + r_j); calls 99.6 % of C2DB's monolayers one 2D component
