@@ -9,10 +9,11 @@ from pathlib import Path
 
 from geo_utils import run_evaluation
 from models.evaluation.settings import add_evaluation_flags
-from models.infra.cli import add_system, resolve
+from models.infra.cli import add_system
+from models.infra.runs import resolve, run_script
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -23,10 +24,10 @@ def build_parser():
     return parser
 
 
-def main():
+def main() -> None:
     args = resolve(build_parser().parse_args())
     run_evaluation(args, args.cifs.name)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

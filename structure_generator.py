@@ -21,9 +21,11 @@ from models.crystals.templates import Templates, by_substitution, spread, substi
 from models.evaluation.metrics import pareto_front
 from models.evaluation.settings import Settings
 from models.evaluation.tasks import RELAXATION, computed, relax_one
-from models.infra.cli import add_system, resolve
+from models.infra.cli import add_system
 from models.infra.files import digest, file_hash, plain, write_rows
+from models.infra.runs import resolve, run_script
 from models.infra.shards import Shard
+from models.networks.egnn import Heads
 from models.networks.layers import MASK, layers_of, to_atoms
 from models.networks.sampler import Guide, Sampler, load_generator
 from models.physics.potentials import load_potential
@@ -156,13 +158,10 @@ def presentable(atoms, symprec: float):
 
 @torch.no_grad()
 def head_properties(model, structures, device):
-    """The guide's own opinion [n, 4] of finished structures: ΔG_H eV, E_hull eV/atom, P_synth, standard
-    deviation of ΔG_H eV.
-    """
+    """The guide's own opinion [n, 4] of finished structures, in the order of HEADS."""
     layers = layers_of(structures).to(device)
-    out = model.properties(layers, torch.zeros(len(layers), device=device)).cpu()
-    out[:, 2] = out[:, 2].sigmoid()
-    return out
+    heads = model.properties(layers, torch.zeros(len(layers), device=device)).to("cpu")
+    return torch.stack([heads.delta_g_h, heads.e_hull, heads.synth_logit.sigmoid(), heads.delta_g_h_std], -1)
 
 
 def guide_of(args, elements: list[str] | None = None) -> Guide:
@@ -219,7 +218,7 @@ def best(found: list[dict], count: int, guide: Guide) -> set[int]:
     """Which structures have the lowest L_target by the heads on the finished structure; a recipe's second one
     after all first ones.
     """
-    losses = guide.loss(torch.tensor(opinions(found)))
+    losses = guide.loss(Heads(*torch.tensor(opinions(found)).T))
     losses[[not guide.allows(torch.tensor([row["atoms"]["numbers"]])).item() for row in found]] = torch.inf
     first, again, taken = [], [], set()
     for k in losses.argsort().tolist():
@@ -484,4 +483,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -8,27 +8,28 @@ from pathlib import Path
 
 from geo_utils import run_evaluation
 from models.evaluation.settings import add_evaluation_flags
-from models.infra.cli import add_system, resolve
+from models.infra.cli import add_system
+from models.infra.runs import resolve, run_script
 
-NULLS = ("", "substitution_scores")  # folders of scored sets that no model had a hand in
+BASELINES = ("", "substitution_scores")  # folders of results_external/ with scored model-free baselines
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add_evaluation_flags(
         parser,
         Path("results/generated_cifs"),
-        [Path("results_external") / name / "metrics.csv" for name in NULLS],
+        [Path("results_external") / name / "metrics.csv" for name in BASELINES],
     )
     add_system(parser, out=Path("results"), resume="keep what OUT/*.jsonl already hold of these structures")
     return parser
 
 
-def main():
+def main() -> None:
     run_evaluation(resolve(build_parser().parse_args()), "generated")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -9,7 +9,6 @@ comes out. Writes OUT/table.md and OUT/table.csv; what is done is not done again
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -24,13 +23,9 @@ from models.crystals.layer import NotALayer, extract_layer, reduced_formula
 from models.crystals.matching import MATCHER, Fingerprint
 from models.crystals.split import split_of
 from models.crystals.templates import Templates, spread
-from models.evaluation.metrics import flat, interval, table, values
-from models.infra.files import (
-    ROOT,
-    file_hash,
-    read_rows,
-    write_rows,
-)
+from models.evaluation.metrics import flat, interval, markdown
+from models.evaluation.rows import read_table, write_table
+from models.infra.files import ROOT, file_hash, read_json, write_text
 from models.infra.shards import Shard
 from models.networks.layers import to_atoms
 from models.networks.sampler import Guide, Sampler, load_generator
@@ -99,9 +94,12 @@ def judged(name: str, flags: list[str], args) -> dict:
         "--phonons",
         0,
     )
-    metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
-    rmsd = values(read_rows(folder / "metrics.csv"), "rmsd_relaxed_A")
-    return {"rmsd_median_A": median(rmsd, args.seed), **{metric: metrics[metric] for metric in METRICS}}
+    metrics = read_json(folder / "metrics.json")["metrics"]
+    rmsd = read_table(folder / "metrics.csv")["rmsd_relaxed_A"].dropna()
+    return {
+        "rmsd_median_A": median(rmsd.to_numpy(), args.seed),
+        **{metric: metrics[metric] for metric in METRICS},
+    }
 
 
 def median(sample: np.ndarray, seed: int, draws: int = 2000) -> dict:
@@ -217,9 +215,9 @@ def main():
     torch.set_num_threads(1)
     found = matches(args)
     sets = {name: judged(name, flags, args) | found.get(name, {}) for name, flags in SETS.items()}
-    (args.out / "table.md").write_text(table(sets) + "\n")
-    write_rows(args.out / "table.csv", flat(sets), ["set", "metric", "value", "low95", "high95", "n"])
-    print(table(sets))
+    write_text(args.out / "table.md", markdown(sets) + "\n")
+    write_table(args.out / "table.csv", flat(sets), ["set", "metric", "value", "low95", "high95", "n"])
+    print(markdown(sets))
 
 
 if __name__ == "__main__":

@@ -22,17 +22,19 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 from ase.io import write
 from pymatgen.core import Composition
 from scipy.stats import binomtest
 
 import structure_generator
-from geo_utils import COLUMNS, Evaluation, evaluate, needed_files, read_cifs, second_into
+from geo_utils import evaluate, read_cifs
 from models.crystals.layer import unpack_atoms
 from models.crystals.matching import Fingerprint, Register
 from models.crystals.split import split_of
 from models.crystals.templates import Templates, best_assignment
+from models.evaluation.columns import second_delta_g
 from models.evaluation.figures import COLOURS, generated_structures, save
 from models.evaluation.metrics import (
     aggregate,
@@ -40,12 +42,14 @@ from models.evaluation.metrics import (
     flat,
     interval,
     is_stable,
+    markdown,
     metric_samples,
     rate_ratio,
-    table,
-    values,
 )
-from models.evaluation.settings import Settings
+from models.evaluation.rows import is_true, join, read_table, records, write_table
+from models.evaluation.schema import COLUMNS, GENERATED
+from models.evaluation.schema import METRICS as SCHEMA
+from models.evaluation.settings import Settings, needed_files
 from models.evaluation.shortlist import DIMENET, DIMENET_STD
 from models.infra.files import (
     ROOT,
@@ -53,8 +57,10 @@ from models.infra.files import (
     plain,
     read_rows,
     write_rows,
+    write_text,
 )
 from models.infra.shards import Shard
+from models.networks.egnn import Heads
 from models.networks.sampler import expected_distance
 from models.physics.potentials import load_potential
 
@@ -127,6 +133,7 @@ SWEEP = {  # around one setting, with a seed of its own
     **{f"s = {s}": Arm(guide(cfg_scale=s), oracle=False) for s in (1, 4)},
 }
 EXTRA = ["template", *structure_generator.HEADS, "nfe"]  # of generated.csv
+JUDGED_SCHEMA = (*SCHEMA, *(column for column in GENERATED if column.name in EXTRA))
 HITS = HIT, CLOSE = "hit_rate_0.2eV", "hit_rate_0.1eV"
 JUDGED = (*HITS, "mae_delta_g_h_oracle_eV", "delta_g_h_gap_eV")  # by the oracle
 METRICS = [
@@ -156,7 +163,6 @@ TOP_COLUMNS = [
     "head_delta_g_h_eV",
     "delta_g_h_second_eV",
     "h_flags",
-    "h_carries_off",
     "second_h_flags",
     "p_synth",
     "novel",
@@ -170,9 +176,9 @@ TOP_COLUMNS = [
 
 def unless_done(path: Path, key: str, work):
     """Does `work` unless `path` says that it was done with the same key."""
-    if not path.is_file() or path.read_text() != key:
+    if not path.is_file() or path.read_text(encoding="utf-8") != key:
         work()
-        path.write_text(key)
+        write_text(path, key)
 
 
 def draw(name: str, arm: Arm, seed: int, args) -> Path:
@@ -197,7 +203,7 @@ def draw(name: str, arm: Arm, seed: int, args) -> Path:
     return folder
 
 
-def judge(folder: Path, arm: Arm, args) -> list[dict]:
+def judge(folder: Path, arm: Arm, args) -> pd.DataFrame:
     """Rows of the evaluator with what the generator says of each structure; a process that died is an error,
     not a miss.
     """
@@ -213,32 +219,30 @@ def judge(folder: Path, arm: Arm, args) -> list[dict]:
     )
 
     def run():
-        drawn = {row["material_id"]: row for row in read_rows(folder / "cifs/generated.csv")}
+        drawn = read_table(folder / "cifs/generated.csv", GENERATED)
         rows = evaluate(read_cifs(folder / "cifs"), settings, folder, resume=True).rows
-        if any("worker died" in row["error"] for row in rows):
+        if rows["error"].str.contains("worker died").any():
             raise SystemExit(f"a process died while {folder} was judged: start the study again")
-        rows = [row | {column: drawn[row["material_id"]][column] for column in EXTRA} for row in rows]
-        write_rows(folder / "metrics.csv", rows, [*COLUMNS, *EXTRA])
+        rows = rows.merge(drawn[["material_id", *EXTRA]], on="material_id", how="left", validate="1:1")
+        write_table(folder / "metrics.csv", rows, [*COLUMNS, *EXTRA])
 
     hashes = [
         file_hash(path)
         for path in (folder / "cifs/generated.jsonl", folder / "cifs/generated.csv", *needed_files(settings))
     ]
     unless_done(folder / "judged.txt", f"{settings} {hashes}", run)
-    return [row | {"folder": str(folder)} for row in read_rows(folder / "metrics.csv")]
+    return read_table(folder / "metrics.csv", JUDGED_SCHEMA).assign(folder=str(folder))
 
 
-def scored(arms: dict[str, Arm], seeds, args) -> dict[str, list[dict]]:
-    """Rows of every arm, all seeds."""
+def scored(arms: dict[str, Arm], seeds, args) -> dict[str, pd.DataFrame]:
+    """Table of every arm, all seeds."""
     tasks = [(name, arm, seed) for name, arm in arms.items() for seed in seeds]
     with ThreadPoolExecutor(args.jobs) as pool:
         folders = list(pool.map(lambda task: draw(*task, args), tasks))
     found = {name: [] for name in arms}
     for (name, arm, _), folder in zip(tasks, folders):
-        found[name] += judge(folder, arm, args)
-    for rows in found.values():
-        unique_into(rows)
-    return found
+        found[name].append(judge(folder, arm, args))
+    return {name: unique_over_seeds(pd.concat(tables, ignore_index=True)) for name, tables in found.items()}
 
 
 @cache
@@ -247,32 +251,29 @@ def results(folder: str, name: str) -> dict[str, dict]:
     return {key.split(":")[0]: row for key, row in Shard(Path(folder) / f"{name}.jsonl").rows.items()}
 
 
-def unique_into(rows: list[dict]):
-    """`unique` of rows of several seeds: the same as no earlier structure of the arm."""
-    seen, relaxed = (
-        Register(),
-        {folder: results(folder, "relaxed") for folder in {row["folder"] for row in rows}},
-    )
-    for row in rows:
-        if row["unique"]:
-            fingerprint = Fingerprint(unpack_atoms(relaxed[row["folder"]][row["material_id"]]["relaxed"]))
-            row["unique"] = str(seen.find(fingerprint) is None)
-            seen.add(row["material_id"], fingerprint)
+def unique_over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with `unique` told over several seeds: the same as no earlier structure of the arm."""
+    seen, unique = Register(), rows["unique"].copy()
+    relaxed = {folder: results(folder, "relaxed") for folder in rows["folder"].unique()}
+    for k in np.flatnonzero(unique.notna()):
+        folder, name = rows["folder"].iloc[k], rows["material_id"].iloc[k]
+        fingerprint = Fingerprint(unpack_atoms(relaxed[folder][name]["relaxed"]))
+        unique.iloc[k] = seen.find(fingerprint) is None
+        seen.add(name, fingerprint)
+    return rows.assign(unique=unique)
 
 
-def core_seconds(rows: list[dict]) -> tuple[float, float]:
+def core_seconds(rows: pd.DataFrame) -> tuple[float, float]:
     """Seconds of one core a structure: drawing it, and judging it (of those that were timed)."""
-    judged = 0.0
+    judged, folders = 0.0, rows["folder"].unique()
     for name in ("relaxed", "adsorbed"):
-        kept = {folder: results(folder, name) for folder in {row["folder"] for row in rows}}
-        times = [
-            kept[row["folder"]][row["material_id"]].get("seconds")
-            for row in rows
-            if row["material_id"] in kept[row["folder"]]
-        ]
+        times = []
+        for folder, some in rows.groupby("folder"):
+            kept = results(folder, name)
+            times += [kept[key].get("seconds") for key in some["material_id"] if key in kept]
         timed = [time for time in times if time is not None]
         judged += np.mean(timed) * len(times) / len(rows) if timed else math.nan
-    return sum(cost(folder)["seconds"] for folder in {row["folder"] for row in rows}) / len(rows), judged
+    return sum(cost(folder)["seconds"] for folder in folders) / len(rows), judged
 
 
 @cache
@@ -280,22 +281,19 @@ def cost(folder: str) -> dict[str, float]:
     """Function evaluations and seconds of one core that all that was drawn in a folder took, what was not
     kept included.
     """
-    drawn = read_rows(Path(folder) / "cifs/generated.csv")
-    return {column: sum(float(row[column] or 0) for row in drawn) for column in ("nfe", "seconds")}
+    drawn = read_table(Path(folder) / "cifs/generated.csv", GENERATED)
+    return {column: float(drawn[column].sum()) for column in ("nfe", "seconds")}
 
 
 # --- statistics
 # ---------------------------------------------------------------------------------------------------------
 
 
-def paired_p(own: list[dict], other: list[dict], metric: str) -> dict:
+def paired_p(own: pd.DataFrame, other: pd.DataFrame, metric: str) -> dict:
     """McNemar's exact test on structures that started from the same template with the same seed, and how many
     there are.
     """
-    start = lambda row: (Path(row["folder"]).name, row["material_id"].split("_")[1], row["template"])
-    hits = [
-        {start(row): hit for row, hit in zip(rows, metric_samples(rows)[metric])} for rows in (own, other)
-    ]
+    hits = [by_start(rows, metric) for rows in (own, other)]
     both = hits[0].keys() & hits[1].keys()
     gained = sum(hits[0][key] > hits[1][key] for key in both)
     lost = sum(hits[0][key] < hits[1][key] for key in both)
@@ -304,6 +302,13 @@ def paired_p(own: list[dict], other: list[dict], metric: str) -> dict:
         "ci95": [None, None],
         "n": len(both),
     }
+
+
+def by_start(rows: pd.DataFrame, metric: str) -> dict[tuple, float]:
+    """A rate's sample by what each structure started from: seed, number and template."""
+    seeds = [Path(folder).name for folder in rows["folder"]]
+    numbers = [name.split("_")[1] for name in rows["material_id"]]
+    return dict(zip(zip(seeds, numbers, rows["template"]), metric_samples(rows)[metric]))
 
 
 def power(base: float, factor: float, n: int, base_n: int, bound: float, seed: int = 0) -> float:
@@ -317,22 +322,24 @@ def power(base: float, factor: float, n: int, base_n: int, bound: float, seed: i
     )
 
 
-def ranked(rows: list[dict]) -> dict[str, list[dict]]:
+def ranked(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The unique rows, best first: by L_target of the heads; and those that the potential calls stable by
     DimeNet++ and its spread.
     """
-    unique = [row for row in rows if row["unique"] == "True"]
-    stable = [row for row in unique if is_stable(row) and row[DIMENET]]
-    numbers = lambda row, columns: [float(row[column] or 0) for column in columns]
-    tensor = lambda found, columns: torch.tensor([numbers(row, columns) for row in found]).reshape(
-        -1, len(columns)
-    )
+    unique = rows[is_true(rows["unique"])]
+    stable = unique[is_stable(unique) & unique[DIMENET].notna()]
     guide = structure_generator.guide_of(structure_generator.build_parser().parse_args([]))
-    sort = lambda found, losses: [found[k] for k in losses.argsort().tolist()]
-    orders = {"DimeNet++": sort(stable, expected_distance(*tensor(stable, (DIMENET, DIMENET_STD)).T))}
-    if all(row[column] for row in unique for column in structure_generator.HEADS):
-        orders["heads"] = sort(unique, guide.loss(tensor(unique, structure_generator.HEADS)))
+    by_dimenet = expected_distance(*tensor(stable, [DIMENET, DIMENET_STD]).T)
+    orders = {"DimeNet++": stable.iloc[by_dimenet.argsort().tolist()]}
+    if unique[structure_generator.HEADS].notna().all(axis=None):
+        losses = guide.loss(Heads(*tensor(unique, structure_generator.HEADS).T))
+        orders["heads"] = unique.iloc[losses.argsort().tolist()]
     return orders
+
+
+def tensor(rows: pd.DataFrame, columns: list[str]) -> torch.Tensor:
+    """[n, columns] numbers; a spread that is missing is 0."""
+    return torch.tensor(rows[columns].fillna(0.0).to_numpy("float32"))
 
 
 def plain_entry(number: float | None, n: int) -> dict:
@@ -340,7 +347,7 @@ def plain_entry(number: float | None, n: int) -> dict:
     return {"value": number, "ci95": [None, None], "n": n}
 
 
-def summary(name: str, rows: list[dict], arm: Arm, others: dict[str, list[dict]]) -> dict:
+def summary(name: str, rows: pd.DataFrame, arm: Arm, others: dict[str, pd.DataFrame]) -> dict:
     """Metrics of an arm: the evaluator's, distinct hits, ratios to the arms that it must beat, diversity,
     cost.
     """
@@ -350,39 +357,34 @@ def summary(name: str, rows: list[dict], arm: Arm, others: dict[str, list[dict]]
         for metric, entry in aggregate(rows).items()
         if metric in METRICS and (arm.oracle or metric not in JUDGED)
     }
+    formulas, groups = rows["formula"][rows["formula"] != ""], rows["layer_group"]
     kinds = {
-        "elements": [
-            element.symbol for row in rows if row["formula"] for element in Composition(row["formula"])
-        ],
-        "templates": [row["template"] for row in rows],
-        "layer groups": [row["layer_group"] for row in rows if row["layer_group"]],
+        "elements": [element.symbol for formula in formulas for element in Composition(formula)],
+        "templates": list(rows["template"]),
+        "layer groups": list(groups[groups != ""]),
     }
     found |= {
         f"effective number of {label}": plain_entry(effective_number(labels), count)
         for label, labels in kinds.items()
     }
     found["NFE a structure"] = plain_entry(
-        float(sum(cost(folder)["nfe"] for folder in {row["folder"] for row in rows})) / count, count
+        float(sum(cost(folder)["nfe"] for folder in rows["folder"].unique())) / count, count
     )
     return found | judged_by_oracle(name, rows, arm, others) if arm.oracle else found
 
 
-def judged_by_oracle(name: str, rows: list[dict], arm: Arm, others: dict[str, list[dict]]) -> dict:
+def judged_by_oracle(name: str, rows: pd.DataFrame, arm: Arm, others: dict[str, pd.DataFrame]) -> dict:
     """What of the summary needs the oracle."""
-    samples, found, unseen = (
-        metric_samples(rows),
-        {},
-        [row for row in rows if row["formula"] and split_of(row["formula"]) != "train"],
-    )
-    distinct = lambda rows, metric: (
-        metric_samples(rows)[metric] * np.array([row["unique"] == "True" for row in rows])
-    )
+    samples, found = metric_samples(rows), {}
+    unseen = rows[[formula != "" and split_of(formula) != "train" for formula in rows["formula"]]]
+    distinct = lambda rows, metric: metric_samples(rows)[metric] * is_true(rows["unique"])
     for metric in HITS:
         found[f"distinct {metric}"] = interval(distinct(rows, metric), rate=True)
     found[f"{HIT}, formulas that no stage learned from"] = interval(metric_samples(unseen)[HIT], rate=True)
     found["delta_g_h_gap_eV, formulas that no stage learned from"] = aggregate(unseen)["delta_g_h_gap_eV"]
     if others and name not in (BASE, AGAIN):
-        rivals = {BASE: others[BASE] + others[AGAIN], FILTER: others[FILTER], RANDOM: others[RANDOM]}
+        unguided = pd.concat([others[BASE], others[AGAIN]], ignore_index=True)
+        rivals = {BASE: unguided, FILTER: others[FILTER], RANDOM: others[RANDOM]}
         for rival, metric in itertools.product([rival for rival in rivals if rival != name], HITS):
             found[f"{metric} over {rival}"] = rate_ratio(
                 samples[metric], metric_samples(rivals[rival])[metric]
@@ -393,8 +395,8 @@ def judged_by_oracle(name: str, rows: list[dict], arm: Arm, others: dict[str, li
         if arm.paired:
             found[f"p of {HIT}, paired with {BASE}"] = paired_p(rows, others[BASE], HIT)
     for label, best in ranked(rows).items():
-        oracle = abs(values(best[:TOP], "delta_g_h_oracle_eV"))
-        found[f"mean |ΔG_H| of the top {TOP} by {label}"] = interval(oracle)
+        oracle = abs(best[:TOP]["delta_g_h_oracle_eV"].dropna())
+        found[f"mean |ΔG_H| of the top {TOP} by {label}"] = interval(oracle.to_numpy())
         found[f"hits among the top {TOP} by {label}"] = plain_entry(
             int(metric_samples(best[:TOP])[HIT].sum()), len(best[:TOP])
         )
@@ -425,38 +427,30 @@ def nearest_known(templates: Templates, formula: str) -> str:
     return "{1} ({0})".format(*min(fits)) if fits else ""
 
 
-def write_top(rows: list[dict], args):
+def write_top(rows: pd.DataFrame, args):
     """The best of an arm by DimeNet++: relaxed layers and poses of H as CIFs, what the oracle and a second
     potential say, a figure.
     """
     folder, best, templates = args.top, ranked(rows)["DimeNet++"][:TOP], Templates.read(args.db)
-    relaxed, poses = {}, {}
+    relaxed, poses, known = {}, {}, []
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*.cif"):
         stale.unlink()
-    for place, row in enumerate(best, 1):
+    for place, row in enumerate(records(best), 1):
         name, identity = row["material_id"], f"{place:02d}_{row['formula'].replace('(', '').replace(')', '')}"
-        row |= {
-            "material_id": identity,
-            "nearest_known": row["known_as"] or nearest_known(templates, row["formula"]),
-        }
+        known.append(row["known_as"] or nearest_known(templates, row["formula"]))
         relaxed[identity] = unpack_atoms(results(row["folder"], "relaxed")[name]["relaxed"])
         pose = unpack_atoms(results(row["folder"], "adsorbed")[name]["pose"])
         write(folder / f"{identity}.cif", relaxed[identity])
         if pose is not None:
             poses[identity] = pose
             write(folder / f"{identity}_H.cif", pose)
+    best = best.assign(material_id=list(relaxed), nearest_known=known, rank=range(1, len(best) + 1))
     settings = Settings(shortlist=TOP, jobs=args.jobs)
-    second_into(
-        Evaluation(best, relaxed, poses),
-        load_potential(settings.second_potential),
-        settings,
-        Shard(args.out / "second.jsonl"),
-    )
-    write_rows(folder / "top20.csv", best, TOP_COLUMNS)
-    generated_structures(
-        [row | {"rank": place} for place, row in enumerate(best)], relaxed, poses, folder / "top20.png", TOP
-    )
+    second = load_potential(settings.second_potential)
+    best = join(best, second_delta_g(relaxed, second, settings, Shard(args.out / "second.jsonl")))
+    write_table(folder / "top20.csv", best, TOP_COLUMNS)
+    generated_structures(best, relaxed, poses, folder / "top20.png", TOP)
 
 
 def rediscovered(arms: dict) -> list[dict]:
@@ -468,7 +462,7 @@ def rediscovered(arms: dict) -> list[dict]:
     """
     wanted, found = read_rows(Path(__file__).with_name("rediscovery.csv")), []
     for name, drawn in arms.items():
-        stable = [row for row in drawn if is_stable(row)]
+        stable = records(drawn[is_stable(drawn)])
         for known in wanted:
             rows = [
                 row
@@ -576,26 +570,25 @@ def main():
             f"the arm {FILTER!r} has fewer function evaluations than the default: raise its best_of"
         )
     hits = lambda rows: [
-        round(metric_samples([r for r in rows if r["folder"].endswith(f"/{seed}")])[HIT].sum())
-        for seed in SEEDS
+        round(metric_samples(rows[rows["folder"].str.endswith(f"/{seed}")])[HIT].sum()) for seed in SEEDS
     ]
     lines = [f"{name}: hits seed by seed {hits(rows)}" for name, rows in arms.items()]
-    n, unguided = len(arms["default"]), arms[BASE] + arms[AGAIN]
+    n, unguided = len(arms["default"]), pd.concat([arms[BASE], arms[AGAIN]], ignore_index=True)
     base = metric_samples(unguided)[HIT].mean()
     found = {factor: power(base, factor, n, len(unguided), 3) for factor in (4, 5, 6, 8)}
-    lines += [
-        f"power: {n} beside {len(unguided)} unguided with a rate of {base:.3f} show a ratio of 3 at its lower end, if it truly is "
-        + ", ".join(f"{factor}, in {share:.2f}" for factor, share in found.items())
-    ]
-    (args.out / "table.md").write_text("\n".join([table(tables), "", table(swept), "", *lines]) + "\n")
-    write_rows(
-        args.out / "table.csv", flat(tables | swept), ["set", "metric", "value", "low95", "high95", "n"]
+    shares = ", ".join(f"{factor}, in {share:.2f}" for factor, share in found.items())
+    lines.append(
+        f"power: {n} beside {len(unguided)} unguided with a rate of {base:.3f} show a ratio of 3 "
+        f"at its lower end, if it truly is {shares}"
     )
+    write_text(args.out / "table.md", "\n".join([markdown(tables), "", markdown(swept), "", *lines]) + "\n")
+    columns = ["set", "metric", "value", "low95", "high95", "n"]
+    write_table(args.out / "table.csv", flat(tables | swept), columns)
     known = rediscovered(arms)
     write_rows(args.out / "rediscovered.csv", known, list(known[0]))
     draw_figure(tables, swept, args.out / "study.png")
     write_top(arms["default"], args)
-    print((args.out / "table.md").read_text())
+    print((args.out / "table.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

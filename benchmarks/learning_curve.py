@@ -8,12 +8,11 @@ not trained again.
 """
 
 import argparse
-import csv
-import json
 from pathlib import Path
 
 import pretrain_dimenet
 from models.evaluation.figures import plt, save
+from models.infra.files import read_json, write_rows
 
 CURVES = {"mae": "DimeNet++", "mae_trees": "extra-trees", "mae_median": "always the median"}
 
@@ -21,10 +20,10 @@ CURVES = {"mae": "DimeNet++", "mae_trees": "extra-trees", "mae_median": "always 
 def train(share: float, out: Path, arguments: list[str]) -> dict:
     """Metrics of a model trained on a share of the hosts."""
     path = out / f"share_{share:g}.pt"
-    metrics = path.with_name(f"{path.stem}_metrics.json")
+    metrics = path.with_suffix(".metrics.json")
     if not metrics.exists():
         pretrain_dimenet.main([*arguments, "--share", str(share), "--out", str(path), "--resume"])
-    return json.loads(metrics.read_text())["rigid"]
+    return read_json(metrics)["rigid"]
 
 
 def draw(rows: list[dict], path: Path):
@@ -57,10 +56,7 @@ def main():
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     rows = [{"share": share, **train(share, args.out, args.arguments[1:])} for share in sorted(args.shares)]
-    with (args.out / "learning_curve.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(args.out / "learning_curve.csv", rows, list(rows[0]))
     draw(rows, args.out / "learning_curve.png")
 
 

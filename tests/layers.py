@@ -1,13 +1,17 @@
 """Known layers and disguises of them, shared by the tests."""
 
 import numpy as np
+import torch
 from ase import Atoms
+from ase.build import fcc111
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.calculators.mixing import LinearCombinationCalculator
+from ase.optimize import BFGS
 from matscipy.neighbours import neighbour_list
 from scipy.spatial.transform import Rotation
+from torch_geometric.data import Data
 
 from data.build.prototypes import PROTOTYPES
 from models.crystals.layer import layer_atoms
@@ -99,3 +103,37 @@ class Springs(Calculator):
         forces = np.zeros((len(atoms), 3))
         np.add.at(forces, i, slope[:, None] * vector / r[:, None])
         self.results = {"energy": float((morse * window).sum() / 2), "forces": forces}
+
+
+def square_metal(a: float, layers: int) -> Atoms:
+    """Square lattice of a metal of Springs, `a` Å wide, relaxed where there is a second layer to relax to."""
+    positions = [(a / 2 * (k % 2), a / 2 * (k % 2), 10 + 1.8 * k) for k in range(layers)]
+    slab = Atoms(["Cu"] * layers, positions, cell=[a, a, 22], pbc=(True, True, False))
+    slab.calc = Springs()
+    BFGS(slab, logfile=None).run(fmax=1e-3)
+    slab.calc = None
+    return slab
+
+
+def energy_by(calculator, atoms: Atoms) -> float:
+    """eV of a structure, without any of the project's code."""
+    atoms = atoms.copy()
+    atoms.calc = calculator
+    return float(atoms.get_potential_energy())
+
+
+def h_on_metal(metal: str, height: float, sid: str | int, **extra) -> Data:
+    """Record of H on top of a metal's (111) face, with an energy that grows with its height."""
+    atoms = fcc111(metal, (1, 1, 2), vacuum=6) + Atoms("H", [[0, 0, 0]])
+    atoms.positions[-1] = atoms.positions[1] + [0, 0, height]
+    return Data(
+        pos=torch.tensor(atoms.positions, dtype=torch.float32),
+        cell=torch.tensor(atoms.cell.array).float()[None],
+        atomic_numbers=torch.tensor(atoms.numbers).float(),
+        tags=torch.tensor([0, 1, 2]),
+        natoms=3,
+        fixed=torch.tensor([1, 0, 0]),
+        sid=sid,
+        y_relaxed=height - 1.5,
+        **extra,
+    )

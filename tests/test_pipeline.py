@@ -2,7 +2,6 @@
 embedded data.
 """
 
-import csv
 import json
 import os
 import subprocess
@@ -13,16 +12,14 @@ from ase.io import read
 from PIL import Image
 from pymatgen.core import Structure
 
+from models.evaluation.rows import is_true, read_table
+from models.evaluation.schema import COLUMNS, GENERATED
 from models.infra.files import ROOT
 
 FIGURES = ("her_performance", "stability_curve", "generated_structures", "baseline_comparison")
 METRICS = (
-    "two_d_rate valid_rate mae_delta_g_h_dimenet_eV mae_delta_g_h_oracle_eV stability_score synthesis_rate stable_rate "
-    "unique_rate novel_rate sun_rate"
-).split()
-COLUMNS = (
-    "material_id formula n_atoms layer_group two_d valid min_dist_ratio converged e_form_eV_per_atom e_hull_eV_per_atom "
-    "rmsd_relaxed_A delta_g_h_dimenet_eV delta_g_h_oracle_eV h_site stability_score p_synth unique novel error"
+    "two_d_rate valid_rate mae_delta_g_h_dimenet_eV mae_delta_g_h_oracle_eV stability_score synthesis_rate "
+    "stable_rate unique_rate novel_rate sun_rate"
 ).split()
 
 
@@ -150,17 +147,16 @@ def test_every_cif_reads_back_with_ase_and_pymatgen(made):
 
 
 def test_metrics_keep_the_output_contract(made):
-    with (made / "results/metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 2 and set(COLUMNS) <= set(rows[0])
+    rows = read_table(made / "results/metrics.csv")
+    drawn = read_table(made / "cifs/generated.csv", GENERATED)
+    assert list(rows.columns) == list(COLUMNS) and len(rows) == 2
+    assert set(rows["material_id"]) == set(drawn["material_id"][is_true(drawn["kept"])])
     metrics = json.loads((made / "results/metrics.json").read_text())
     assert metrics["n"] == 2 and set(METRICS) <= set(metrics["metrics"])
     for name in METRICS:
         value, (low, high) = metrics["metrics"][name]["value"], metrics["metrics"][name]["ci95"]
         assert low is None or low <= value <= high, name
-    assert (
-        set(metrics["compared"]) == {"cifs"} and metrics["nulls"] == {}
-    )  # no set that no model had a hand in
+    assert set(metrics["compared"]) == {"cifs"} and metrics["nulls"] == {}  # no model-free baseline
     assert metrics["provenance"]["potential"] == "SevenNet 7net-l3i5"
     assert "classifier" in metrics["provenance"]["synthesizability"]
 

@@ -9,10 +9,11 @@ import os
 from pathlib import Path
 
 from data.build.items import host_items
-from data.build.levels import HERE, LEVELS, claim, guarded, start_worker
+from data.build.levels import HERE, LEVELS, claim, guarded
 from data.build.pack import pack, pack_evaluated
-from models.infra.jobs import run_jobs
+from models.infra.runs import run_script, take_output
 from models.infra.shards import Shard
+from models.physics.parallel import OracleSettings, run_with_oracle
 
 
 def build_parser():
@@ -26,7 +27,7 @@ def build_parser():
         help=f"which of {', '.join(LEVELS)}, pack to do, in this order",
     )
     parser.add_argument(
-        "--potential", default="sevennet", help="potential that makes the data (models/potentials.py)"
+        "--potential", default="sevennet", help="potential that makes the data (models/physics/potentials.py)"
     )
     parser.add_argument("--out", type=Path, default=HERE, help="where the shards and the packed files go")
     parser.add_argument(
@@ -53,18 +54,18 @@ def main():
     args = build_parser().parse_args()
     if args.evaluated:
         return pack_evaluated(args.evaluated, args.out)
+    take_output(args.out)
     claim(args.out / "shards" / "potential.txt", args.potential)
     shards = {name: Shard(args.out / "shards" / f"{name}.jsonl") for name in LEVELS}
     for name, (task, items_of) in LEVELS.items():
         if name in args.levels:
-            items = items_of({level: shard.sorted_rows() for level, shard in shards.items()})
-            items = (host_items(args.hosts) if args.hosts and name == "adsorption" else items)[
-                : args.limit or None
-            ]
-            work = {item["key"]: (task, item) for item in items}
-            lost = run_jobs(
-                guarded, work, shards[name], args.jobs, start_worker, (args.potential,), name, args.hours
-            )
+            if args.hosts and name == "adsorption":
+                items = host_items(args.hosts)
+            else:
+                items = items_of({level: shard.sorted_rows() for level, shard in shards.items()})
+            work = {item["key"]: (task, item) for item in items[: args.limit or None]}
+            oracle = OracleSettings(args.potential)
+            lost = run_with_oracle(guarded, work, shards[name], args.jobs, oracle, name, args.hours)
             if lost:
                 print(
                     f"{name}: {len(lost)} items lost ({next(iter(lost.values()))}); start the builder again"
@@ -74,4 +75,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -19,42 +19,33 @@ from data.build.items import (
     relaxed_items,
 )
 from models.crystals.layer import NotALayer, extract_layer, min_distance_ratio, pack_atoms, unpack_atoms
-from models.crystals.sites import adsorption_sites, roomy
-from models.infra.files import ROOT, digest
+from models.crystals.sites import roomy
+from models.infra.files import ROOT, digest, write_text
 from models.physics.hull import MAX_ENERGY, relax_phase
-from models.physics.hydrogen import adsorb, hydrogen_energy, relax_and_release
-from models.physics.potentials import load_potential, relax_layer, single_point
+from models.physics.hydrogen import Adsorption, HydrogenOracle
+from models.physics.potentials import relax_layer, single_point
 
 HERE = ROOT / "data"
 RELAXED_SITES = 2  # best rigid sites of a host that are relaxed with it
+HOST_FMAX = (
+    0.03  # eV/Å; a host is relaxed further than a layer, or what it still relaxes by is taken for adsorption
+)
 
 
-_worker = {}
-
-
-def start_worker(potential: str):
-    """Loads the potential once a process, on one thread."""
-    import torch
-
-    torch.set_num_threads(1)
-    _worker["calculator"] = load_potential(potential).calculator
-    _worker["half_h2"] = hydrogen_energy(_worker["calculator"])
-
-
-def relax_reference(item: dict) -> dict:
+def relax_reference(item: dict, oracle: HydrogenOracle) -> dict:
     """Relaxes a bulk phase, cell and atoms."""
-    atoms, energy, converged = relax_phase(unpack_atoms(item["atoms"]), _worker["calculator"])
+    atoms, energy, converged = relax_phase(unpack_atoms(item["atoms"]), oracle.calculator)
     reason = "" if converged else "not converged"
     if abs(energy) > MAX_ENERGY * len(atoms):
         reason = "a hole in the potential"
     return {"atoms": pack_atoms(atoms), "energy": energy, "reason": reason}
 
 
-def relax_candidate(item: dict) -> dict:
+def relax_candidate(item: dict, oracle: HydrogenOracle) -> dict:
     """Relaxes a layer; `reason` says why it is dropped, if it is."""
     start = unpack_atoms(item["atoms"])
     start.rattle(0.02, seed=int(digest(item["key"])[:8], 16))
-    relaxed = relax_layer(start, _worker["calculator"], fmax=0.05, steps=120)
+    relaxed = relax_layer(start, oracle.calculator, fmax=0.05, steps=120)
     result = {"prototype": item["prototype"], "energy": relaxed.energy, "steps": relaxed.steps}
     atoms, reason = relaxed.atoms, ""
     if not relaxed.converged:
@@ -69,68 +60,62 @@ def relax_candidate(item: dict) -> dict:
     return {**result, "atoms": pack_atoms(atoms), "reason": reason}
 
 
-def adsorb_on(item: dict) -> dict:
+def adsorb_on(item: dict, oracle: HydrogenOracle) -> dict:
     """Rigid ΔE_H at the symmetry-distinct sites of a host, all or the best few, in the smallest supercell
     with H–H >= 6 Å.
     """
-    calculator = _worker["calculator"]
-    host = unpack_atoms(item["atoms"])
-    energy = item.get("energy")
+    host, energy = unpack_atoms(item["atoms"]), item.get("energy")
     if item.get("relax"):
-        relaxed = relax_layer(host, calculator, fmax=0.03)
-        host, energy = extract_layer(relaxed.atoms).atoms, relaxed.energy
-    energy = single_point(roomy(host), calculator) if energy is None else energy
-    rows, slab = [], None
-    for result in adsorb(
-        host, calculator, adsorption_sites(host), energy, _worker["half_h2"], top=item.get("top", 0)
-    ):
-        slab = slab or result.start[:-1]
-        to_slab = (
-            slab.positions[0] - result.start.positions[0]
-        )  # each pose is centred together with its own H
-        rows.append(
-            {
-                "kind": result.site.kind,
-                "face": result.site.face,
-                "delta_e": result.delta_e,
-                "converged": result.converged,
-                "flag": result.flag,
-                "start": (result.start.positions[-1] + to_slab).round(5).tolist(),
-                "end": (result.end.positions[-1] + to_slab).round(5).tolist(),
-                "slab": pack_atoms(slab) if not rows else None,
-            }
-        )
-    return {"sites": rows, "energy": energy, "host": pack_atoms(host), "reason": "" if rows else "no site"}
+        host, energy = oracle.own_layer(host, HOST_FMAX)
+    elif energy is None:
+        energy = single_point(roomy(host), oracle.calculator)
+    results = oracle.adsorb(host, energy, item.get("top", 0))
+    slab = results[0].start[:-1] if results else None
+    sites = [_site_row(result, slab) for result in results]
+    if sites:
+        sites[0]["slab"] = pack_atoms(slab)
+    return {"sites": sites, "energy": energy, "host": pack_atoms(host), "reason": "" if sites else "no site"}
 
 
-def perturb(item: dict) -> dict:
+def _site_row(result: Adsorption, slab: Atoms) -> dict:
+    """A site in a shard; its poses are centred together with their own H, the slab is stored once."""
+    to_slab = slab.positions[0] - result.start.positions[0]
+    return {
+        "kind": result.site.kind,
+        "face": result.site.face,
+        "delta_e": result.delta_e,
+        "converged": result.converged,
+        "flag": result.flag,
+        "start": (result.start.positions[-1] + to_slab).round(5).tolist(),
+        "end": (result.end.positions[-1] + to_slab).round(5).tolist(),
+        "slab": None,
+    }
+
+
+def perturb(item: dict, oracle: HydrogenOracle) -> dict:
     """Energies of the layer's off-equilibrium variants, single points."""
     elements = sorted({*METALS, *NONMETALS})
     variants = []
     for kind, atoms in perturbations(unpack_atoms(item["atoms"]), item["key"], elements):
         packed = pack_atoms(atoms)
-        variants.append(
-            {
-                "kind": kind,
-                **packed,
-                "energy": round(single_point(unpack_atoms(packed), _worker["calculator"]), 5),
-            }
-        )
+        energy = round(single_point(unpack_atoms(packed), oracle.calculator), 5)
+        variants.append({"kind": kind, **packed, "energy": energy})
     return {"variants": variants, "reason": ""}
 
 
-def relax_adsorbed(item: dict) -> dict:
+def relax_adsorbed(item: dict, oracle: HydrogenOracle) -> dict:
     """ΔE_H with everything relaxed at a host's best rigid sites; then H is taken off and the slab relaxed
     again.
     """
-    calculator, row = _worker["calculator"], item["row"]
-    slab = unpack_atoms(row["sites"][0]["slab"])
-    layers = len(slab) // len(row["host"]["numbers"])
+    row = item["row"]
+    packed_slab = row["sites"][0]["slab"]
+    slab = unpack_atoms(packed_slab)
+    slab_energy = len(slab) // len(row["host"]["numbers"]) * row["energy"]
     good = [site for site in row["sites"] if site["converged"] and not site["flag"]]
+    good.sort(key=lambda site: site["delta_e"])
     sites = []
-    for site in sorted(good, key=lambda site: site["delta_e"])[:RELAXED_SITES]:
-        start = slab + Atoms("H", [site["end"]])
-        free = relax_and_release(start, site["face"], calculator, layers * row["energy"], _worker["half_h2"])
+    for site in good[:RELAXED_SITES]:
+        free = oracle.release(slab + Atoms("H", [site["end"]]), site["face"], slab_energy)
         sites.append(
             {
                 "kind": site["kind"],
@@ -144,21 +129,15 @@ def relax_adsorbed(item: dict) -> dict:
                 "flag": free.flag,
             }
         )
-    return {
-        "slab": row["sites"][0]["slab"],
-        "host": row["host"],
-        "energy": row["energy"],
-        "sites": sites,
-        "reason": "",
-    }
+    return {"slab": packed_slab, "host": row["host"], "energy": row["energy"], "sites": sites, "reason": ""}
 
 
-def guarded(named: tuple) -> dict:
+def guarded(named: tuple, oracle: HydrogenOracle) -> dict:
     """Row of a (task, item); one bad structure costs one row: what it raised is its reason."""
     task, item = named
     begin = time.time()
     try:
-        row = task(item)
+        row = task(item, oracle)
     except Exception as error:
         row = {"reason": f"{type(error).__name__}: {error}"[:200]} | {
             k: item[k] for k in ("atoms", "prototype") if k in item
@@ -186,4 +165,4 @@ def claim(path: Path, potential: str) -> None:
         raise SystemExit(
             f"{path.parent} was made with {path.read_text().strip()}: give another --out for {potential}"
         )
-    path.write_text(potential + "\n")
+    write_text(path, potential + "\n")

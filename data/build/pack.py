@@ -2,7 +2,6 @@
 LMDBs.
 """
 
-import csv
 import json
 from collections import Counter
 from pathlib import Path
@@ -20,7 +19,7 @@ from models.crystals.matching import Fingerprint, Register, layer_group
 from models.crystals.sites import adsorption_flag, adsorption_sites, roomy, with_hydrogen
 from models.crystals.split import split_of
 from models.datasets.lmdb_data import write_lmdb
-from models.infra.files import ROOT, save_checkpoint, write_json
+from models.infra.files import ROOT, atomic, read_rows, save_checkpoint, write_json
 from models.infra.shards import Shard
 from models.physics.hull import MAX_ENERGY, Hull
 from models.physics.potentials import load_potential
@@ -41,17 +40,9 @@ TABLE_NAMES = {  # names of known_layers.csv -> of prototypes.py, where they dif
 
 def known_layers() -> dict:
     """(reduced formula, prototype) -> source, of the layers made in experiment."""
-    with (HERE / "known_layers.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(HERE / "known_layers.csv")
     names = lambda row: TABLE_NAMES.get(row["prototype"], {row["prototype"]})
     return {(row["formula"], name): row["doi"] or row["source"] for row in rows for name in names(row)}
-
-
-def fresh(path: Path):
-    """A new ASE database under a temporary name, and the function that moves it into place."""
-    temporary = path.with_name(path.stem + ".tmp.db")
-    temporary.unlink(missing_ok=True)
-    return ase.db.connect(temporary), lambda: temporary.replace(path)
 
 
 def pack_references(references, layers, path: Path, potential: str) -> Hull:
@@ -64,12 +55,11 @@ def pack_references(references, layers, path: Path, potential: str) -> Hull:
         formula, units = Composition(atoms.get_chemical_formula()).get_reduced_formula_and_factor()
         if formula not in best or row["energy"] / units < best[formula][0]:
             best[formula] = row["energy"] / units, row, atoms
-    database, done = fresh(path)
-    with database:
-        for _, row, atoms in (best[formula] for formula in sorted(best)):
-            database.write(atoms, name=row["key"], energy_eV=row["energy"])
-    database.metadata = {"potential": potential}
-    done()
+    with atomic(path) as temporary:
+        with ase.db.connect(temporary) as database:
+            for _, row, atoms in (best[formula] for formula in sorted(best)):
+                database.write(atoms, name=row["key"], energy_eV=row["energy"])
+        database.metadata = {"potential": potential}
     return Hull.read(path)
 
 
@@ -88,29 +78,28 @@ def pack_layers(layers, hull: Hull, path: Path, potential: str) -> tuple[list[st
             continue
         rows.append((stability, row, atoms))
     kept = []
-    database, done = fresh(path)
-    with database:
-        for stability, row, atoms in sorted(rows, key=lambda item: (item[0].e_form, item[1]["key"])):
-            fingerprint = Fingerprint(atoms)
-            if seen.find(fingerprint) is not None:
-                dropped["duplicate"] += 1
-                continue
-            seen.add(row["key"], fingerprint)
-            kept.append(row["key"])
-            source = known.get((fingerprint.formula, row["prototype"]))
-            database.write(
-                atoms,
-                uid=row["key"],
-                hform=stability.e_form,
-                ehull=stability.e_hull,
-                layergroup=layer_group(atoms),
-                prototype=row["prototype"],
-                crystal_type=row["prototype"],
-                source=f"{potential}, data/build.py",
-                **({"doi": source} if source else {}),
-            )
-    database.metadata = {"potential": potential, "counts": dict(dropped)}
-    done()
+    with atomic(path) as temporary:
+        with ase.db.connect(temporary) as database:
+            for stability, row, atoms in sorted(rows, key=lambda item: (item[0].e_form, item[1]["key"])):
+                fingerprint = Fingerprint(atoms)
+                if seen.find(fingerprint) is not None:
+                    dropped["duplicate"] += 1
+                    continue
+                seen.add(row["key"], fingerprint)
+                kept.append(row["key"])
+                source = known.get((fingerprint.formula, row["prototype"]))
+                database.write(
+                    atoms,
+                    uid=row["key"],
+                    hform=stability.e_form,
+                    ehull=stability.e_hull,
+                    layergroup=layer_group(atoms),
+                    prototype=row["prototype"],
+                    crystal_type=row["prototype"],
+                    source=f"{potential}, data/build.py",
+                    **({"doi": source} if source else {}),
+                )
+        database.metadata = {"potential": potential, "counts": dict(dropped)}
     return kept, dropped
 
 

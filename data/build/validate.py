@@ -6,7 +6,6 @@ is left out, and said.
 """
 
 import argparse
-import csv
 import json
 import os
 from pathlib import Path
@@ -19,10 +18,11 @@ from tqdm import tqdm
 
 from models.crystals.split import ADSORBATE, split_of
 from models.crystals.thresholds import STABLE
+from models.datasets.adsorption import adsorption_graph
 from models.evaluation.figures import parity
-from models.infra.files import ROOT, write_json
+from models.infra.files import ROOT, read_json, read_rows, write_json
 from models.infra.shards import Shard
-from models.networks.dimenet import adsorption_graph, load_dimenet, predict
+from models.networks.dimenet import load_dimenet, predict
 from models.physics.hull import MAX_ENERGY, Hull
 from models.physics.hydrogen import CORRECTION, hydrogen_energy
 from models.physics.potentials import load_potential, single_point
@@ -157,7 +157,7 @@ def against_sac(calculator, dimenet: Path) -> tuple[dict, dict]:
 def against_literature(shard: Path) -> tuple[dict, dict]:
     """ΔG_H of the best rigid site of the builder's hosts that the literature table knows."""
     rows, pairs = Shard(shard).rows, []
-    for entry in csv.DictReader((HERE / "literature_delta_g_h.csv").open()):
+    for entry in read_rows(HERE / "literature_delta_g_h.csv"):
         surface = f"{SURFACES.get(entry['surface'])}:{entry['host_formula']}"
         key = surface if entry["kind"] == "metal_surface" else LAYERS.get(entry["system"])
         good = [
@@ -216,7 +216,7 @@ def main():
     brief = lambda value: (
         {k: brief(v) for k, v in value.items() if k != "pairs"} if isinstance(value, dict) else value
     )
-    print(json.dumps(brief(json.loads(args.out.read_text())), indent=1))
+    print(json.dumps(brief(read_json(args.out)), indent=1))
 
 
 if __name__ == "__main__":

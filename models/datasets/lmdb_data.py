@@ -21,6 +21,8 @@ import torch
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
+from models.infra.files import atomic
+
 
 class RecordError(ValueError):
     """A record cannot be read; the message names the file and the key."""
@@ -349,18 +351,12 @@ def write_lmdb(path: str | os.PathLike, records: Iterable[Data]) -> int:
     Returns:
         Number of records written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     pickles = [compact_pickle(record) for record in records]
-    try:
+    with atomic(path) as temporary:
         with lmdb.open(str(temporary), subdir=False, lock=False, map_size=2**40, meminit=False) as env:
             with env.begin(write=True) as txn:
                 for key in sorted(str(number).encode("ascii") for number in range(len(pickles))):
                     txn.put(key, pickles[int(key)], append=True)
                 txn.put(b"length", pickle.dumps(len(pickles), protocol=-1), append=True)
             env.sync(True)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return len(pickles)

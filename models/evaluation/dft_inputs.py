@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import re
 from pathlib import Path
 from string import Template
@@ -15,6 +14,7 @@ from ase.io import write
 
 from models.crystals.sites import spaced_supercell
 from models.crystals.thresholds import CALCULATION_VACUUM, EXACT_SYMPREC
+from models.infra.files import write_text
 from models.physics.hydrogen import CORRECTION
 
 KPOINT_DENSITY = (
@@ -128,10 +128,11 @@ $provenance
 
 What is left to you
 - No POTCAR is included: put your own, species in the order of POSCAR's sixth line.
-- D3(BJ) is on in INCAR and in the GPAW script. The pipeline's potentials were trained on PBE without it: turn it off in all three
-  folders (IVDW, D3) to compare like with like. MatterSim and SevenNet saw +U on some oxides and fluorides; there is none here.
-- Cutoff, k-points and vacuum ($vacuum A) are a start, not converged. Spin is on for magnetic elements, ferromagnetic to start
-  from, and for an odd number of electrons (H on a closed shell).
+- D3(BJ) is on in INCAR and in the GPAW script. The pipeline's potentials were trained on PBE without it: turn
+  it off in all three folders (IVDW, D3) to compare like with like. MatterSim and SevenNet saw +U on some
+  oxides and fluorides; there is none here.
+- Cutoff, k-points and vacuum ($vacuum A) are a start, not converged. Spin is on for magnetic elements,
+  ferromagnetic to start from, and for an odd number of electrons (H on a closed shell).
 - ZPE and entropy of this very site: frequencies of H in slab_H/ instead of the constant $correction eV.
 - The lattice is the potential's. Relax it with DFT first where strain matters.
 """)
@@ -169,9 +170,9 @@ def write_handoff(
         _remove(target, [SCRIPT])
     else:
         _write_calculation(target / "slab_H", slab_h, f"{title} with H", True)
-        _write(target / SCRIPT, _gpaw_script(title, slab))
+        write_text(target / SCRIPT, _gpaw_script(title, slab))
     _write_calculation(Path(folder) / "h2", _molecule(), "H2", False)
-    _write(target / "README.txt", _readme(name, slab_h is not None, row, provenance))
+    write_text(target / "README.txt", _readme(name, slab_h is not None, row, provenance))
     return target
 
 
@@ -214,8 +215,8 @@ def _adsorbate(pose: Atoms) -> int:
 
 
 def _arranged(atoms: Atoms) -> Atoms:
-    """Bare copy: species together (H last, order kept within one), right-handed, CALCULATION_VACUUM along z, centred,
-    wrapped in the plane.
+    """Bare copy: species together (H last, order kept within one), right-handed, CALCULATION_VACUUM along z,
+    centred, wrapped in the plane.
     """
     cell = atoms.cell.array.copy()
     if np.abs([cell[2, :2], cell[:2, 2]]).max() > 1e-5:
@@ -262,11 +263,11 @@ def _write_calculation(folder: Path, atoms: Atoms, title: str, dipole: bool) -> 
     extended = atoms.copy()
     if moments is not None:
         extended.set_initial_magnetic_moments(moments)
-    _write(folder / "POSCAR", _as_text(atoms, "vasp", direct=True))
-    _write(folder / "structure.extxyz", _as_text(extended, "extxyz"))
-    _write(folder / "INCAR", _incar(atoms, title, moments, dipole))
+    write_text(folder / "POSCAR", _as_text(atoms, "vasp", direct=True))
+    write_text(folder / "structure.extxyz", _as_text(extended, "extxyz"))
+    write_text(folder / "INCAR", _incar(atoms, title, moments, dipole))
     mesh = " ".join(map(str, kpoint_mesh(atoms) if atoms.pbc.any() else (1, 1, 1)))
-    _write(folder / "KPOINTS", KPOINTS.substitute(density=f"{KPOINT_DENSITY:g}", mesh=mesh))
+    write_text(folder / "KPOINTS", KPOINTS.substitute(density=f"{KPOINT_DENSITY:g}", mesh=mesh))
 
 
 def _as_text(atoms: Atoms, kind: str, **options) -> str:
@@ -324,14 +325,6 @@ def _plain(value) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {inner}" for key, inner in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _write(path: Path, text: str) -> None:
-    """Text by rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(temporary, path)
 
 
 def _remove(folder: Path, names) -> None:

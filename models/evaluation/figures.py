@@ -6,12 +6,15 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
+from ase import Atoms
 from ase.data import covalent_radii
 from ase.data.colors import jmol_colors
 
 from models.crystals.layer import flipped
 from models.crystals.thresholds import ACTIVE, STABLE
-from models.evaluation.metrics import is_true
+from models.evaluation.rows import records
+from models.infra.files import atomic
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -31,16 +34,14 @@ plt.rcParams.update(
 )
 
 
-def save(figure, path: Path):
+def save(figure, path: Path) -> None:
     """Writes a PNG by rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.stem + ".tmp.png")
-    figure.savefig(temporary, bbox_inches="tight")
+    with atomic(path) as temporary:
+        figure.savefig(temporary, bbox_inches="tight")
     plt.close(figure)
-    temporary.replace(path)
 
 
-def plot_loss_curve(history: list[dict], path: Path):
+def plot_loss_curve(history: list[dict], path: Path) -> None:
     """Training and validation curves of the joint loss and of each of its terms."""
     figure, axes = plt.subplots(2, 4, figsize=(13, 5.5), sharex=True)
     epochs = [row["epoch"] for row in history]
@@ -62,7 +63,7 @@ def plot_loss_curve(history: list[dict], path: Path):
     save(figure, path)
 
 
-def plot_mae_curve(history: list[dict], path: Path):
+def plot_mae_curve(history: list[dict], path: Path) -> None:
     """Error of DimeNet++ by epoch, with the error of always predicting the mean of the training targets."""
     epochs = [row["epoch"] for row in history]
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
@@ -77,7 +78,7 @@ def plot_mae_curve(history: list[dict], path: Path):
     save(figure, path)
 
 
-def parity(panels: dict, xlabel: str, ylabel: str, path: Path):
+def parity(panels: dict[str, tuple], xlabel: str, ylabel: str, path: Path) -> None:
     """Parity plots; panels: title -> (true [n], predicted [n], unit). The frame holds the central 99 % of the
     points.
     """
@@ -118,98 +119,76 @@ LABELS = {
     "expected_hit_rate_0.1eV": "expected hits, |ΔG_H| ≤ 0.1 eV",
     "mae_delta_g_h_oracle_eV": "mean |ΔG_H|, oracle (eV)",
     "mae_delta_g_h_dimenet_eV": "mean |ΔG_H|, DimeNet++ (eV)",
-    "delta_g_h_gap_eV": "oracle less DimeNet++ (eV)",
+    "delta_g_h_gap_eV": "oracle minus DimeNet++ (eV)",
     "stability_score": "stability score",
     "rmsd_relaxed_A": "RMSD to relaxed (Å)",
 }
 
 
-def column(rows, name):
-    """Values of a numeric column where they exist."""
-    return [float(row[name]) for row in rows if row[name] not in ("", None)]
+def cumulative(axis, sets: dict[str, pd.Series], low: float, high: float) -> None:
+    """Share of all submitted structures of each set whose value lies below x, from `low` to `high`.
 
-
-def paired(rows, *names):
-    """Columns of the rows where all of them exist."""
-    full = [row for row in rows if all(row[name] not in ("", None) for name in names)]
-    return [[float(row[name]) for row in full] for name in names]
-
-
-def cumulative(axis, sets: dict, values: dict, low: float, high: float):
-    """Share of all submitted structures of each set whose value lies below x, from `low` to `high`."""
-    for colour, (label, rows) in zip(COLOURS, sets.items()):
-        found = sorted(values[label])
-        share = [k / max(len(rows), 1) for k in range(len(found) + 1)]
-        axis.step(
-            [low, *found, max(high, *found, low)],
-            [*share, share[-1]],
-            where="post",
-            color=colour,
-            lw=1.8,
-            label=f"{label}: {len(found)} of {len(rows)} have it",
-        )
-    axis.set(
-        xlim=(low, high),
-        ylim=(0, 1.02 + 0.075 * len(sets)),
-        yticks=[k / 5 for k in range(6)],
-        ylabel="share of all submitted",
-    )
+    Args:
+        sets: name -> a number for each structure, NaN where it has none.
+    """
+    for colour, (label, values) in zip(COLOURS, sets.items()):
+        found = np.sort(values.dropna())
+        share = np.arange(len(found) + 1) / max(len(values), 1)
+        x = [low, *found, max(high, *found, low)]
+        legend = f"{label}: {len(found)} of {len(values)} have it"
+        axis.step(x, [*share, share[-1]], where="post", color=colour, lw=1.8, label=legend)
+    top = 1.02 + 0.075 * len(sets)  # room for the legend
+    axis.set(xlim=(low, high), ylim=(0, top), yticks=np.arange(6) / 5, ylabel="share of all submitted")
     axis.legend(frameon=False, fontsize=8, loc="upper left")
 
 
-def inside(values: list[float], bounds: tuple) -> tuple[list[float], int]:
-    """Values moved to the nearest bound, and how many had to move."""
-    low, high = bounds
-    return [min(max(v, low), high) for v in values], sum(not low <= v <= high for v in values)
+def scatter(axis, sets: dict[str, pd.DataFrame], names: tuple[str, str], frames: tuple) -> None:
+    """Rows of the sets by two columns, within the frames; what lies beyond is counted in the legend.
 
-
-def scatter(axis, sets: dict, names: tuple, frames: tuple):
-    """Rows of the sets by two columns, within the frames; what lies beyond is counted in the legend."""
+    Args:
+        names: columns of x and y.
+        frames: (low, high) of x and of y.
+    """
+    lows, highs = np.transpose(frames)
     for colour, (label, rows) in zip(COLOURS, sets.items()):
-        (x, beyond_x), (y, beyond_y) = (
-            inside(values, frame) for values, frame in zip(paired(rows, *names), frames)
-        )
-        beyond = f" ({max(beyond_x, beyond_y)} at the edge)" if beyond_x or beyond_y else ""
-        axis.scatter(
-            x, y, s=30, color=colour, alpha=0.75, lw=0, label=f"{label}, n = {len(x)}{beyond}", clip_on=False
-        )
+        points = rows[list(names)].dropna().to_numpy(float)  # [n, 2]
+        moved = np.clip(points, lows, highs)
+        beyond = int((moved != points).any(axis=1).sum())
+        legend = f"{label}, n = {len(points)}" + (f" ({beyond} at the edge)" if beyond else "")
+        axis.scatter(*moved.T, s=30, color=colour, alpha=0.75, lw=0, label=legend, clip_on=False)
     axis.set(xlim=frames[0], ylim=(frames[1][0], frames[1][1] + 0.28 * len(sets)))
     axis.legend(frameon=False, fontsize=8, loc="upper left")
 
 
-def her_performance(sets: dict, potential: str, path: Path):
+def her_performance(sets: dict[str, pd.DataFrame], potential: str, path: Path) -> None:
     """How many come how close to ΔG_H = 0 by the oracle and by DimeNet++, the two against each other, and
     against E_hull.
     """
     figure, axes = plt.subplots(2, 2, figsize=(11.5, 9))
-    energy = FRAME["delta_g_h"]
+    energy, e_hull = FRAME["delta_g_h"], FRAME["e_hull"]
     names = {
         "delta_g_h_oracle_eV": f"by the oracle, H relaxed with {potential}",
         "delta_g_h_dimenet_eV": "by DimeNet++",
     }
     for axis, (name, title) in zip(axes[0], names.items()):
         axis.fill_betweenx([0, 1], 0, ACTIVE, color="tab:green", alpha=0.15, lw=0)
-        cumulative(
-            axis, sets, {label: [abs(v) for v in column(rows, name)] for label, rows in sets.items()}, 0, 2
-        )
+        cumulative(axis, {label: abs(rows[name]) for label, rows in sets.items()}, 0, 2)
         axis.set(xlabel="|ΔG_H| below (eV)", title=title)
     parity, hits = axes[1]
     parity.axline((0, 0), slope=1, color="0.6", lw=1)
     scatter(parity, sets, ("delta_g_h_oracle_eV", "delta_g_h_dimenet_eV"), (energy, energy))
     parity.set(
-        xlabel="ΔG_H, oracle (eV)", ylabel="ΔG_H, DimeNet++ (eV)", title="the surrogate against the oracle"
+        xlabel="ΔG_H, oracle (eV)", ylabel="ΔG_H, DimeNet++ (eV)", title="DimeNet++ against the oracle"
     )
-    low = FRAME["e_hull"][0]
-    hits.add_patch(
-        plt.Rectangle((low, -ACTIVE), STABLE - low, 2 * ACTIVE, color="tab:green", alpha=0.15, lw=0)
-    )
-    scatter(hits, sets, ("e_hull_eV_per_atom", "delta_g_h_oracle_eV"), (FRAME["e_hull"], energy))
-    hits.set(xlabel="E_hull (eV/atom)", ylabel="ΔG_H, oracle (eV)", title="hits: stable and active (green)")
+    corner, width = (e_hull[0], -ACTIVE), STABLE - e_hull[0]
+    hits.add_patch(plt.Rectangle(corner, width, 2 * ACTIVE, color="tab:green", alpha=0.15, lw=0))
+    scatter(hits, sets, ("e_hull_eV_per_atom", "delta_g_h_oracle_eV"), (e_hull, energy))
+    hits.set(xlabel="E_hull (eV/atom)", ylabel="ΔG_H, oracle (eV)", title="stable and active (green)")
     figure.tight_layout()
     save(figure, path)
 
 
-def stability_curve(sets: dict, potential: str, path: Path):
+def stability_curve(sets: dict[str, pd.DataFrame], potential: str, path: Path) -> None:
     """Share of all submitted below an E_hull, above a stability score, and within an RMSD of the relaxed
     structure.
     """
@@ -220,14 +199,14 @@ def stability_curve(sets: dict, potential: str, path: Path):
         ("rmsd_relaxed_A", 0, 1.5, "RMSD to the relaxed structure below (Å)", "how far from a minimum"),
     ]
     for axis, (name, low, high, label, title) in zip(axes, panels):
-        cumulative(axis, sets, {key: column(rows, name) for key, rows in sets.items()}, low, high)
+        cumulative(axis, {key: rows[name] for key, rows in sets.items()}, low, high)
         axis.set(xlabel=label, title=title)
     axes[0].plot([STABLE, STABLE], [0, 1], color="0.6", lw=1, ls="--")
     figure.tight_layout()
     save(figure, path)
 
 
-def baseline_comparison(sets: dict, path: Path):
+def baseline_comparison(sets: dict[str, dict[str, dict]], path: Path) -> None:
     """Rates and means of several sets with their 95 % intervals; a star where a set differs from the first
     with p < 0.05.
     """
@@ -253,7 +232,7 @@ def baseline_comparison(sets: dict, path: Path):
     save(figure, path)
 
 
-def _interval_column(axis, metrics: list[dict], offset: float, colour, label: str):
+def _interval_column(axis, metrics: list[dict], offset: float, colour, label: str) -> None:
     """Dots with intervals, one a row, `offset` rows below its middle."""
     drawn = False
     for y, metric in enumerate(metrics):
@@ -274,7 +253,7 @@ def subscripts(formula: str) -> str:
     return re.sub(r"(\d+)", r"$_{\1}$", formula)
 
 
-def draw_layer(axis, atoms, across: int, up: int):
+def draw_layer(axis, atoms: Atoms, across: int, up: int) -> None:
     """A WINDOW wide view of a layer about its last atom, periodic images included, nearer atoms in front.
 
     Args:
@@ -313,13 +292,19 @@ def draw_layer(axis, atoms, across: int, up: int):
     axis.set_axis_off()
 
 
-def generated_structures(rows, relaxed: dict, poses: dict, path: Path, count: int = 8):
+def generated_structures(
+    rows: pd.DataFrame, relaxed: dict[str, Atoms], poses: dict[str, Atoms], path: Path, count: int = 8
+) -> None:
     """Top and side views of the best ranked relaxed structures, then of the most stable, H at the oracle's
     best site.
+
+    Args:
+        rows: table of the set.
+        relaxed, poses: layers, and supercells with H as the last atom, by material_id.
+        count: structures that are drawn.
     """
-    number = lambda row, name: float(row[name]) if row[name] not in ("", None) else float("inf")
-    known = [row for row in rows if row["material_id"] in relaxed]
-    best = sorted(known, key=lambda row: (number(row, "rank"), number(row, "e_hull_eV_per_atom")))[:count]
+    known = rows[rows["material_id"].isin(relaxed)]
+    best = records(known.sort_values(["rank", "e_hull_eV_per_atom"]).head(count))
     lines, across = max(1, math.ceil(len(best) / ACROSS)), min(max(len(best), 1), ACROSS)
     figure, axes = plt.subplots(2 * lines, across, figsize=(2.1 * max(across, 3), 5.2 * lines), squeeze=False)
     for axis in axes.flat:
@@ -331,18 +316,23 @@ def generated_structures(rows, relaxed: dict, poses: dict, path: Path, count: in
             atoms = flipped(atoms)  # so that H is on top
         draw_layer(top, atoms, 0, 1)
         draw_layer(side, atoms, 0, 2)
-        delta_g, e_hull = number(row, "delta_g_h_oracle_eV"), number(row, "e_hull_eV_per_atom")
-        energies = [
-            f"ΔG$_H$ {delta_g:+.2f} eV" if np.isfinite(delta_g) else "H does not stay",
-            f"E$_{{hull}}$ {e_hull:+.2f} eV/atom" if np.isfinite(e_hull) else "no E$_{hull}$",
-        ]
-        energies += ["H takes an atom along"] if is_true(row, "h_carries_off") else []
-        top.set_title("\n".join([subscripts(row["formula"]), row["layer_group"], *energies]), fontsize=8.5)
+        top.set_title(_caption(row), fontsize=8.5)
     title = (
         f"best ranked first, relaxed, {WINDOW:g} Å wide, top and side; H (red rim) where the oracle puts it"
     )
-    figure.suptitle(
-        title if best else "no structure of this set is a 2D crystal", y=1 + 0.03 / lines, fontsize=10
-    )
+    nothing = "no structure of this set is a 2D crystal"
+    figure.suptitle(title if best else nothing, y=1 + 0.03 / lines, fontsize=10)
     figure.tight_layout()
     save(figure, path)
+
+
+def _caption(row: dict) -> str:
+    """Formula, layer group and energies of a structure, a line each."""
+    delta_g, e_hull = row["delta_g_h_oracle_eV"], row["e_hull_eV_per_atom"]
+    lines = [
+        subscripts(row["formula"]),
+        row["layer_group"],
+        "H does not stay" if delta_g is None else f"ΔG$_H$ {delta_g:+.2f} eV",
+        "no E$_{hull}$" if e_hull is None else f"E$_{{hull}}$ {e_hull:+.2f} eV/atom",
+    ]
+    return "\n".join(lines)

@@ -1,60 +1,46 @@
-"""From rows to numbers with intervals: what each metric is the mean of, how sure it is, how far two sets are
-apart.
+"""From a table to numbers with intervals: what each metric is the mean of, how sure, how far sets differ.
 
 Rates are over all submitted structures, failures included; means over those where the quantity exists, with
-their n. A row is a dict with the columns of metrics.csv, as numbers or as the text that a CSV gives back.
+their n. A table has the columns and dtypes of models.evaluation.schema.METRICS.
 """
 
 import math
 
 import numpy as np
+import pandas as pd
+from scipy import stats
+from scipy.stats.contingency import relative_risk
 
-from models.crystals.thresholds import ABSURD, OVERLAP_SCALE, STABLE
+from models.crystals.thresholds import ABSURD, ACTIVE, OVERLAP_SCALE, STABLE, SYNTHESIZABLE, VERY_ACTIVE
+from models.evaluation.rows import is_true, numbers, table
+from models.evaluation.schema import COMPARISON, SET_METRICS
 
-DRAWS = 2000  # of a bootstrap, and of a permutation test
+DRAWS = 2000  # of a bootstrap and of a permutation test: p is known to ± 0.005 at 0.05
+LEVEL = 0.95  # of every interval
 SHIFT = 0.05  # eV by which the correction in ΔG_H is varied
-ORACLE = "delta_g_h_oracle_eV"
+ORACLE, DIMENET, E_HULL = "delta_g_h_oracle_eV", "delta_g_h_dimenet_eV", "e_hull_eV_per_atom"
+NOTHING = {"value": None, "ci95": [None, None], "n": 0}
 
 
-def value(row: dict, column: str) -> float | None:
-    """Number in a column, or None where it is empty."""
-    return None if row[column] in ("", None) else float(row[column])
+def stability_score(e_hull: float) -> float:
+    """exp(−max(0, E_form − E_stable^ref)), energies in eV/atom."""
+    return math.exp(-max(0.0, e_hull))
 
 
-def values(rows: list[dict], column: str) -> np.ndarray:
-    """Numbers of a column where they exist."""
-    return np.array([value(row, column) for row in rows if value(row, column) is not None])
+def is_active(rows: pd.DataFrame, bound: float = ACTIVE) -> np.ndarray:
+    """[n] whether |ΔG_H| by the oracle is at most `bound` eV."""
+    return abs(numbers(rows[ORACLE])) <= bound
 
 
-def pairs(rows: list[dict], *columns: str) -> np.ndarray:
-    """[n, columns] numbers of the rows where all of them exist."""
-    found = [[value(row, column) for column in columns] for row in rows]
-    return np.array([numbers for numbers in found if None not in numbers]).reshape(-1, len(columns))
+def is_stable(rows: pd.DataFrame) -> np.ndarray:
+    """[n] whether a converged relaxation ended less than STABLE above the hull, and not absurdly below it."""
+    e_hull = numbers(rows[E_HULL])
+    return is_true(rows["converged"]) & (e_hull > ABSURD) & (e_hull < STABLE)
 
 
-def is_true(row: dict, column: str) -> bool:
-    """Whether a column says True, as a bool or as text; not where there is no such column."""
-    return str(row.get(column)) == "True"
-
-
-def is_active(row: dict, bound: float) -> bool:
-    """Whether |ΔG_H| by the oracle is at most `bound` eV, H leaving the layer whole."""
-    return (
-        value(row, ORACLE) is not None
-        and abs(value(row, ORACLE)) <= bound
-        and not is_true(row, "h_carries_off")
-    )
-
-
-def is_stable(row: dict) -> bool:
-    """Whether a relaxation that converged ended less than STABLE above the hull, and not absurdly below it."""
-    e_hull = value(row, "e_hull_eV_per_atom")
-    return is_true(row, "converged") and e_hull is not None and ABSURD < e_hull < STABLE
-
-
-def is_sun(row: dict) -> bool:
-    """Stable, unique in its set, novel."""
-    return is_stable(row) and is_true(row, "unique") and is_true(row, "novel")
+def is_sun(rows: pd.DataFrame) -> np.ndarray:
+    """[n] whether stable, unique in its set, and novel."""
+    return is_stable(rows) & is_true(rows["unique"]) & is_true(rows["novel"])
 
 
 def pareto_front(costs: np.ndarray) -> np.ndarray:
@@ -65,72 +51,84 @@ def pareto_front(costs: np.ndarray) -> np.ndarray:
     return ~np.isnan(costs).any(1) & ~np.array(beaten, bool)
 
 
-def metric_samples(rows: list[dict]) -> dict[str, np.ndarray]:
-    """What each metric is the mean of, [n]."""
-    rate = lambda test: np.array([float(test(row)) for row in rows])
-    at_least = lambda row, column, bound: value(row, column) is not None and value(row, column) >= bound
-    both = abs(pairs(rows, ORACLE, "delta_g_h_dimenet_eV"))
-    return {
-        "two_d_rate": rate(lambda r: is_true(r, "two_d")),
-        "one_2d_component_rate": rate(
-            lambda r: str(r["components"]) == "1" and str(r["periodic_directions"]) == "2"
-        ),
-        "valid_rate": rate(lambda r: is_true(r, "valid")),
-        "distance_valid_rate": rate(lambda r: at_least(r, "min_dist_ratio", OVERLAP_SCALE)),
-        "smact_valid_rate": rate(lambda r: is_true(r, "smact_valid")),
-        "converged_rate": rate(lambda r: is_true(r, "converged")),
-        "mae_delta_g_h_dimenet_eV": abs(values(rows, "delta_g_h_dimenet_eV")),
-        "mae_delta_g_h_oracle_eV": abs(values(rows, ORACLE)),
-        "delta_g_h_gap_eV": both[:, 0] - both[:, 1],
-        "active_rate_0.2eV": rate(lambda r: is_active(r, 0.2)),
-        "hit_rate_0.2eV": rate(lambda r: is_active(r, 0.2) and is_stable(r)),
-        "hit_rate_0.1eV": rate(lambda r: is_active(r, 0.1) and is_stable(r)),
-        "expected_hit_rate_0.1eV": rate(lambda r: is_stable(r) * (value(r, "p_active") or 0.0)),
-        "reconstructed_rate": rate(lambda r: "reconstructed" in str(r["h_flags"])),
-        "stability_score": values(rows, "stability_score"),
-        "synthesis_rate": rate(lambda r: at_least(r, "p_synth", 0.5)),
-        "stable_rate": rate(is_stable),
-        "unique_rate": rate(lambda r: is_true(r, "unique")),
-        "novel_rate": rate(lambda r: is_true(r, "novel")),
-        "sun_rate": rate(is_sun),
-        "rmsd_relaxed_A": values(rows, "rmsd_relaxed_A"),
+def metric_samples(rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    """What each metric is the mean of: of a rate one value a row, of a mean one value a row that has it."""
+    existing = rows[[ORACLE, DIMENET]].dropna()
+    stable = is_stable(rows)
+    one_layer = (rows["components"] == 1) & (rows["periodic_directions"] == 2)
+    samples = {
+        "two_d_rate": is_true(rows["two_d"]),
+        "one_2d_component_rate": is_true(one_layer),
+        "valid_rate": is_true(rows["valid"]),
+        "distance_valid_rate": numbers(rows["min_dist_ratio"]) >= OVERLAP_SCALE,
+        "smact_valid_rate": is_true(rows["smact_valid"]),
+        "converged_rate": is_true(rows["converged"]),
+        "mae_delta_g_h_dimenet_eV": abs(rows[DIMENET].dropna()),
+        "mae_delta_g_h_oracle_eV": abs(rows[ORACLE].dropna()),
+        "delta_g_h_gap_eV": abs(existing[ORACLE]) - abs(existing[DIMENET]),
+        "active_rate_0.2eV": is_active(rows),
+        "hit_rate_0.2eV": is_active(rows) & stable,
+        "hit_rate_0.1eV": is_active(rows, VERY_ACTIVE) & stable,
+        "expected_hit_rate_0.1eV": stable * rows["p_active"].fillna(0.0),
+        "reconstructed_rate": rows["h_flags"].str.contains("reconstructed"),
+        "stability_score": rows["stability_score"].dropna(),
+        "synthesis_rate": numbers(rows["p_synth"]) >= SYNTHESIZABLE,
+        "stable_rate": stable,
+        "unique_rate": is_true(rows["unique"]),
+        "novel_rate": is_true(rows["novel"]),
+        "sun_rate": is_sun(rows),
+        "rmsd_relaxed_A": rows["rmsd_relaxed_A"].dropna(),
     }
+    return {name: np.asarray(sample, float) for name, sample in samples.items()}
 
 
 def interval(sample: np.ndarray, seed: int = 0, rate: bool = False) -> dict:
-    """Mean, n and a 95 % interval: bootstrap, but Wilson's for a rate of 0 or 1 (0 of n is not "exactly
-    never").
+    """Mean, n and a 95 % interval: Wilson's for a share of yes and no, else a bootstrap of the mean.
+
+    Args:
+        sample: [n].
+        rate: whether the values are yes and no (1 and 0), or probabilities of yes.
     """
     n = len(sample)
-    mean = float(sample.mean()) if n else None
-    if n == 0 or (n == 1 and not rate):
+    if n == 0:
+        return dict(NOTHING)
+    mean = float(np.mean(sample))
+    if rate and np.isin(sample, (0, 1)).all():
+        bounds = stats.binomtest(int(np.sum(sample)), n).proportion_ci(LEVEL, method="wilson")
+    elif n == 1:
         return {"value": mean, "ci95": [None, None], "n": n}
-    if rate and mean in (0.0, 1.0):
-        edge = 1.96**2 / (n + 1.96**2)
-        return {"value": mean, "ci95": [0.0, edge] if mean == 0 else [1 - edge, 1.0], "n": n}
-    draws = np.random.default_rng(seed).integers(n, size=(DRAWS, n))
-    low, high = np.percentile(sample[draws].mean(1), [2.5, 97.5])
-    return {"value": mean, "ci95": [float(low), float(high)], "n": n}
+    else:  # percentiles: bias-corrected ones have no value where all values agree
+        bounds = stats.bootstrap(
+            (sample,), np.mean, n_resamples=DRAWS, confidence_level=LEVEL, method="percentile", rng=seed
+        ).confidence_interval
+    return {"value": mean, "ci95": [float(bounds.low), float(bounds.high)], "n": n}
 
 
-def aggregate(rows: list[dict], seed: int = 0) -> dict[str, dict]:
+def aggregate(rows: pd.DataFrame, seed: int = 0) -> dict[str, dict]:
     """Every metric with its interval."""
-    return {name: interval(sample, seed, "rate" in name) for name, sample in metric_samples(rows).items()}
+    rates = {metric.name for metric in SET_METRICS if metric.is_rate}
+    samples = metric_samples(rows)
+    return {name: interval(sample, seed, name in rates) for name, sample in samples.items()}
 
 
-def permutation_p(own: np.ndarray, other: np.ndarray, seed: int = 0) -> float:
-    """Two-sided p-value of the difference of two means: how often labels dealt at random set them as far
-    apart.
-    """
-    pooled, n = np.concatenate([own, other]), len(own)
-    shuffled = np.random.default_rng(seed).permuted(np.tile(pooled, (DRAWS, 1)), axis=1)
-    apart = abs(shuffled[:, :n].mean(1) - shuffled[:, n:].mean(1))
-    return float((1 + (apart >= abs(own.mean() - other.mean()) - 1e-12).sum()) / (1 + DRAWS))
+def p_value(own: np.ndarray, other: np.ndarray, seed: int = 0) -> float:
+    """Two-sided p of no difference: Fisher's exact test of yes and no, else a permutation test of means."""
+    if np.isin([*own, *other], (0, 1)).all():
+        counts = [[np.sum(sample), len(sample) - np.sum(sample)] for sample in (own, other)]
+        return float(stats.fisher_exact(np.array(counts, int)).pvalue)
+    found = stats.permutation_test(
+        (own, other), _mean_difference, vectorized=True, n_resamples=DRAWS, rng=seed
+    )
+    return float(found.pvalue)
+
+
+def _mean_difference(own: np.ndarray, other: np.ndarray, axis: int) -> np.ndarray:
+    return own.mean(axis=axis) - other.mean(axis=axis)
 
 
 def difference(own: dict, other: dict) -> list[float]:
     """95 % interval of own − other from the intervals of both (independent sets; Zou and Donner 2008,
-    Newcombe for rates).
+    Newcombe for rates; scipy has neither).
     """
     (low, high), (other_low, other_high) = own["ci95"], other["ci95"]
     gap = own["value"] - other["value"]
@@ -140,26 +138,30 @@ def difference(own: dict, other: dict) -> list[float]:
 
 
 def rate_ratio(own: np.ndarray, other: np.ndarray) -> dict:
-    """Ratio of two rates of independent sets with its 95 % interval on the log (Katz et al. 1978).
+    """Ratio of two rates of independent sets with its 95 % interval (relative risk: Katz et al. 1978).
 
-    Where one has no hit its interval counts half a hit, and a ratio to none has no value.
+    Where a set has no hit, the log of the ratio is infinite: the bound that exists is then the quotient of
+    the nearest ends of both Wilson intervals, which is wider; a ratio to none has no value or upper bound.
     """
     if not (len(own) and len(other)):
         return {"value": None, "ci95": [None, None], "n": len(own)}
-    a, b = own.sum() or 0.5, other.sum() or 0.5
-    width = 1.96 * math.sqrt(max(0.0, 1 / a - 1 / len(own) + 1 / b - 1 / len(other)))
-    middle = (a / len(own)) / (b / len(other))
-    value = own.mean() / other.mean() if other.sum() else None
-    return {"value": value, "ci95": [middle * math.exp(-width), middle * math.exp(width)], "n": len(own)}
+    hits, other_hits = int(np.sum(own)), int(np.sum(other))
+    if hits and other_hits:
+        found = relative_risk(hits, len(own), other_hits, len(other))
+        bounds = found.confidence_interval(LEVEL)
+        return {"value": float(found.relative_risk), "ci95": [float(x) for x in bounds], "n": len(own)}
+    (low, high), (other_low, other_high) = (interval(set_, rate=True)["ci95"] for set_ in (own, other))
+    if other_hits:
+        return {"value": 0.0, "ci95": [0.0, high / other_low], "n": len(own)}
+    return {"value": None, "ci95": [low / other_high, None], "n": len(own)}
 
 
 def effective_number(labels: list[str]) -> float:
     """exp(Shannon entropy): how many kinds there are, each counted by its share."""
-    share = np.unique(labels, return_counts=True)[1] / len(labels)
-    return float(np.exp(-(share * np.log(share)).sum()))
+    return float(np.exp(stats.entropy(np.unique(labels, return_counts=True)[1])))
 
 
-def compare(own: list[dict], other: list[dict], seed: int = 0) -> dict[str, dict]:
+def compare(own: pd.DataFrame, other: pd.DataFrame, seed: int = 0) -> dict[str, dict]:
     """Metrics of another set; of as many structures as the own, also the difference own − other, its interval
     and p-value.
 
@@ -168,7 +170,7 @@ def compare(own: list[dict], other: list[dict], seed: int = 0) -> dict[str, dict
     metrics = aggregate(other, seed)
     if len(own) != len(other):
         return metrics
-    samples, own_metrics = (metric_samples(own), metric_samples(other)), aggregate(own, seed)
+    own_metrics, own_samples, samples = aggregate(own, seed), metric_samples(own), metric_samples(other)
     for name, metric in metrics.items():
         mine = own_metrics[name]
         if None in (*mine["ci95"], *metric["ci95"]):
@@ -176,22 +178,18 @@ def compare(own: list[dict], other: list[dict], seed: int = 0) -> dict[str, dict
         metric |= {
             "difference": mine["value"] - metric["value"],
             "difference_ci95": difference(mine, metric),
-            "p_value": permutation_p(samples[0][name], samples[1][name], seed),
+            "p_value": p_value(own_samples[name], samples[name], seed),
         }
     return metrics
 
 
-def sensitivity(rows: list[dict], seed: int = 0) -> dict[str, dict]:
+def sensitivity(rows: pd.DataFrame, seed: int = 0) -> dict[str, dict]:
     """Rates of active structures with the correction in ΔG_H changed by −SHIFT, 0 and +SHIFT eV."""
     found = {}
     for shift in (-SHIFT, 0.0, SHIFT):
-        moved = [
-            row if value(row, ORACLE) is None else row | {ORACLE: value(row, ORACLE) + shift} for row in rows
-        ]
-        metrics = aggregate(moved, seed)
-        found[f"{shift:+.2f} eV"] = {
-            name: metrics[name] for name in ("active_rate_0.2eV", "hit_rate_0.2eV", "hit_rate_0.1eV")
-        }
+        metrics = aggregate(rows.assign(**{ORACLE: rows[ORACLE] + shift}), seed)
+        shown = ("active_rate_0.2eV", "hit_rate_0.2eV", "hit_rate_0.1eV")
+        found[f"{shift:+.2f} eV"] = {name: metrics[name] for name in shown}
     return found
 
 
@@ -199,7 +197,8 @@ def cell(metric: dict) -> str:
     """A metric with its interval and n."""
     if metric["value"] is None:
         return "–"
-    bounds = "" if metric["ci95"][0] is None else f" [{metric['ci95'][0]:.3f}, {metric['ci95'][1]:.3f}]"
+    low, high = metric["ci95"]
+    bounds = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
     return f"{metric['value']:.3f}{bounds} n={metric['n']}"
 
 
@@ -208,57 +207,59 @@ def difference_cell(metric: dict) -> str:
     if "difference" not in metric:
         return "–"
     (low, high), p = metric["difference_ci95"], metric["p_value"]
-    return f"{metric['difference']:+.3f} [{low:+.3f}, {high:+.3f}] " + (
-        "p<0.001*" if p < 0.001 else f"p={p:.3f}{'*' * (p < 0.05)}"
-    )
+    chance = "p<0.001*" if p < 0.001 else f"p={p:.3f}{'*' * (p < 0.05)}"
+    return f"{metric['difference']:+.3f} [{low:+.3f}, {high:+.3f}] {chance}"
 
 
-def table(sets: dict[str, dict[str, dict]]) -> str:
-    """Markdown: the metrics of several sets, and the differences of the first to the others where they have
-    one.
-    """
+def markdown(sets: dict[str, dict[str, dict]]) -> str:
+    """The metrics of several sets, and the differences of the first to the others where they have one."""
     own, *others = sets
     names = list(dict.fromkeys(name for metrics in sets.values() for name in metrics))
-    lines = ["| metric | " + " | ".join(sets) + " |", "|---" * (len(sets) + 1) + "|"]
-    lines += [
-        f"| {n} | " + " | ".join(cell(metrics[n]) if n in metrics else "" for metrics in sets.values()) + " |"
-        for n in names
-    ]
+    lines = _head(list(sets))
+    for name in names:
+        lines.append(_line(name, [cell(found[name]) if name in found else "" for found in sets.values()]))
     tested = [other for other in others if any("difference" in metric for metric in sets[other].values())]
     if not tested:
         return "\n".join(lines)
+    test = "p of Fisher's exact test or of a permutation test (one test each, * below 0.05)"
     lines += [
         "",
-        f"{own} less another set of as many structures, 95 % interval, p of a permutation test (one test each, * below 0.05):",
+        f"{own} minus another set of as many structures, 95 % interval, {test}:",
         "",
-        "| metric | " + " | ".join(tested) + " |",
-        "|---" * (len(tested) + 1) + "|",
+        *_head(tested),
     ]
-    lines += [
-        f"| {name} | " + " | ".join(difference_cell(sets[other][name]) for other in tested) + " |"
-        for name in sets[own]
-    ]
+    for name in sets[own]:
+        lines.append(_line(name, [difference_cell(sets[other][name]) for other in tested]))
     return "\n".join(lines)
 
 
-def flat(sets: dict[str, dict[str, dict]]) -> list[dict]:
-    """One row a set and metric, for a CSV."""
-    rows = []
+def _head(names: list[str]) -> list[str]:
+    return [_line("metric", names), "|---" * (len(names) + 1) + "|"]
+
+
+def _line(name: str, cells: list[str]) -> str:
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def flat(sets: dict[str, dict[str, dict]]) -> pd.DataFrame:
+    """One row a set and metric, with the columns of COMPARISON."""
+    found = []
     for label, metrics in sets.items():
         for name, metric in metrics.items():
-            low, high = metric.get("difference_ci95", ["", ""])
-            rows.append(
+            low, high = metric["ci95"]
+            difference_low, difference_high = metric.get("difference_ci95", (None, None))
+            found.append(
                 {
                     "set": label,
                     "metric": name,
                     "value": metric["value"],
-                    "low95": metric["ci95"][0],
-                    "high95": metric["ci95"][1],
+                    "low95": low,
+                    "high95": high,
                     "n": metric["n"],
-                    "difference": metric.get("difference", ""),
-                    "difference_low95": low,
-                    "difference_high95": high,
-                    "p_value": metric.get("p_value", ""),
+                    "difference": metric.get("difference"),
+                    "difference_low95": difference_low,
+                    "difference_high95": difference_high,
+                    "p_value": metric.get("p_value"),
                 }
             )
-    return rows
+    return table(found, COMPARISON)

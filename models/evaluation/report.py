@@ -1,8 +1,8 @@
 """One self-contained page of an evaluation: tables, interactive plots and structures that turn in 3D; opens
 offline.
 
-What the page shows is one JSON, made here, the physics included; how it is drawn stands in
-report_template.html.
+What the page shows is one JSON, made here, the physics included; report.js draws it. The 3D viewer is ours:
+some 200 lines, in place of a library that every page would have to carry.
 """
 
 import hashlib
@@ -14,13 +14,20 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from ase import Atoms
 from ase.data import atomic_names, atomic_numbers, chemical_symbols, covalent_radii
 from ase.data.colors import jmol_colors
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from models.crystals.thresholds import ABSURD, BOND_SCALE, STABLE, VERY_ACTIVE
+from models.crystals.thresholds import BOND_SCALE, STABLE, VERY_ACTIVE
+from models.evaluation.metrics import is_stable
+from models.evaluation.rows import numbers, records
+from models.evaluation.schema import EV, PERCENT, PURE, SET_METRICS
+from models.infra.files import write_text
 
-TEMPLATE = Path(__file__).with_name("report_template.html")
+HERE = Path(__file__).parent
 SPAN = 12.0  # Å of the layer that is drawn, at least, in both directions
 LONG = 1.25  # a contact longer than this many nearest-neighbour distances is no stick
 MARGIN = 4.0  # Å of layer beyond what is drawn, so that atoms at the rim know all their neighbours
@@ -34,109 +41,11 @@ CHARGE = 1.602177e-19  # C
 METALS = {"Ni": -0.27, "Pt": -0.09, "Cu": 0.19, "Au": 0.45}  # eV, ΔG_H of (111) surfaces in that paper
 
 SET_NOTES = {
-    "random_baseline": "random template, random elements, no model",
-    "substitution": "elements substituted into known templates, no model",
+    "random_baseline": "model-free baseline: random elements in a random template",
+    "substitution": "model-free baseline: elements substituted into known prototypes",
     "unguided": "the same model without guidance",
     "unguided_filtered": "the same model without guidance, filtered to the same number",
     "held_out": "real layers that no model has seen: the ceiling",
-}
-PERCENT, EV, PURE, ANGSTROM = "%", "eV", "", "Å"
-METRICS = {
-    "Is it a two-dimensional crystal?": {
-        "two_d_rate": (
-            "Two-dimensional crystal",
-            "one connected layer, periodic in exactly two directions, thin, free-standing",
-            PERCENT,
-        ),
-        "one_2d_component_rate": (
-            "One connected layer",
-            "before the space between layers and the thickness are checked",
-            PERCENT,
-        ),
-        "valid_rate": (
-            "Chemically plausible",
-            "no overlapping atoms, and charges that can balance (SMACT)",
-            PERCENT,
-        ),
-        "distance_valid_rate": (
-            "No overlapping atoms",
-            "shortest distance at least 0.7 times the sum of the covalent radii",
-            PERCENT,
-        ),
-        "smact_valid_rate": ("Charges can balance", "SMACT's check of the composition", PERCENT),
-    },
-    "Is it stable?": {
-        "stable_rate": (
-            "Stable",
-            "relaxed, and less than 0.1 eV/atom above the competing phases (E_hull)",
-            PERCENT,
-        ),
-        "stability_score": ("Stability score", "mean of exp(−E_hull), 1 on the hull and below it", PURE),
-        "converged_rate": ("Relaxation reached a minimum", "", PERCENT),
-        "rmsd_relaxed_A": (
-            "How far atoms move when relaxed",
-            "root mean square; 0 for a structure made at its minimum",
-            ANGSTROM,
-        ),
-    },
-    "Is it active?": {
-        "hit_rate_0.2eV": (
-            "Active and stable",
-            "|ΔG_H| ≤ 0.2 eV by relaxed hydrogen, and stable as above",
-            PERCENT,
-        ),
-        "hit_rate_0.1eV": ("Very active and stable", "|ΔG_H| ≤ 0.1 eV, and stable", PERCENT),
-        "expected_hit_rate_0.1eV": (
-            "The same, with the oracle's error",
-            "mean of P(|ΔG_H| ≤ 0.1 eV), 0 if unstable",
-            PERCENT,
-        ),
-        "reconstructed_rate": (
-            "Reconstructs under hydrogen",
-            "H taken off again, the layer ends lower: no ΔG_H",
-            PERCENT,
-        ),
-        "active_rate_0.2eV": ("Active", "|ΔG_H| ≤ 0.2 eV, stable or not", PERCENT),
-        "mae_delta_g_h_oracle_eV": (
-            "Distance from the ideal ΔG_H = 0",
-            "mean |ΔG_H|, hydrogen relaxed with the potential",
-            EV,
-        ),
-        "mae_delta_g_h_dimenet_eV": (
-            "The same as DimeNet++ predicts it",
-            "mean |ΔG_H|, without relaxing hydrogen",
-            EV,
-        ),
-        "delta_g_h_gap_eV": (
-            "How much DimeNet++ flatters",
-            "the former less the latter; above 0 it is too optimistic",
-            EV,
-        ),
-    },
-    "Is it new, and can it be made?": {
-        "sun_rate": (
-            "Stable, unique and new",
-            "no copy of another one in the set, nor of a layer in the reference database",
-            PERCENT,
-        ),
-        "unique_rate": ("Unique", "matches no earlier structure of the set", PERCENT),
-        "novel_rate": ("New", "matches no layer of the reference database", PERCENT),
-        "synthesis_rate": (
-            "Called synthesizable",
-            "with probability ≥ ½, by the model under provenance; depends on cell size",
-            PERCENT,
-        ),
-    },
-}
-MINOR = {
-    "one_2d_component_rate",
-    "distance_valid_rate",
-    "smact_valid_rate",
-    "converged_rate",
-    "hit_rate_0.1eV",
-    "unique_rate",
-    "novel_rate",
-    "expected_hit_rate_0.1eV",
 }
 HEADLINE = ("two_d_rate", "stable_rate", "sun_rate", "hit_rate_0.2eV")
 COLUMNS = {
@@ -187,65 +96,47 @@ def plain(value):
     return value if isinstance(value, str | bool | int | float) else str(value)
 
 
-def number(value) -> float | None:
-    """A finite number, from a CSV's text as well, or None."""
-    try:
-        value = float(value)
-    except (TypeError, ValueError):
-        return None
-    return value if math.isfinite(value) else None
-
-
 def log_exchange_current(delta_g_h):
     """log10 of the exchange current density in A/cm² by the kinetic model of Nørskov et al. (2005).
 
     j0 = e k0 n / (1 + exp(−ΔG/kT)) for ΔG < 0, times exp(−ΔG/kT) for ΔG > 0, which is one function of |ΔG|.
 
     Args:
-        delta_g_h: ΔG_H in eV, a number or an array.
+        delta_g_h: ΔG_H in eV, a number or an array; NaN stays NaN.
     """
-    return np.log10(CHARGE * K0 * SITES) - np.logaddexp(0.0, np.abs(delta_g_h) / KT) / np.log(10)
+    with np.errstate(invalid="ignore"):
+        saturation = np.logaddexp(0.0, np.abs(delta_g_h) / KT)
+    return np.log10(CHARGE * K0 * SITES) - saturation / np.log(10)
 
 
-def is_stable(row: dict) -> bool:
-    """Whether a row counts as stable: converged, and less than STABLE above the hull but not absurdly below
-    it.
+def points(rows: pd.DataFrame) -> list[dict]:
+    """What the plots need of each row: ΔG_H (eV) by each method with log10 j0 (A/cm²), E_hull (eV/atom); None
+    where there is none.
     """
-    hull = number(row.get("e_hull_eV_per_atom"))
-    return str(row.get("converged")) == "True" and hull is not None and ABSURD < hull < STABLE
-
-
-def point(row: dict) -> dict:
-    """What the plots need of a row of metrics: ΔG_H (eV) by each method with log10 j0 (A/cm²), E_hull
-    (eV/atom); or None.
-    """
-    found = {"id": str(row["material_id"]), "formula": str(row["formula"]), "stable": is_stable(row)}
-    found |= {"hull": number(row["e_hull_eV_per_atom"]), "std": number(row.get("delta_g_h_dimenet_std_eV"))}
+    shown = pd.DataFrame({"id": rows["material_id"], "formula": rows["formula"], "stable": is_stable(rows)})
+    shown["hull"], shown["std"] = rows["e_hull_eV_per_atom"], rows["delta_g_h_dimenet_std_eV"]
     for name, column in MEASURES.items():
-        value = number(row.get(column))
-        found[name] = value
-        found[name + "_j0"] = None if value is None else round(float(log_exchange_current(value)), 3)
-    return found
+        shown[name] = rows[column]
+        shown[f"{name}_j0"] = log_exchange_current(numbers(rows[column])).round(3)
+    return records(shown)
 
 
-def parity(rows: list[dict], name: str) -> dict | None:
-    """How far a method's ΔG_H is from the oracle's over a set's rows, beside the null of always saying the
+def parity(rows: pd.DataFrame, name: str) -> dict | None:
+    """How far a method's ΔG_H is from the oracle's over a set's rows, beside the error of always saying the
     oracle's mean.
 
     Args:
         name: key of MEASURES.
 
     Returns:
-        {"n", "mae", "bias", "null", "r"}: mean absolute and mean signed difference and the null's error, in
-        eV (the null leaves each structure out of its mean), correlation (None where undefined); None where
-        fewer than two rows have both.
+        {"n", "mae", "bias", "null", "r"}: mean absolute and mean signed difference and the error of the
+        leave-one-out mean, in eV, correlation (None where undefined); None with fewer than two rows.
     """
-    pairs = [(number(row.get(MEASURES["oracle"])), number(row.get(MEASURES[name]))) for row in rows]
-    pairs = np.array([pair for pair in pairs if None not in pair]).reshape(-1, 2)
-    n = len(pairs)
+    both = rows[[MEASURES["oracle"], MEASURES[name]]].dropna().to_numpy(float)
+    n = len(both)
     if n < 2:
         return None
-    oracle, other = pairs.T
+    oracle, other = both.T
     others_mean = (oracle.sum() - oracle) / (n - 1)
     varied = min(np.ptp(oracle), np.ptp(other)) > 1e-9
     return {
@@ -257,18 +148,17 @@ def parity(rows: list[dict], name: str) -> dict | None:
     }
 
 
-def causes(rows: list[dict]) -> list[list]:
+def causes(errors: pd.Series) -> list[list]:
     """[cause, number of structures] of the errors, most frequent first; numbers within a cause are blanked to
     count it once.
     """
     found = Counter()
-    for row in rows:
-        parts = [
-            re.sub(r"(?<!\w)[-−]?\d+(\.\d+)?(?!\w)", "…", part)
-            for part in str(row["error"]).split("; ")
-            if part
-        ]
-        found.update({part.split(":")[0].strip() for part in parts})
+    for error in errors:
+        kinds = set()
+        for part in filter(None, error.split("; ")):
+            blanked = re.sub(r"(?<!\w)[-−]?\d+(\.\d+)?(?!\w)", "…", part)
+            kinds.add(blanked.split(":")[0].strip())
+        found.update(kinds)
     return [[cause, count] for cause, count in found.most_common()]
 
 
@@ -325,8 +215,9 @@ def bonds(numbers: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def without_strays(inside: np.ndarray, sticks: np.ndarray) -> np.ndarray:
     """`inside` [N] less the atoms of its rim whose every stick leads out of it."""
-    ends = lambda pairs: np.bincount(pairs.ravel(), minlength=len(inside))
-    return inside & ((ends(sticks) == 0) | (ends(sticks[inside[sticks].all(1)]) > 0))
+    within = sticks[inside[sticks].all(1)]
+    degree, degree_within = (np.bincount(some.ravel(), minlength=len(inside)) for some in (sticks, within))
+    return inside & ((degree == 0) | (degree_within > 0))
 
 
 def hydrogen_bonds(numbers: np.ndarray, positions: np.ndarray) -> list[int]:
@@ -386,11 +277,10 @@ def scene(layer: Atoms, pose: Atoms | None) -> dict:
 
 def scenes(evaluation, shortlist: list[dict]) -> dict[str, dict]:
     """Scenes by material_id: of the shortlist, then of the other relaxed layers, MAX_SCENES in all."""
-    names = dict.fromkeys(
-        [item["material_id"] for item in shortlist] + [row["material_id"] for row in evaluation.rows]
-    )
-    names = [name for name in names if name in evaluation.relaxed][:MAX_SCENES]
-    return {name: scene(evaluation.relaxed[name], evaluation.poses.get(name)) for name in names}
+    first = [item["material_id"] for item in shortlist]
+    names = dict.fromkeys([*first, *evaluation.rows["material_id"]])
+    drawn = [name for name in names if name in evaluation.relaxed][:MAX_SCENES]
+    return {name: scene(evaluation.relaxed[name], evaluation.poses.get(name)) for name in drawn}
 
 
 def element(symbol: str) -> dict:
@@ -401,29 +291,19 @@ def element(symbol: str) -> dict:
 
 
 def words(metrics: dict[str, dict]) -> list[dict]:
-    """The metrics that a table shows, in groups and in words; one without words of its own stands last, by
-    its name.
-    """
-    present = dict.fromkeys(name for values in metrics.values() for name in values)
-    groups = [
-        {
-            "title": title,
-            "metrics": [
-                {"name": name, "label": label, "note": note, "unit": unit, "main": name not in MINOR}
-                for name, (label, note, unit) in group.items()
-                if name in present
-            ],
-        }
-        for title, group in METRICS.items()
-    ]
-    known = {name for group in METRICS.values() for name in group}
-    unit = lambda name: PERCENT if "rate" in name else EV if name.endswith("_eV") else PURE
-    rest = [
-        {"name": name, "label": name.replace("_", " "), "note": "", "unit": unit(name), "main": False}
-        for name in present
-        if name not in known
-    ]
-    return [group for group in [*groups, {"title": "Further", "metrics": rest}] if group["metrics"]]
+    """The metrics that a table shows, in groups and words; one that the schema does not know stands last."""
+    present = list(dict.fromkeys(name for values in metrics.values() for name in values))
+    known = {metric.name: metric for metric in SET_METRICS if metric.name in present}
+    groups = {metric.group: [] for metric in SET_METRICS} | {"Further": []}
+    for name, metric in known.items():
+        entry = {"name": name, "label": metric.label, "note": metric.note, "unit": metric.unit}
+        groups[metric.group].append(entry | {"main": metric.main})
+    for name in present:
+        if name not in known:
+            unit = PERCENT if name.endswith("_rate") else EV if name.endswith("_eV") else PURE
+            label = name.replace("_", " ")
+            groups["Further"].append({"name": name, "label": label, "note": "", "unit": unit, "main": False})
+    return [{"title": title, "metrics": found} for title, found in groups.items() if found]
 
 
 def embedded(figures: list[Path]) -> tuple[list[dict], list[str]]:
@@ -447,55 +327,58 @@ def embedded(figures: list[Path]) -> tuple[list[dict], list[str]]:
 
 
 def content(
-    name: str, evaluation, others: dict, metrics: dict, shortlist: list[dict], figures: list[Path]
+    name: str,
+    evaluation,
+    others: dict[str, pd.DataFrame],
+    metrics: dict,
+    shortlist: list[dict],
+    figures: list[Path],
 ) -> dict:
     """All that the page shows, as plain JSON types; arguments as in write_html."""
-    sets = {name: evaluation.rows, **others}
-    drawn = scenes(evaluation, shortlist)
+    rows, drawn = evaluation.rows, scenes(evaluation, shortlist)
+    symbols = {symbol for scene_ in drawn.values() for symbol in scene_["symbols"]}
+    failed = rows[rows["error"] != ""]
     images, left_out = embedded(figures)
-    axis = np.linspace(-1, 1, 161)
     return plain(
         {
             "set": name,
-            "sets": [
-                {
-                    "name": label,
-                    "note": SET_NOTES.get(label, ""),
-                    "points": [point(row) for row in rows],
-                    "parity": {key: parity(rows, key) for key in ("dimenet", "second")},
-                }
-                for label, rows in sets.items()
-            ],
+            "sets": [set_content(label, set_) for label, set_ in {name: rows, **others}.items()],
             "groups": words(metrics),
             "metrics": metrics,
             "headline": [key for key in HEADLINE if key in metrics.get(name, {})],
             "labels": COLUMNS,
             "shortlist": shortlist,
-            "rows": evaluation.rows,
-            "scenes": [[key, value] for key, value in drawn.items()],
+            "rows": records(rows),
+            "scenes": list(drawn.items()),
             "undrawn": max(0, len(evaluation.relaxed) - len(drawn)),
-            "elements": {
-                symbol: element(symbol)
-                for symbol in sorted({s for value in drawn.values() for s in value["symbols"]})
-            },
-            "failures": [
-                [row["material_id"], row["formula"], row["error"]] for row in evaluation.rows if row["error"]
-            ],
-            "causes": causes(evaluation.rows),
+            "elements": {symbol: element(symbol) for symbol in sorted(symbols)},
+            "failures": failed[["material_id", "formula", "error"]].to_numpy(),
+            "causes": causes(rows["error"]),
             "provenance": evaluation.provenance,
-            "volcano": {
-                "curve": np.column_stack([axis, log_exchange_current(axis)]).round(3),
-                "k0": K0,
-                "sites": SITES,
-                "metals": [
-                    [metal, value, float(log_exchange_current(value))] for metal, value in METALS.items()
-                ],
-            },
+            "volcano": volcano(),
             "thresholds": {"stable": STABLE, "active": VERY_ACTIVE},
             "figures": images,
             "figures_left_out": left_out,
         }
     )
+
+
+def set_content(label: str, rows: pd.DataFrame) -> dict:
+    """What the plots show of a set."""
+    return {
+        "name": label,
+        "note": SET_NOTES.get(label, ""),
+        "points": points(rows),
+        "parity": {key: parity(rows, key) for key in ("dimenet", "second")},
+    }
+
+
+def volcano() -> dict:
+    """The curve of the kinetic model, its constants, and metals for orientation."""
+    axis = np.linspace(-1, 1, 161)
+    metals = [[metal, value, log_exchange_current(value)] for metal, value in METALS.items()]
+    curve = np.column_stack([axis, log_exchange_current(axis)]).round(3)
+    return {"curve": curve, "k0": K0, "sites": SITES, "metals": metals}
 
 
 def script_safe(value) -> str:
@@ -504,20 +387,18 @@ def script_safe(value) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def guarded(page: str) -> str:
-    """The template with the hash of its one program in its security policy: no browser runs anything else, or
-    asks any server.
+def program_hash(program: str) -> str:
+    """Hash of the page's one script element for its security policy: no browser runs anything else, or asks
+    any server.
     """
-    program = page.split("<script>")[1].split("</script>")[0]
-    digest = b64encode(hashlib.sha256(program.encode()).digest()).decode()
-    return page.replace("__SCRIPT_HASH__", digest)
+    return b64encode(hashlib.sha256(f"\n{program}".encode()).digest()).decode()
 
 
 def write_html(
     path: Path,
     name: str,
     evaluation,
-    others: dict[str, list[dict]],
+    others: dict[str, pd.DataFrame],
     metrics: dict[str, dict],
     shortlist: list[dict],
     figures: list[Path],
@@ -527,22 +408,21 @@ def write_html(
     Args:
         path: the file; written by rename.
         name: name of the set.
-        evaluation: geo_utils.Evaluation; `relaxed` are layers in the convention, `poses` supercells of them
-            with H as the last atom (positions and cells in Å), either may lack an id; `provenance` may name
-            "potential" and "second_potential".
-        others: rows of the sets to compare with, by name; columns of metrics.csv, as text or as numbers.
+        evaluation: models.evaluation.outputs.Evaluation; `relaxed` are layers in the convention, `poses`
+            supercells of them with H as the last atom (positions and cells in Å), either may lack an id;
+            `provenance` may name "potential" and "second_potential".
+        others: tables of the sets to compare with, by name.
         metrics: {set: {metric: {"value", "ci95": [low, high], "n"}}}, the own set first. A metric of another
-            set may carry "difference", "difference_ci95" (own less other, in the metric's unit) and "p_value"
-            of a paired test.
+            set may carry "difference", "difference_ci95" (own minus other, in its unit) and "p_value".
         shortlist: best first; keys material_id, formula, layer_group, e_hull_eV_per_atom (eV/atom),
-            delta_g_h_oracle_eV and delta_g_h_dimenet_eV (eV), p_synth and p_active (0 to 1), "" where not
+            delta_g_h_oracle_eV and delta_g_h_dimenet_eV (eV), p_synth and p_active (0 to 1), None where not
             computed. Other keys become columns.
         figures: PNG files to embed; those that do not exist are left out.
     """
-    before, after = guarded(TEMPLATE.read_text(encoding="utf-8")).split("__DATA__")
+    program, style = ((HERE / f"report.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
     data = script_safe(content(name, evaluation, others, metrics, shortlist, figures))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(before + data + after, encoding="utf-8", newline="\n")
-    temporary.replace(path)
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
+    page = environment.get_template("report_template.html").render(
+        style=Markup(style), program=Markup(program), program_hash=program_hash(program), data=Markup(data)
+    )
+    write_text(path, page + "\n")

@@ -1,6 +1,7 @@
 """What an evaluation depends on, and the flags that set it."""
 
-from dataclasses import dataclass
+import argparse
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from models.physics.hydrogen import CORRECTION
@@ -8,7 +9,7 @@ from models.physics.hydrogen import CORRECTION
 
 @dataclass(frozen=True)
 class Settings:
-    """What an evaluation depends on; plain values, so that they cross process borders."""
+    """What an evaluation depends on; plain values, so that they cross process borders. Flags explain each."""
 
     potential: str = "auto"
     potential_checkpoint: Path | None = None
@@ -24,101 +25,78 @@ class Settings:
     correction: float = CORRECTION
     oracle: str = "relaxed"
     oracle_for: str = "all"
-    oracle_sites: int = 3
+    oracle_sites: int = 3  # the scan's best two hold the best relaxed site (to 0.02 eV) in 90 % of layers
     shortlist: int = 5
-    phonons: int = 3
-    fmax: float = 0.05
-    relax_steps: int = 200
+    phonons: int = 3  # about a minute each
+    fmax: float = 0.05  # eV/Å, as for the phases of the hull and every label
+    relax_steps: int = 200  # bounds what a layer that runs away may cost
     jobs: int = 2
     device: str = "cpu"
     seed: int = 0
 
 
-def add_evaluation_flags(parser, cifs: Path, compare: list[Path]):
-    """Flags that test.py and evaluate_external.py share."""
-    default = Settings()
-    data = parser.add_argument_group("data")
-    data.add_argument("--cifs", type=Path, default=cifs, help="folder of CIFs to score")
-    data.add_argument(
-        "--compare", type=Path, nargs="*", default=compare, help="metrics.csv of other sets to put beside it"
-    )
-    data.add_argument(
-        "--references", type=Path, default=default.references, help="competing phases of the hull"
-    )
-    data.add_argument(
-        "--novelty-db", type=Path, default=default.novelty_db, help="database that decides what is novel"
-    )
-    data.add_argument(
-        "--validation",
-        type=Path,
-        default=default.validation,
-        help="the oracle's error against DFT (python -m data.build.validate)",
-    )
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--potential",
-        default=default.potential,
-        help="auto (MatterSim, else SevenNet), mattersim[-1m], sevennet[-0], chgnet or module:factory",
-    )
-    model.add_argument("--potential-checkpoint", type=Path, help="MatterSim checkpoint file")
-    model.add_argument(
-        "--second-potential", default=default.second_potential, help="repeats ΔG_H on the shortlist, or none"
-    )
-    model.add_argument("--dimenet", type=Path, default=default.dimenet, help="checkpoint of stage 1")
-    model.add_argument(
-        "--synthesis", type=Path, default=default.synthesis, help="positive-unlabelled classifier"
-    )
-    model.add_argument("--csllm", help="CSLLM: folder or hub name; takes the classifier's place")
-    model.add_argument(
-        "--csllm-base", help="base model of the CSLLM adapters, if it is not where their config says"
-    )
-    model.add_argument(
-        "--csllm-dtype",
-        default=default.csllm_dtype,
-        help="torch dtype of CSLLM, e.g. bfloat16; auto is the checkpoint's",
-    )
-    model.add_argument(
-        "--correction", type=float, default=default.correction, help="ΔE_ZPE − TΔS in ΔG_H, eV"
-    )
-    model.add_argument(
-        "--oracle",
-        choices=("relaxed", "rigid", "none"),
-        default=default.oracle,
-        help="whether the layer relaxes with its H; none: no hydrogen but DimeNet++'s",
-    )
-    model.add_argument(
-        "--oracle-for",
-        choices=("all", "stable"),
-        default=default.oracle_for,
-        help="stable: the oracle only for layers below 0.1 eV/atom, half the time; hits are the same",
-    )
-    model.add_argument(
-        "--oracle-sites",
-        type=int,
-        default=default.oracle_sites,
-        help="sites where H alone is relaxed, 0 for all",
-    )
-    model.add_argument(
-        "--shortlist",
-        type=int,
-        default=default.shortlist,
-        help="candidates for the second potential and for DFT",
-    )
-    model.add_argument(
-        "--phonons",
-        type=int,
-        default=default.phonons,
-        help="phonons and elastic constants of so many of the best",
-    )
-    model.add_argument(
-        "--fmax", type=float, default=default.fmax, help="force at which a relaxation has converged, eV/Å"
-    )
-    model.add_argument(
-        "--relax-steps", type=int, default=default.relax_steps, help="most steps of a relaxation"
-    )
-    parser.add_argument("--jobs", type=int, default=default.jobs, help="processes, one thread each")
+def needed_files(settings: Settings) -> list[Path]:
+    """Files that an evaluation reads."""
+    classifier = [] if settings.csllm else [settings.synthesis]
+    return [settings.dimenet, *classifier, settings.references, settings.novelty_db, settings.validation]
 
 
-def settings_from(args) -> Settings:
+def check_files(settings: Settings) -> None:
+    """Says that a file is missing before hours of work.
+
+    Raises:
+        FileNotFoundError: names the first file that does not exist.
+    """
+    for path in needed_files(settings):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist: see --help for the flag that names it")
+
+
+def settings_from(args: argparse.Namespace) -> Settings:
     """Settings of parsed flags."""
-    return Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
+    return Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+
+
+def add_evaluation_flags(parser: argparse.ArgumentParser, cifs: Path, compare: list[Path]) -> None:
+    """Flags that test.py and evaluate_external.py share; their defaults are those of Settings."""
+    parser.set_defaults(**asdict(Settings()))
+    _add_data_flags(parser.add_argument_group("data"), cifs, compare)
+    _add_model_flags(parser.add_argument_group("model"))
+    _add_effort_flags(parser.add_argument_group("effort"))
+
+
+def _add_data_flags(group, cifs: Path, compare: list[Path]) -> None:
+    add = group.add_argument
+    add("--cifs", type=Path, default=cifs, help="folder of CIFs to score")
+    add("--compare", type=Path, nargs="*", default=compare, help="metrics.csv of other sets to put beside it")
+    add("--references", type=Path, help="competing phases of the hull")
+    add("--novelty-db", type=Path, help="database that decides what is novel")
+    add("--validation", type=Path, help="the oracle's error against DFT (python -m data.build.validate)")
+
+
+def _add_model_flags(group) -> None:
+    add = group.add_argument
+    potentials = "auto (MatterSim, else SevenNet), mattersim[-1m], sevennet[-0], chgnet or module:factory"
+    add("--potential", help=potentials)
+    add("--potential-checkpoint", type=Path, help="MatterSim checkpoint file")
+    add("--second-potential", help="repeats ΔG_H on the shortlist, or none")
+    add("--dimenet", type=Path, help="checkpoint of stage 1")
+    add("--synthesis", type=Path, help="positive-unlabelled classifier")
+    add("--csllm", help="CSLLM: folder or hub name; takes the classifier's place")
+    add("--csllm-base", help="base model of the CSLLM adapters, if it is not where their config says")
+    add("--csllm-dtype", help="torch dtype of CSLLM, e.g. bfloat16; auto is the checkpoint's")
+    add("--correction", type=float, help="ΔE_ZPE − TΔS in ΔG_H, eV")
+
+
+def _add_effort_flags(group) -> None:
+    add = group.add_argument
+    relaxed = "whether the layer relaxes with its H; none: no hydrogen but DimeNet++'s"
+    add("--oracle", choices=("relaxed", "rigid", "none"), help=relaxed)
+    stable = "stable: the oracle only for layers below 0.1 eV/atom, half the time; hits are the same"
+    add("--oracle-for", choices=("all", "stable"), help=stable)
+    add("--oracle-sites", type=int, help="sites where H alone is relaxed, 0 for all")
+    add("--shortlist", type=int, help="candidates for the second potential and for DFT")
+    add("--phonons", type=int, help="phonons and elastic constants of so many of the best")
+    add("--fmax", type=float, help="force at which a relaxation has converged, eV/Å")
+    add("--relax-steps", type=int, help="most steps of a relaxation")
+    add("--jobs", type=int, help="processes, one thread each")

@@ -1,21 +1,22 @@
-"""Which structures to compute next: P(|ΔG_H| <= 0.1 eV) with the oracle's own error, the ranking, a second
-opinion.
-"""
+"""Which structures to compute next: P(|ΔG_H| <= 0.1 eV) with the oracle's error, and the ranking by it."""
 
-import json
 import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from scipy.stats import norm
 
 from models.crystals.thresholds import ABSURD, AGREE, VERY_ACTIVE
-from models.evaluation.metrics import ORACLE, interval, is_stable, is_sun, is_true, pairs, pareto_front, value
+from models.evaluation.metrics import DIMENET, E_HULL, ORACLE, interval, is_stable, is_sun, pareto_front
+from models.evaluation.rows import Columns, is_true, numbers, records
+from models.infra.files import read_json
 
-DIMENET, DIMENET_STD, SECOND = "delta_g_h_dimenet_eV", "delta_g_h_dimenet_std_eV", "delta_g_h_second_eV"
-VALIDATION = {
+DIMENET_STD, SECOND = "delta_g_h_dimenet_std_eV", "delta_g_h_second_eV"
+VALIDATION = {  # sets with DFT values in data/validation.json → which of their summaries
     "literature": "all",
     "single-atom catalysts": "as it is",
-}  # measured against DFT, set -> its summary
+}
 
 
 def oracle_error(path: Path) -> tuple[float, str]:
@@ -23,8 +24,7 @@ def oracle_error(path: Path) -> tuple[float, str]:
     catalysts.
 
     The layers that are judged are neither: the one set is what potentials know best, the other bonds at odd
-        metals in a sheet.
-    Pooled by structure, bias included.
+    metals in a sheet. Pooled by structure, bias included.
 
     Returns:
         the error, and in words where it comes from.
@@ -32,7 +32,7 @@ def oracle_error(path: Path) -> tuple[float, str]:
     Raises:
         ValueError: the file holds neither set.
     """
-    content = json.loads(Path(path).read_text())
+    content = read_json(path)
     found = {name: content[name][kind] for name, kind in VALIDATION.items() if name in content}
     if not found:
         raise ValueError(f"{path} holds none of {', '.join(VALIDATION)}: run python -m data.build.validate")
@@ -42,78 +42,73 @@ def oracle_error(path: Path) -> tuple[float, str]:
     return rmse, f"RMSE against DFT of {content['potential']}: {parts}"
 
 
-def within(centre: float, sigma: float, bound: float = VERY_ACTIVE) -> float:
-    """P(|x| <= bound) of a normal x."""
-    below = lambda x: 0.5 * (1 + math.erf((x - centre) / (sigma * math.sqrt(2))))
-    return below(bound) - below(-bound)
+def within(centre: np.ndarray, sigma: np.ndarray, bound: float = VERY_ACTIVE) -> np.ndarray:
+    """P(|x| <= bound) of normals with these means and widths."""
+    return norm.cdf(bound, centre, sigma) - norm.cdf(-bound, centre, sigma)
 
 
-def p_active(row: dict, sigma: float) -> float | None:
-    """P(|ΔG_H| <= VERY_ACTIVE) of a row, `sigma` being the oracle's error in eV.
+def p_active(rows: pd.DataFrame, sigma: float) -> np.ndarray:
+    """[n] P(|ΔG_H| <= VERY_ACTIVE), `sigma` being the oracle's RMSE in eV.
 
-    From the oracle's value; where it never ran, from DimeNet++'s, widened by the spread of its members; None
-    where there is neither, where the oracle found no site that adsorbs, or where H takes an atom of the layer
-    along.
+    From the oracle's value; where it never ran, from DimeNet++'s, widened by the spread of its members; NaN
+    where there is neither, or where the oracle found no site that adsorbs.
     """
-    if is_true(row, "h_carries_off"):
-        return None
-    if value(row, ORACLE) is not None:
-        return within(value(row, ORACLE), sigma)
-    if row["h_flags"] or value(row, DIMENET) is None:
-        return None
-    return within(value(row, DIMENET), math.hypot(sigma, value(row, DIMENET_STD) or 0.0))
+    oracle, spread = numbers(rows[ORACLE]), rows[DIMENET_STD].fillna(0.0)
+    predicted = numbers(rows[DIMENET].where(rows["h_flags"] == ""))
+    return np.where(
+        np.isnan(oracle), within(predicted, np.hypot(sigma, spread)), within(oracle, np.array(sigma))
+    )
 
 
-def candidate_class(row: dict) -> int:
-    """1: two-dimensional, stable, unique, novel; 2: not novel or not unique; 3: not stable."""
-    if not (is_true(row, "two_d") and is_stable(row)):
-        return 3
-    return 1 if is_sun(row) else 2
+def candidate_class(rows: pd.DataFrame) -> np.ndarray:
+    """[n] 1: two-dimensional, stable, unique, novel; 2: not novel or not unique; 3: not stable."""
+    stable = is_true(rows["two_d"]) & is_stable(rows)
+    return np.select([stable & is_sun(rows), stable], [1, 2], 3)
 
 
-def rank(rows: list[dict]) -> list[dict]:
+def ranked(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows that have a P(|ΔG_H| <= VERY_ACTIVE), best first: by class, then by that probability, then by
     E_hull.
     """
-    e_hull = lambda row: (
-        math.inf if value(row, "e_hull_eV_per_atom") is None else value(row, "e_hull_eV_per_atom")
-    )
-    known = [row for row in rows if value(row, "p_active") is not None]
-    return sorted(known, key=lambda row: (candidate_class(row), -value(row, "p_active"), e_hull(row)))
+    known = rows[rows["p_active"].notna()]
+    order = np.lexsort([numbers(known[E_HULL]), -numbers(known["p_active"]), candidate_class(known)])
+    return known.iloc[order]
 
 
-def rank_into(rows: list[dict], sigma: float):
-    """Fills the columns p_active, candidate_class, rank, and pareto: the front of |ΔG_H| by the oracle,
-    E_hull and P_synth.
+def ranking(rows: pd.DataFrame, sigma: float) -> Columns:
+    """The columns p_active, candidate_class, rank and pareto.
+
+    Args:
+        rows: table with all that the ranking reads.
+        sigma: the oracle's RMSE in eV.
     """
-    for row in rows:
-        probability = p_active(row, sigma)
-        row["p_active"] = "" if probability is None else probability
-        row["candidate_class"] = "" if probability is None else candidate_class(row)
-    for place, row in enumerate(rank(rows), 1):
-        row["rank"] = place
-    number = lambda row, column: math.nan if value(row, column) is None else value(row, column)
-    costs = [
-        [abs(number(row, ORACLE)), number(row, "e_hull_eV_per_atom"), -number(row, "p_synth")] for row in rows
-    ]
-    costs = np.array(costs).reshape(-1, 3)
-    costs[(costs[:, 1] <= ABSURD) | np.array([not is_true(row, "converged") for row in rows], bool)] = (
-        math.nan
-    )
+    rows = rows.assign(p_active=p_active(rows, sigma))
+    rows["pareto"] = pareto_front(pareto_costs(rows))
+    best = ranked(rows)
+    best = best.assign(candidate_class=candidate_class(best), rank=range(1, len(best) + 1))
+    found = {name: {"pareto": front} for name, front in zip(rows["material_id"], rows["pareto"])}
+    for row in records(best, ("material_id", "p_active", "candidate_class", "rank")):
+        found[row.pop("material_id")] |= row
+    return found
+
+
+def pareto_costs(rows: pd.DataFrame) -> np.ndarray:
+    """[n, 3] |ΔG_H| by the oracle, E_hull, −P_synth; NaN where a structure cannot be on the front."""
+    costs = np.column_stack([abs(numbers(rows[ORACLE])), numbers(rows[E_HULL]), -numbers(rows["p_synth"])])
+    costs[(costs[:, 1] <= ABSURD) | ~is_true(rows["converged"])] = np.nan
     costs[:, 1] = np.maximum(costs[:, 1], 0)  # what lies below the hull lies on it: mostly a phase is missing
-    for row, best in zip(rows, pareto_front(costs)):
-        row["pareto"] = bool(best)
+    return costs
 
 
-def agreement(rows: list[dict], seed: int = 0) -> dict:
+def agreement(rows: pd.DataFrame, seed: int = 0) -> dict:
     """How often the second potential's ΔG_H is within AGREE of the oracle's, of the rows that have both, and
     the mean distance.
     """
-    first, second = pairs(rows, ORACLE, SECOND).T
-    apart = abs(first - second)
+    both = rows[[ORACLE, SECOND]].dropna()
+    apart = numbers(abs(both[ORACLE] - both[SECOND]))
     return {
         "both_within_0.2eV": interval((apart <= AGREE).astype(float), seed, rate=True),
         "mean_distance_eV": interval(apart, seed),
-        "both_active_0.2eV": int(np.sum((abs(first) <= AGREE) & (abs(second) <= AGREE))),
+        "both_active_0.2eV": int((abs(both) <= AGREE).all(axis=1).sum()),
         "shortlisted": len(rows),
     }

@@ -1,36 +1,46 @@
-"""What every script's command line shares."""
+"""Flags that every script has, and what their values may be."""
 
 import argparse
+import math
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
 
-from models.infra.files import plain, write_json
+def whole(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """Type of a flag: a whole number from `least` to `most`."""
+    return _within(int, "a whole number", least, most)
 
 
-def add_system(parser: argparse.ArgumentParser, out: Path, resume: str):
+def real(least: float = -math.inf, most: float = math.inf) -> Callable[[str], float]:
+    """Type of a flag: a finite number from `least` to `most`."""
+    return _within(float, "a number", least, most)
+
+
+def _within(kind: type, words: str, least: float, most: float) -> Callable:
+    """Parser of a flag's text that refuses NaN, infinity and what lies outside [least, most]."""
+    bounds = [f"from {least:g}"] if math.isfinite(least) else []
+    bounds += [f"up to {most:g}"] if math.isfinite(most) else []
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and least <= value <= most):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {' '.join([words, *bounds])}")
+        return value
+
+    return parse
+
+
+def add_system(parser: argparse.ArgumentParser, out: Path, resume: str) -> argparse._ArgumentGroup:
     """Adds the flags that every script has: --seed --device --threads --out --resume."""
     system = parser.add_argument_group("system")
-    system.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    system.add_argument("--seed", type=whole(0), default=0, help="seed of everything random")
     system.add_argument("--device", default="auto", help="auto, cpu or cuda")
     system.add_argument(
-        "--threads", type=int, default=1, help="CPU threads of torch; one a process is fastest here"
+        "--threads", type=whole(1), default=1, help="CPU threads of torch; one a process is fastest here"
     )
     system.add_argument("--out", type=Path, default=out, help="where the output goes")
     system.add_argument("--resume", action=argparse.BooleanOptionalAction, default=False, help=resume)
     return system
-
-
-def resolve(args: argparse.Namespace, out_is_file: bool = False) -> argparse.Namespace:
-    """Resolves the device, seeds torch, and writes config.json into the output folder, or beside the output
-    file.
-    """
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    folder = args.out.parent if out_is_file else args.out
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{args.out.stem}.config.json" if out_is_file else "config.json"
-    write_json(folder / name, plain(vars(args)))
-    return args

@@ -10,7 +10,8 @@ from sklearn.ensemble import ExtraTreesRegressor
 from torch_geometric.data import Data
 
 from models.crystals.elements import composition_features, element_features
-from models.networks.dimenet import edge_vectors, readout_atoms
+from models.datasets.adsorption import edge_vectors
+from models.networks.dimenet import readout_atoms
 
 WIDTHS = (
     0.1,
@@ -24,7 +25,7 @@ def site_features(graph: Data) -> np.ndarray:
     permutation.
 
     Args:
-        graph: fields of `models.networks.dimenet.GRAPH_FIELDS`, adsorbate tagged.
+        graph: fields of `models.datasets.adsorption.GRAPH_FIELDS`, adsorbate tagged.
 
     Returns:
         [F]: composition of the host; of each shell around the adsorbate the weighted mean of its elements'

@@ -5,7 +5,6 @@ language models", Nat. Commun. 16, 6530 (2025): LoRA adapters on Llama-3-8B. It 
 a monolayer is out of its distribution.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from ase import Atoms
 
 from models.crystals.thresholds import SYMPREC
+from models.infra.files import read_json
 
 LABELS = (" True", " False")
 PUBLISHED_ADAPTER = "synthesis_llm_llama3"  # folders of the published repository; it has other adapters too
@@ -106,7 +106,7 @@ class CSLLM:
 
         from peft import PeftModel
 
-        base = base or json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        base = base or read_json(folder / "adapter_config.json")["base_model_name_or_path"]
         model, tokenizer = _load_model(base, dtype, "give the base model of the adapters with --csllm-base")
         try:
             model = PeftModel.from_pretrained(model, str(folder))

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.networks.egnn import CONDITIONS, Denoised, DenoisingEGNN
-from models.networks.layers import MASK, Layers
+from models.networks.egnn import CONDITIONS, Denoised, DenoisingEGNN, Heads
+from models.networks.layers import MASK, Labels, Layers
 
 MAX_E_HULL = 1.0  # eV/atom; how bad beyond that a structure is, no guide needs to know
 EMPHASIS = 0.6  # of the middle times in training, 0 for none
@@ -212,18 +212,19 @@ def joint_loss(
     model: DenoisingEGNN,
     diffusion: Diffusion,
     layers: Layers,
-    labels: Tensor,
+    labels: Labels,
     weights=LOSS_WEIGHTS,
     drop=0.15,
     generator=None,
+    drop_all=0.0,
 ):
     """L_total = E‖ε − ε_θ(x_t, t)‖² + λ1 ‖ΔG_H − ΔG_H*‖₁ + λ2 ‖E_hull − E_hull*‖² + λ3 BCE(P_synth, y_synth).
 
     Args:
-        labels: [B, 4] ΔG_H (eV), E_hull (eV/atom), synthesizable (1, 0), standard deviation of ΔG_H (eV); NaN
-            is unknown and masked.
+        labels: of the batch; NaN is unknown and masked.
         weights: of the four diffusion channels, λ1, λ2, λ3, and of the head of the standard deviation.
         drop: probability with which each condition is replaced by its learned null.
+        drop_all: probability with which all conditions of a graph are, together.
 
     Returns:
         total loss, and its unweighted terms by name.
@@ -231,8 +232,9 @@ def joint_loss(
     t = diffusion.random_times(len(layers), generator).to(layers.z.device)
     noised, lattice_t, score, v_z, v_lattice = diffusion.noise(layers, t, generator)
     noised = mask_slots(noised, generator)
-    targets = labels[:, : len(CONDITIONS)]
-    dropped = torch.rand(targets.shape, generator=generator).to(labels.device) < drop
+    targets = torch.stack([getattr(labels, name) for name in CONDITIONS], -1).detach()  # [B, 3]
+    dropped = torch.rand(targets.shape, generator=generator) < drop
+    dropped = (dropped | (torch.rand(len(layers), 1, generator=generator) < drop_all)).to(targets.device)
     out = model(noised, diffusion.time(t), lattice_t, targets.masked_fill(dropped, torch.nan))
     terms = channel_losses(
         out, layers, noised, score, v_z, v_lattice, diffusion.z_spread(t)
@@ -254,7 +256,7 @@ def off_equilibrium_loss(
     """
     t = diffusion.random_times(len(layers), generator).to(layers.z.device)
     noised = diffusion.noise(layers, t, generator)[0]
-    predicted = model.properties(noised, diffusion.time(t))[:, 1]
+    predicted = model.properties(noised, diffusion.time(t)).e_hull
     return F.smooth_l1_loss(predicted, e_hull.clamp(max=MAX_E_HULL), beta=0.1)
 
 
@@ -278,21 +280,22 @@ def channel_losses(out: Denoised, layers: Layers, noised: Layers, score, v_z, v_
     }
 
 
-def property_losses(predicted, labels):
+def property_losses(predicted: Heads, labels: Labels) -> dict[str, Tensor]:
     """L1 on ΔG_H and its spread, squared error on E_hull, cross-entropy on synthesizability; unknown labels
     count for nothing.
     """
-
-    def known_mean(loss, column):
-        known = ~torch.isnan(labels[:, column])
-        values = loss(predicted[:, column], torch.nan_to_num(labels[:, column]))
-        return torch.where(known, values, 0).sum() / known.sum().clamp(min=1)
-
     return {
-        "delta_g_h": known_mean(lambda p, y: (p - y).abs(), 0),
-        "e_hull": known_mean(lambda p, y: (p - y) ** 2, 1),
-        "synthesizable": known_mean(
-            lambda p, y: F.binary_cross_entropy_with_logits(p, y, reduction="none"), 2
+        "delta_g_h": _known_mean(F.l1_loss, predicted.delta_g_h, labels.delta_g_h),
+        "e_hull": _known_mean(F.mse_loss, predicted.e_hull, labels.e_hull),
+        "synthesizable": _known_mean(
+            F.binary_cross_entropy_with_logits, predicted.synth_logit, labels.synthesizable
         ),
-        "delta_g_h_std": known_mean(lambda p, y: (p - y).abs(), 3),
+        "delta_g_h_std": _known_mean(F.l1_loss, predicted.delta_g_h_std, labels.delta_g_h_std),
     }
+
+
+def _known_mean(loss, predicted: Tensor, label: Tensor) -> Tensor:
+    """Mean of an elementwise loss over the graphs whose label [B] is known; 0 where none is."""
+    known = ~torch.isnan(label)
+    values = loss(predicted, torch.nan_to_num(label), reduction="none")
+    return torch.where(known, values, 0).sum() / known.sum().clamp(min=1)

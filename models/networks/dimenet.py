@@ -1,9 +1,7 @@
 """DimeNet++ (Gasteiger et al., arXiv:2011.14115) for periodic structures, with a readout at the adsorbate.
 
-The blocks are torch_geometric's; edges, triplets, the spherical basis and the readout are made here, because
-torch_geometric's own model knows no periodic images. An edge j -> i carries the vector from atom i to the
-image of j, `pos[j] - pos[i] + edge_shift @ cell`, and one pair of atoms can have many. No cap on neighbours:
-a cap cuts through shells of equal distance and breaks the symmetry.
+The blocks are torch_geometric's; triplets, the spherical basis and the readout are made here, because
+torch_geometric's own model knows no periodic images. The edges are those of models.datasets.adsorption.
 """
 
 import os
@@ -13,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase import Atoms
-from matscipy.neighbours import neighbour_list
 from pymatgen.core import Element
 from scipy.optimize import brentq
 from scipy.special import spherical_jn
@@ -33,69 +29,9 @@ from tqdm import tqdm
 
 from models.crystals.elements import element_features
 from models.crystals.split import ADSORBATE
+from models.datasets.adsorption import GRAPH_FIELDS, MAX_ATOMIC_NUMBER, edge_vectors
+from models.infra.files import load_checkpoint as read_checkpoint
 from models.infra.files import save_checkpoint
-
-GRAPH_FIELDS = ("pos", "cell", "atomic_numbers", "tags", "edge_index", "edge_shift", "edge_cutoff")
-MAX_ATOMIC_NUMBER = 94  # the rows of torch_geometric's EmbeddingBlock
-
-
-def add_edges(data: Data, cutoff: float) -> Data:
-    """Put the periodic edges on a structure, in place. All three directions are periodic: the cell brings its
-    vacuum.
-
-    Args:
-        data: With pos [N, 3] and cell [1, 3, 3], both in Å.
-        cutoff: Å.
-
-    Returns:
-        The same object with edge_index [2, E] (from j, to i), edge_shift [E, 3] (int32) and edge_cutoff [1]
-        (Å).
-
-    Raises:
-        ValueError: The cell spans no volume.
-    """
-    pos, cell = data.pos.detach().double().cpu().numpy(), data.cell[0].detach().double().cpu().numpy()
-    if abs(np.linalg.det(cell)) < 1e-3:
-        raise ValueError(
-            f"the cell spans no volume: {cell.tolist()}; give all three vectors, vacuum included"
-        )
-    i, j, shift = neighbour_list("ijS", cutoff=float(cutoff), positions=pos, cell=cell, pbc=[True] * 3)
-    data.edge_index = torch.from_numpy(np.stack([j, i]).astype(np.int64))
-    data.edge_shift = torch.from_numpy(shift.astype(np.int32)).reshape(-1, 3)
-    data.edge_cutoff = torch.tensor([float(cutoff)])
-    return data
-
-
-def adsorption_graph(atoms: Atoms, tags: Sequence[int], cutoff: float = 5.0) -> Data:
-    """Graph of a structure for the model.
-
-    Args:
-        atoms: Slab with its adsorbate; the cell has three vectors, the vacuum at least as wide as the cutoff.
-        tags: [N], 2 on adsorbate atoms (0 everywhere: the readout takes all atoms).
-        cutoff: Å, not below the model's.
-
-    Returns:
-        Data with the fields of `GRAPH_FIELDS`.
-    """
-    data = Data(
-        pos=torch.tensor(atoms.get_positions(), dtype=torch.float32),
-        cell=torch.tensor(atoms.cell.array, dtype=torch.float32)[None],
-        atomic_numbers=torch.tensor(atoms.get_atomic_numbers(), dtype=torch.int64),
-        tags=torch.tensor(np.asarray(tags), dtype=torch.int64),
-    )
-    return add_edges(data, cutoff)
-
-
-def edge_vectors(data: Data | Batch, batch: Tensor) -> Tensor:
-    """[E, 3] Å, from the atom an edge goes to, to the image it comes from; differentiable in pos and cell."""
-    source, target = data.edge_index
-    shift = data.edge_shift.to(data.pos.dtype)
-    return data.pos[source] - data.pos[target] + torch.einsum("ea,eab->eb", shift, data.cell[batch[target]])
-
-
-def shortest_distance(graph: Data) -> float:
-    """Å between the closest two atoms or images of one graph; infinite where no two are within the cutoff."""
-    return min(edge_vectors(graph, torch.zeros_like(graph.tags)).norm(dim=1).tolist(), default=float("inf"))
 
 
 def collate(graphs: Sequence[Data]) -> Batch:
@@ -119,12 +55,13 @@ def triplets(edge_index: Tensor, edge_shift: Tensor, num_nodes: int, num_ji: int
         idx_kj [T], idx_ji [T]: indices into the edges, idx_ji ascending.
     """
     source, target = edge_index
-    degree = torch.bincount(target, minlength=num_nodes)
-    order, start = torch.argsort(target, stable=True), torch.cumsum(degree, 0) - degree
-    count = degree[source[:num_ji]]
-    idx_ji = torch.repeat_interleave(torch.arange(num_ji, device=source.device), count)
-    rank = torch.arange(len(idx_ji), device=source.device) - (torch.cumsum(count, 0) - count)[idx_ji]
-    idx_kj = order[start[source[idx_ji]] + rank]
+    degree = torch.bincount(target, minlength=num_nodes)  # [N] edges into each atom
+    order, start = torch.argsort(target, stable=True), torch.cumsum(degree, 0) - degree  # grouped by target
+    count = degree[source[:num_ji]]  # [num_ji] edges into the j of each edge j -> i
+    idx_ji = torch.repeat_interleave(torch.arange(num_ji, device=source.device), count)  # [T]
+    first = (torch.cumsum(count, 0) - count)[idx_ji]
+    rank = torch.arange(len(idx_ji), device=source.device) - first  # [T] which of the edges into j
+    idx_kj = order[start[source[idx_ji]] + rank]  # [T]
     back = (source[idx_kj] == target[idx_ji]) & (edge_shift[idx_kj] == -edge_shift[idx_ji]).all(1)
     return idx_kj[~back], idx_ji[~back]
 
@@ -166,9 +103,9 @@ class SphericalBasis(nn.Module):
     """Basis of DimeNet (arXiv:2003.03123, eq. 7) in closed form: j_l(z_ln d / c) Y_l0(angle), with the
     envelope.
 
-    Equal to torch_geometric's SphericalBasisLayer, without the 5-12 s of sympy, and smooth where the angle is
-    straight. The upward recurrence of j_l loses digits at short distances, so the radial part is computed in
-    float64.
+    Ours, because torch_geometric's SphericalBasisLayer, to which it is equal, spends 5-12 s in sympy at every
+    start and has no gradient where the angle is straight. The upward recurrence of j_l loses digits at short
+    distances, so the radial part is computed in float64.
     """
 
     def __init__(self, num_spherical: int, num_radial: int, cutoff: float, envelope_exponent: int):
@@ -182,12 +119,11 @@ class SphericalBasis(nn.Module):
 
     def radial(self, distance: Tensor) -> Tensor:
         """[E] Å to [E, num_spherical * num_radial]."""
-        scaled = distance.double()[:, None] / self.cutoff
+        scaled = distance.double()[:, None] / self.cutoff  # [E, 1]
         columns = []
         for order, (zeros, norm) in enumerate(zip(self.zeros, self.radial_norm)):
-            z = scaled * scaled.new_tensor(zeros)
-            sine, cosine = z.sin(), z.cos()
-            below, bessel = cosine / z, sine / z
+            z = scaled * scaled.new_tensor(zeros)  # [E, num_radial]
+            below, bessel = z.cos() / z, z.sin() / z  # j_-1 and j_0
             for step in range(order):
                 below, bessel = bessel, (2 * step + 1) / z * bessel - below
             columns.append(bessel * scaled.new_tensor(norm))
@@ -203,7 +139,7 @@ class SphericalBasis(nn.Module):
     def forward(self, distance: Tensor, cosine: Tensor, idx_kj: Tensor) -> Tensor:
         """Triplet basis: distance [E] Å, cosine [T], idx_kj [T] to [T, num_spherical * num_radial]."""
         num_spherical, num_radial = self.zeros.shape
-        radial = self.radial(distance)[idx_kj].view(-1, num_spherical, num_radial)
+        radial = self.radial(distance)[idx_kj].view(-1, num_spherical, num_radial)  # [T, l, n]
         return (radial * self.angular(cosine)[:, :, None]).flatten(1)
 
 
@@ -326,35 +262,37 @@ class PeriodicDimeNetPlusPlus(nn.Module):
         """
         self._check(data)
         batch = getattr(data, "batch", None)
-        batch = torch.zeros_like(data.tags) if batch is None else batch
-        readout = readout_atoms(data.tags, batch)
-        edge_index, edge_shift, vector, distance, level = self._edges(data, batch, readout)
+        batch = torch.zeros_like(data.tags) if batch is None else batch  # [N]
+        readout = readout_atoms(data.tags, batch)  # [N] bool
+        edge_index, edge_shift, vector, level = self._edges(data, batch, readout)
+        distance = vector.norm(dim=1)  # [E] Å
+        # Block k needs the edges into atoms at most num_blocks - k hops from the readout: a prefix of them.
         kept = [int((level <= self.num_blocks - block).sum()) for block in range(self.num_blocks + 1)]
 
-        idx_kj, idx_ji = triplets(edge_index, edge_shift, len(batch), kept[1])
+        idx_kj, idx_ji = triplets(edge_index, edge_shift, len(batch), kept[1])  # [T], [T]
         # PyG's DimeNet++ takes the angle between (i - j) and (j - k); `vector` is j - i and k - j.
-        cosine = (vector[idx_ji] * vector[idx_kj]).sum(1) / (distance[idx_ji] * distance[idx_kj])
-        sbf = self.sbf(distance, cosine, idx_kj)
-        rbf = self.rbf(distance)
+        cosine = (vector[idx_ji] * vector[idx_kj]).sum(1) / (distance[idx_ji] * distance[idx_kj])  # [T]
+        sbf = self.sbf(distance, cosine, idx_kj)  # [T, num_spherical * num_radial]
+        rbf = self.rbf(distance)  # [E, num_radial]
 
         source, target = edge_index
-        x = self.emb(data.atomic_numbers, rbf, target, source)
-        per_atom = self.output_blocks[0](x, rbf, target, num_nodes=len(batch))
-        for block, (interact, out) in enumerate(
-            zip(self.interaction_blocks, self.output_blocks[1:]), start=1
-        ):
+        x = self.emb(data.atomic_numbers, rbf, target, source)  # [E, hidden_channels], a message an edge
+        per_atom = self.output_blocks[0](x, rbf, target, num_nodes=len(batch))  # [N, 1]
+        blocks = zip(self.interaction_blocks, self.output_blocks[1:])
+        for block, (interact, out) in enumerate(blocks, start=1):
             read, write = kept[block - 1], kept[block]
-            t = int(torch.searchsorted(idx_ji, write))
-            x = interact(x[:read], rbf[:read], sbf[:t], idx_kj[:t], idx_ji[:t])[:write]
-            per_atom = per_atom + out(x, rbf[:write], target[:write], num_nodes=len(batch))
-        local = scatter(per_atom[readout, 0], batch[readout], dim_size=data.cell.shape[0], reduce="mean")
-        return local * self.target_std + self.target_mean
+            t = int(torch.searchsorted(idx_ji, write))  # triplets into the edges that are written
+            x = interact(x[:read], rbf[:read], sbf[:t], idx_kj[:t], idx_ji[:t])[:write]  # [write, hidden]
+            per_atom = per_atom + out(x, rbf[:write], target[:write], num_nodes=len(batch))  # [N, 1]
+        graphs = data.cell.shape[0]
+        local = scatter(per_atom[readout, 0], batch[readout], dim_size=graphs, reduce="mean")  # [B]
+        return local * self.target_std + self.target_mean  # [B] eV
 
-    def _edges(
-        self, data: Data, batch: Tensor, readout: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Edges within the cutoff that can reach a readout atom, nearest level first: so a block needs a
-        prefix.
+    def _edges(self, data: Data, batch: Tensor, readout: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Edges within the cutoff that can reach a readout atom, nearest level first.
+
+        Returns:
+            edge_index [2, E], edge_shift [E, 3], vector [E, 3] Å, level [E] of the atom an edge goes to.
         """
         target = data.edge_index[1]
         vector = edge_vectors(data, batch)
@@ -362,8 +300,7 @@ class PeriodicDimeNetPlusPlus(nn.Module):
         level = readout_level(readout, data.edge_index[:, inside], self.num_blocks)[target[inside]]
         level, order = torch.sort(level, stable=True)
         kept = inside.nonzero()[:, 0][order[level <= self.num_blocks]]
-        vector = vector[kept]
-        return data.edge_index[:, kept], data.edge_shift[kept], vector, vector.norm(dim=1), level[: len(kept)]
+        return data.edge_index[:, kept], data.edge_shift[kept], vector[kept], level[: len(kept)]
 
     def _check(self, data: Data) -> None:
         if float(data.edge_cutoff.min()) < self.cutoff:
@@ -416,40 +353,36 @@ class Ensemble(nn.Module):
         return torch.stack([member(data) for member in self.members])
 
 
+def dimenet_content(model: PeriodicDimeNetPlusPlus) -> dict[str, Any]:
+    """What a checkpoint of one model holds, plain types and tensors."""
+    normalisation = {"target_mean": float(model.target_mean), "target_std": float(model.target_std)}
+    return {
+        "hyper_parameters": model.hyper_parameters | normalisation,
+        "state_dict": model.state_dict(),
+    }
+
+
 def save_dimenet(path: str | os.PathLike, model: PeriodicDimeNetPlusPlus, **extra: Any) -> None:
-    """Write a checkpoint of one model: hyper_parameters, state_dict, and `extra` (plain types and tensors);
-    appears by rename.
-    """
-    save_checkpoint(
-        Path(path), {**extra, "hyper_parameters": _hyper_parameters(model), "state_dict": model.state_dict()}
-    )
+    """Write a checkpoint of one model, with `extra` (plain types and tensors); appears by rename."""
+    save_checkpoint(Path(path), extra | dimenet_content(model))
 
 
 def save_ensemble(path: str | os.PathLike, ensemble: Ensemble, **extra: Any) -> None:
-    """Write a checkpoint of an ensemble: members (each with hyper_parameters and state_dict), spread_scale,
-    and `extra`.
-    """
-    members = [
-        {"hyper_parameters": _hyper_parameters(m), "state_dict": m.state_dict()} for m in ensemble.members
-    ]
+    """Write a checkpoint of an ensemble: its members, spread_scale, and `extra`; appears by rename."""
+    members = [dimenet_content(member) for member in ensemble.members]
     save_checkpoint(Path(path), {**extra, "members": members, "spread_scale": ensemble.spread_scale})
-
-
-def _hyper_parameters(model: PeriodicDimeNetPlusPlus) -> dict[str, Any]:
-    return {
-        **model.hyper_parameters,
-        "target_mean": float(model.target_mean),
-        "target_std": float(model.target_std),
-    }
 
 
 def load_checkpoint(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> dict[str, Any]:
     """All that `save_dimenet` or `save_ensemble` wrote.
 
     Raises:
+        FileNotFoundError: There is no such file.
         ValueError: The file is no checkpoint of this model.
     """
-    checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is missing: train it with pretrain_dimenet.py --out {path}")
+    checkpoint = read_checkpoint(path, map_location)
     if not isinstance(checkpoint, dict) or not (
         {"hyper_parameters", "state_dict"} <= checkpoint.keys() or "members" in checkpoint
     ):
@@ -461,6 +394,7 @@ def load_dimenet(path: str | os.PathLike, map_location: str | torch.device = "cp
     """Ensemble of a checkpoint, on `map_location`, in evaluation mode; a single model is an ensemble of one.
 
     Raises:
+        FileNotFoundError: There is no such file.
         ValueError: The file is no checkpoint of this model.
     """
     checkpoint = load_checkpoint(path, map_location)

@@ -11,11 +11,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.networks.layers import MASK, TOKENS, Layers
+from models.networks.layers import MASK, TOKENS, Layers, TensorFields
 
 IMAGES = 3  # in-plane images searched for neighbours: −3 … 3 along a and b
 SHORTEST_BOND, FINE_WIDTH = 1.0, 0.1  # Å
-CONDITIONS = ("delta_g_h", "e_hull", "synthesizable")
+CONDITIONS = ("delta_g_h", "e_hull", "synthesizable")  # names of Labels that the network can be asked for
+
+
+@dataclass
+class Heads(TensorFields):
+    """What the property heads say of B layers.
+
+    Attributes:
+        delta_g_h: [B] ΔG_H, eV.
+        e_hull: [B] E_hull, eV/atom.
+        synth_logit: [B] logit of P_synth.
+        delta_g_h_std: [B] how far DimeNet++'s members are apart on ΔG_H, eV.
+    """
+
+    delta_g_h: Tensor
+    e_hull: Tensor
+    synth_logit: Tensor
+    delta_g_h_std: Tensor
 
 
 @dataclass
@@ -27,15 +44,14 @@ class Denoised:
         z: [B, N] v-prediction of z, mean-free over the atoms.
         lattice: [B, 3] v-prediction of the standardised lattice.
         slot_logits: [B, S, TOKENS] elements of the slots.
-        properties: [B, 4] ΔG_H (eV), E_hull (eV/atom), logit of P_synth, how far DimeNet++'s members are
-            apart on ΔG_H (eV); None if not asked for.
+        properties: what the heads say; None if not asked for.
     """
 
     score: Tensor
     z: Tensor
     lattice: Tensor
     slot_logits: Tensor
-    properties: Tensor | None
+    properties: Heads | None
 
 
 def neighbours(layers: Layers, k: int):
@@ -203,8 +219,8 @@ class DenoisingEGNN(nn.Module):
             h, v = layer(h, v, *edges)
         return self._channels(h, v, layers, lattice, predicted)
 
-    def properties(self, layers: Layers, t):
-        """[B, 4] as in Denoised, of the noised batch; the condition is never seen."""
+    def properties(self, layers: Layers, t: Tensor) -> Heads:
+        """What the heads say of the noised batch at times t [B]; the condition is never seen."""
         h, v, edges, _ = self._embed(layers, t)
         for layer in self.trunk:
             h, v = layer(h, v, *edges)
@@ -227,7 +243,8 @@ class DenoisingEGNN(nn.Module):
         pooled = torch.einsum("bna,bnc->bac", share, h).flatten(1)
         mean = (h * keep).sum(1) / keep.sum(1)
         pooled = torch.cat([pooled, mean], -1)
-        return torch.cat([self.heads(pooled), nn.functional.softplus(self.uncertainty(pooled))], -1)
+        spread = nn.functional.softplus(self.uncertainty(pooled)).squeeze(-1)  # [B]
+        return Heads(*self.heads(pooled).unbind(-1), spread)
 
     def _channels(self, h, v, layers, lattice, predicted):
         keep = layers.mask[..., None].to(h.dtype)

@@ -1,4 +1,4 @@
-"""Padded batches of layers, which the diffusion model takes, and their way from and to ASE."""
+"""Padded batches of layers, which the diffusion model takes, their labels, and their way from and to ASE."""
 
 from dataclasses import dataclass, fields
 
@@ -13,8 +13,45 @@ MASK = 119  # token of a slot whose element is not decided
 TOKENS = 120
 
 
+class TensorFields:
+    """A dataclass of tensors whose first axis is the batch."""
+
+    def replace(self, **changes):
+        return type(self)(**{f.name: changes.get(f.name, getattr(self, f.name)) for f in fields(self)})
+
+    def to(self, device):
+        return self.replace(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    def stacked(self) -> Tensor:
+        """[B, fields] of a class whose fields are all [B]."""
+        return torch.stack([getattr(self, f.name) for f in fields(self)], -1)
+
+    def __getitem__(self, index):
+        return self.replace(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    def __len__(self) -> int:
+        return len(getattr(self, fields(self)[0].name))
+
+
 @dataclass
-class Layers:
+class Labels(TensorFields):
+    """What is known of B layers; NaN where it is not.
+
+    Attributes:
+        delta_g_h: [B] eV.
+        e_hull: [B] eV/atom.
+        synthesizable: [B] 1 or 0.
+        delta_g_h_std: [B] eV, standard deviation of DimeNet++'s members on ΔG_H.
+    """
+
+    delta_g_h: Tensor
+    e_hull: Tensor
+    synthesizable: Tensor
+    delta_g_h_std: Tensor
+
+
+@dataclass
+class Layers(TensorFields):
     """A padded batch of layers, B graphs of at most N atoms.
 
     Attributes:
@@ -33,30 +70,16 @@ class Layers:
     cell: Tensor
     mask: Tensor
 
-    def replace(self, **changes) -> "Layers":
-        return Layers(**{f.name: changes.get(f.name, getattr(self, f.name)) for f in fields(self)})
 
-    def to(self, device) -> "Layers":
-        return Layers(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
-
-    def __getitem__(self, index) -> "Layers":
-        return Layers(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
-
-    def __len__(self):
-        return len(self.mask)
-
-
-def collate(graphs: list[Data]) -> tuple[Layers, torch.Tensor]:
-    """Padded batch and its labels [B, 4]: ΔG_H, E_hull, synthesizable, standard deviation of ΔG_H."""
+def collate(graphs: list[Data]) -> tuple[Layers, Labels]:
+    """Padded batch of graphs, and its labels."""
     layers = pad(
         [graph.atomic_numbers for graph in graphs],
         [graph.pos for graph in graphs],
         [graph.cell[0] for graph in graphs],
     )
-    labels = torch.cat(
-        [torch.stack([g.delta_g_h, g.e_hull, g.synthesizable, g.delta_g_h_std], -1) for g in graphs]
-    )
-    return layers, labels
+    column = lambda name: torch.cat([graph[name] for graph in graphs])
+    return layers, Labels(**{field.name: column(field.name) for field in fields(Labels)})
 
 
 def layers_of(structures: list[Atoms]) -> Layers:

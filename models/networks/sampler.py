@@ -13,8 +13,9 @@ import torch
 from ase.data import atomic_numbers as ase_numbers
 from tqdm import tqdm
 
+from models.infra.files import load_checkpoint
 from models.networks.diffusion import Diffusion, mean_free
-from models.networks.egnn import CONDITIONS, DenoisingEGNN
+from models.networks.egnn import CONDITIONS, DenoisingEGNN, Heads
 from models.networks.layers import MASK, Layers
 
 # of the corrector, in units of the noise's variance; the variance it settles at is too large by half of this
@@ -67,15 +68,11 @@ class Guide:
         )
         return torch.isin(atomic_numbers, wanted).all(1)
 
-    def loss(self, properties: torch.Tensor) -> torch.Tensor:
-        """L_target [B] (eV) of predicted properties [B, 4]: the |ΔG_H − target| to expect, and what E_hull
-        lies above its bound.
-        """
-        above = (properties[:, 1] - self.e_hull).clamp(min=0)
-        return (
-            expected_distance(properties[:, 0] - self.delta_g_h, self.uncertainty_weight * properties[:, 3])
-            + self.weight_e_hull * above
-        )
+    def loss(self, heads: Heads) -> torch.Tensor:
+        """L_target [B] (eV): the |ΔG_H − target| to expect, and what E_hull lies above its bound."""
+        spread = self.uncertainty_weight * heads.delta_g_h_std
+        above = (heads.e_hull - self.e_hull).clamp(min=0)
+        return expected_distance(heads.delta_g_h - self.delta_g_h, spread) + self.weight_e_hull * above
 
 
 def expected_distance(mean, std):
@@ -296,9 +293,10 @@ def load_generator(path, device="cpu") -> tuple[DenoisingEGNN, Diffusion]:
     Raises:
         ValueError: the file is no such checkpoint.
     """
-    saved = torch.load(path, map_location=device, weights_only=True)
-    if not {"model", "diffusion", "hparams"} <= set(saved):
-        raise ValueError(f"{path} is no checkpoint of optimization.py: it holds {sorted(saved)[:5]}")
+    saved = load_checkpoint(path, device)
+    if not isinstance(saved, dict) or not {"model", "diffusion", "hparams"} <= set(saved):
+        held = sorted(map(str, saved))[:5] if isinstance(saved, dict) else type(saved).__name__
+        raise ValueError(f"{path} is no checkpoint of optimization.py: it holds {held}")
     model, diffusion = DenoisingEGNN(**saved["hparams"]), Diffusion(**saved["diffusion_hparams"])
     model.load_state_dict(saved["model"])
     diffusion.load_state_dict(saved["diffusion"])

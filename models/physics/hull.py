@@ -39,6 +39,7 @@ PLUS_U = (
     "MatterSim",
 )  # potentials trained on uncorrected Materials Project energies; CHGNet's were corrected
 MAX_ENERGY = 50.0  # eV/atom; a relaxation that ends lower has fallen into a hole of the potential
+PBE = ("SevenNet", "MatterSim", "CHGNet")  # potentials whose formation energies meet those of PBE
 RELAX_FMAX, RELAX_STEPS = 0.05, 120  # eV/Å
 RELAXATION = f" fmax {RELAX_FMAX} steps {RELAX_STEPS}"  # part of the key of what is remembered
 DEFAULT = ROOT / "data" / "reference_phases.db"
@@ -187,14 +188,14 @@ class Hull:
     @classmethod
     def read(cls, path: Path = DEFAULT, points: Path | None = POINTS) -> "Hull":
         """Phases and stored energies of a reference database (row key `energy_eV`), and the points of DFT's
-        hull beside them (`read_points`; None for none).
+        hull beside them if the potential learned PBE (`read_points`; None for none).
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} is missing: run python -m data.build")
         database = ase.db.connect(path)
         hull = cls([_stored(row, row.energy_eV) for row in database.select()], database.metadata["potential"])
         hull.searched = dict(database.metadata.get("searched", {}))
-        if points:
+        if points and hull.potential.startswith(PBE):
             hull.add_points(read_points(points))
         return hull
 
@@ -308,7 +309,7 @@ def hull_for(potential, formulas, path: Path, cache: Shard, points: Path | None 
 
     Args:
         potential: models.physics.potentials.Potential.
-        points: where DFT's hull lies, for every potential; None for none.
+        points: where DFT's hull lies, for the potentials that learned PBE; None for none.
 
     Raises:
         ValueError: the database does not say which potential made it.
@@ -334,7 +335,7 @@ def hull_for(potential, formulas, path: Path, cache: Shard, points: Path | None 
                 hull.failed[row.get("name", row.formula)] = f"{type(error).__name__}: {error}"[:200]
                 continue
         hull.add([_stored(row, found["energy"])])
-    if points:
+    if points and potential.name.startswith(PBE):
         known = read_points(points).items()
         hull.add_points({formula: e for formula, e in known if inside(Composition(formula).as_dict())})
     return hull

@@ -4,101 +4,55 @@
 """
 
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-import torch
 from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
 from ase.constraints import FixAtoms
 from ase.optimize import BFGS
 
 from models.crystals.layer import extract_layer
-from models.crystals.sites import (
-    Site,
-    adsorption_flag,
-    adsorption_sites,
-    roomy,
-    with_hydrogen,
-)
-from models.infra.jobs import run_jobs
-from models.infra.shards import Shard
-from models.physics.potentials import load_potential, relax_layer, single_point
+from models.crystals.sites import Site, adsorption_flag, adsorption_sites, roomy, with_hydrogen
+from models.physics.potentials import relax_layer, single_point
 
 CORRECTION = 0.27  # eV, ΔE_ZPE − TΔS of adsorbed H at 300 K, 1 bar (the mission's constant)
 SCAN = (-0.35, 0.0, 0.35)  # Å, heights tried about the starting one
 RECONSTRUCTED = 0.1  # eV: a slab that ends lower by more, H taken off, was not the reference
+FMAX = 0.05  # eV/Å, force on the free atoms at which H has settled; ΔE_H moves by less than 0.01 eV below it
+RIGID_STEPS, RELAXED_STEPS = 60, 120  # most optimizer steps with H alone free, and with everything free
+
+VERSION = 2  # of the oracle's answers; kept results of another one are computed again
+
+ADSORBED = "adsorbed"
+NOT_CONVERGED = "not converged"
 
 
 @dataclass(frozen=True)
 class Adsorption:
-    """ΔE_H at one site.
+    """ΔE_H at one site of a rigid layer.
 
     Attributes:
         site: where H started.
         start, end: supercell with H (last atom, tag 2) before and after relaxation.
+        slab_energy: of the supercell without H, eV.
         delta_e: eV.
-        converged: whether the forces on the free atoms fell below fmax.
+        converged: whether the force on H fell below FMAX.
         flag: "" for adsorbed, else why this is no adsorption.
     """
 
     site: Site
     start: Atoms
     end: Atoms
+    slab_energy: float
     delta_e: float
     converged: bool
     flag: str
 
-
-def hydrogen_energy(calculator) -> float:
-    """½ E(H2) in eV from the potential, the bond relaxed."""
-    molecule = Atoms("H2", [(0, 0, 0), (0, 0, 0.75)], cell=[15.0] * 3, pbc=True)
-    molecule.calc = calculator
-    BFGS(molecule, logfile=None).run(fmax=0.01, steps=100)
-    return float(molecule.get_potential_energy()) / 2
-
-
-def scan(atoms: Atoms, calculator, site: Site) -> tuple[Atoms, Atoms, float]:
-    """Height scan of H over a rigid layer: (starting pose, best height, its energy in eV)."""
-    start = roomy(with_hydrogen(atoms, site))
-    trials = []
-    for lift in SCAN:
-        trial = start.copy()
-        trial.positions[-1, 2] += site.face * lift
-        trials.append((single_point(trial, calculator), trial))
-    energy, best = min(trials, key=lambda item: item[0])
-    return start, best, energy
-
-
-def adsorb(
-    atoms: Atoms,
-    calculator,
-    sites: list[Site],
-    layer_energy: float,
-    half_h2: float,
-    top: int = 0,
-    fmax=0.05,
-    steps=60,
-) -> list[Adsorption]:
-    """ΔE_H on the rigid layer: a height scan at every site, then H relaxed at the best of them.
-
-    Args:
-        atoms: the relaxed layer.
-        layer_energy: eV of `atoms` by the same potential.
-        half_h2: ½ E(H2), eV, by the same potential.
-        top: how many sites are relaxed, lowest scan first; 0 for all.
-    """
-    scanned = [(site, *scan(atoms, calculator, site)) for site in sites]
-    results = []
-    for site, start, moved, _ in sorted(scanned, key=lambda item: item[3])[: top or None]:
-        moved.set_constraint(FixAtoms(range(len(moved) - 1)))
-        relaxed = relax_layer(moved, calculator, fmax=fmax, steps=steps, cell=False)
-        end = relaxed.atoms
-        end.set_constraint()
-        delta_e = relaxed.energy - (len(end) - 1) // len(atoms) * layer_energy - half_h2
-        results.append(
-            Adsorption(site, start, end, delta_e, relaxed.converged, adsorption_flag(end, site.face))
-        )
-    return results
+    @property
+    def outcome(self) -> str:
+        """What became of H: the flag, else NOT_CONVERGED or ADSORBED."""
+        return _outcome(self.flag, self.converged)
 
 
 @dataclass(frozen=True)
@@ -106,10 +60,11 @@ class Released:
     """ΔE_H with everything relaxed, and what the slab does without its H.
 
     Attributes:
-        end: the pose relaxed, H last.
+        end: the relaxed pose, H last.
         delta_e: eV, against the slab as it was.
         slab_change: eV by which the slab, H taken off and relaxed again, lies above where it began.
-        converged: whether the relaxation with H did.
+        converged: whether the relaxations with H and without it both did; a slab that is still on its way
+            down has not been shown to come back.
         flag: as adsorption_flag, or "reconstructed": the slab ended more than RECONSTRUCTED lower than it
             began.
     """
@@ -120,144 +75,183 @@ class Released:
     converged: bool
     flag: str
 
+    @property
+    def outcome(self) -> str:
+        """What became of H: the flag, else NOT_CONVERGED or ADSORBED."""
+        return _outcome(self.flag, self.converged)
 
-def relax_and_release(
-    pose: Atoms, face: int, calculator, slab_energy: float, half_h2: float, fmax=0.05, steps=120
-) -> Released:
-    """Relaxes slab and H together in the cell, then takes H off and relaxes the slab again.
 
-    Args:
-        pose: slab with H as the last atom.
-        face: that H sits on, +1 or −1.
-        slab_energy: eV of the pose's slab, relaxed without H, by the same potential.
-        half_h2: ½ E(H2), eV, by the same potential.
+def _outcome(flag: str, converged: bool) -> str:
+    return flag or (ADSORBED if converged else NOT_CONVERGED)
+
+
+@dataclass(frozen=True)
+class HydrogenResult:
+    """What the oracle says of a layer.
+
+    Attributes:
+        delta_g_h: eV; None where H adsorbs nowhere, or the layer reconstructs under it.
+        rigid_delta_g_h: eV, with H alone relaxed; None where it adsorbs nowhere.
+        slab_change: eV, of the last site tried with everything relaxed (Released); None before that.
+        site: label of the site of delta_g_h.
+        pose: supercell with H last that delta_g_h belongs to.
+        flags: outcome -> number of sites, H alone relaxed.
+        relaxed_flags: the same of the sites tried with everything relaxed.
     """
-    relaxed = relax_layer(pose, calculator, fmax=fmax, steps=steps, cell=False)
-    again = relax_layer(relaxed.atoms[:-1], calculator, fmax=fmax, steps=steps, cell=False)
-    change = again.energy - slab_energy
-    flag = adsorption_flag(relaxed.atoms, face) or ("reconstructed" if change < -RECONSTRUCTED else "")
-    return Released(relaxed.atoms, relaxed.energy - slab_energy - half_h2, change, relaxed.converged, flag)
+
+    delta_g_h: float | None = None
+    rigid_delta_g_h: float | None = None
+    slab_change: float | None = None
+    site: str | None = None
+    pose: Atoms | None = None
+    flags: dict[str, int] = field(default_factory=dict)
+    relaxed_flags: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def reconstructed(self) -> bool:
+        """Whether the layer falls lower once H has been on it, so that it is no reference."""
+        return "reconstructed" in self.relaxed_flags
+
+    @property
+    def flags_text(self) -> str:
+        """Outcomes at the rigid sites and, behind "then", with the layer free, e.g. "adsorbed:2 sunk:1 then
+        reconstructed:1".
+        """
+        return " then ".join(filter(None, [_counts(self.flags), _counts(self.relaxed_flags)]))
 
 
-LABEL_SITES = 3  # sites at which a label's H is relaxed alone, before everything is at the best of them
+def _counts(flags: dict[str, int]) -> str:
+    return " ".join(f"{flag}:{count}" for flag, count in sorted(flags.items()))
 
 
-def oracle_delta_g(
-    atoms: Atoms,
-    calculator,
-    half_h2: float,
-    correction: float = CORRECTION,
-    sites: int = 0,
-    relaxed: bool = True,
-):
-    """ΔG_H by a potential.
+def hydrogen_energy(calculator: BaseCalculator) -> float:
+    """½ E(H2) in eV from the potential, the bond relaxed."""
+    molecule = Atoms("H2", [(0, 0, 0), (0, 0, 0.75)], cell=[15.0] * 3, pbc=True)
+    molecule.calc = calculator
+    BFGS(molecule, logfile=None).run(fmax=0.01, steps=100)
+    return float(molecule.get_potential_energy()) / 2
+
+
+class HydrogenOracle:
+    """ΔG_H of layers by one potential.
 
     H alone is relaxed at the best sites of a height scan, which ranks them. With `relaxed`, everything is
-    then relaxed at the best site, or at the next one while H does not stay; H is taken off and the slab
-    relaxed again. Where the slab ends lower than it began it was no reference for any site, and there is no
+    then relaxed at the best site, or at the next one while H does not stay or abstracts a surface atom; H is
+    taken off and the slab relaxed again. Where the slab ends lower than it began it was no reference for any site, and there is no
     ΔG_H.
 
     Args:
-        atoms: relaxed layer in the convention.
-        half_h2: ½ E(H2) by the same potential, eV.
-        sites: at how many sites H is relaxed, best height scan first; 0 for all.
+        calculator: ASE calculator with energy and forces.
+        correction: ΔE_ZPE − TΔS, eV.
+        sites: at how many sites H is relaxed, lowest height scan first; 0 for all.
         relaxed: whether the layer moves too.
-
-    Returns:
-        {"delta_g_h": eV or None where H adsorbs nowhere, "rigid_delta_g_h": eV or None, "slab_change": eV or
-        None, "h_site", "pose": Atoms, "flags": {flag: count} of the rigid sites, "relaxed_flags": of those
-        relaxed with the layer}.
     """
-    energy = single_point(roomy(atoms), calculator)
-    found = adsorb(atoms, calculator, adsorption_sites(atoms), energy, half_h2, top=sites)
-    flags = Counter(_flag(result) for result in found)
-    good = sorted(
-        (result for result in found if _flag(result) == "adsorbed"), key=lambda result: result.delta_e
-    )
-    none = {"delta_g_h": None, "rigid_delta_g_h": None, "slab_change": None, "h_site": None, "pose": None}
-    answer = none | {"flags": dict(flags), "relaxed_flags": {}}
-    if not good:
+
+    def __init__(
+        self,
+        calculator: BaseCalculator,
+        correction: float = CORRECTION,
+        sites: int = 0,
+        relaxed: bool = True,
+    ):
+        self.calculator = calculator
+        self.correction = correction
+        self.sites = sites
+        self.relaxed = relaxed
+
+    @cached_property
+    def half_h2(self) -> float:
+        """½ E(H2), eV."""
+        return hydrogen_energy(self.calculator)
+
+    def own_layer(self, atoms: Atoms, fmax: float = 0.05, steps: int = 200) -> tuple[Atoms, float]:
+        """A layer as this potential relaxes it, in the convention, and its energy in eV.
+
+        Another method's geometry is no reference: what it relaxes by would be counted as adsorption.
+
+        Raises:
+            ValueError: the relaxation did not converge, or left two dimensions (NotALayer).
+        """
+        found = relax_layer(atoms, self.calculator, fmax=fmax, steps=steps)
+        if found.problem:
+            raise ValueError(f"relaxation: {found.problem}")
+        return extract_layer(found.atoms).atoms, found.energy
+
+    def delta_g(self, layer: Atoms) -> HydrogenResult:
+        """ΔG_H of a layer that this potential has relaxed, in the convention."""
+        energy = single_point(roomy(layer), self.calculator)
+        found = self.adsorb(layer, energy, self.sites)
+        flags = dict(Counter(result.outcome for result in found))
+        good = [result for result in found if result.outcome == ADSORBED]
+        if not good:
+            return HydrogenResult(flags=flags)
+        good.sort(key=lambda result: result.delta_e)
+        best = good[0]
+        answer = HydrogenResult(rigid_delta_g_h=best.delta_e + self.correction, flags=flags)
+        if self.relaxed:
+            return self._release_in_turn(answer, good)
+        return replace(answer, delta_g_h=answer.rigid_delta_g_h, site=best.site.label, pose=best.end)
+
+    def _release_in_turn(self, answer: HydrogenResult, good: list[Adsorption]) -> HydrogenResult:
+        """Everything relaxed at one site after the other until H stays."""
+        tried = Counter()
+        for result in good:
+            free = self.release(result.end, result.site.face, result.slab_energy)
+            tried[free.outcome] += 1
+            answer = replace(answer, slab_change=free.slab_change, relaxed_flags=dict(tried))
+            if free.outcome == ADSORBED:
+                delta_g = free.delta_e + self.correction
+                return replace(answer, delta_g_h=delta_g, site=result.site.label, pose=free.end)
+            if free.flag == "reconstructed":
+                break
         return answer
-    answer["rigid_delta_g_h"] = good[0].delta_e + correction
-    if not relaxed:
-        return answer | {
-            "delta_g_h": answer["rigid_delta_g_h"],
-            "h_site": good[0].site.label,
-            "pose": good[0].end,
-        }
-    tried = Counter()
-    for result in good:
-        cells = (len(result.end) - 1) // len(atoms)
-        free = relax_and_release(result.end, result.site.face, calculator, cells * energy, half_h2)
-        tried[_flag(free)] += 1
-        answer |= {"slab_change": free.slab_change, "relaxed_flags": dict(tried)}
-        if _flag(free) == "adsorbed":
-            return answer | {
-                "delta_g_h": free.delta_e + correction,
-                "h_site": result.site.label,
-                "pose": free.end,
-            }
-        if free.flag == "reconstructed":
-            break
-    return answer
 
+    def adsorb(self, layer: Atoms, energy: float, top: int = 0) -> list[Adsorption]:
+        """ΔE_H on the rigid layer: a height scan at every site, then H relaxed at the best of them.
 
-def _flag(result) -> str:
-    """What became of H: "adsorbed", "not converged", or the flag of an Adsorption or a Released."""
-    return result.flag or ("adsorbed" if result.converged else "not converged")
+        Args:
+            layer: a relaxed layer in the convention.
+            energy: of `layer` by this potential, eV.
+            top: how many sites are relaxed, lowest scan first; 0 for all.
+        """
+        scanned = [(site, *self._scan(layer, site)) for site in adsorption_sites(layer)]
+        scanned.sort(key=lambda item: item[3])
+        results = []
+        for site, start, moved, _ in scanned[: top or None]:
+            moved.set_constraint(FixAtoms(range(len(moved) - 1)))
+            relaxed = relax_layer(moved, self.calculator, fmax=FMAX, steps=RIGID_STEPS, cell=False)
+            end = relaxed.atoms
+            end.set_constraint()
+            slab_energy = (len(end) - 1) // len(layer) * energy
+            delta_e = relaxed.energy - slab_energy - self.half_h2
+            flag = adsorption_flag(end, site.face)
+            results.append(Adsorption(site, start, end, slab_energy, delta_e, relaxed.converged, flag))
+        return results
 
+    def _scan(self, layer: Atoms, site: Site) -> tuple[Atoms, Atoms, float]:
+        """Height scan of H over the rigid layer: (starting pose, best height, its energy in eV)."""
+        start = roomy(with_hydrogen(layer, site))
+        trials = []
+        for lift in SCAN:
+            trial = start.copy()
+            trial.positions[-1, 2] += site.face * lift
+            trials.append((single_point(trial, self.calculator), trial))
+        energy, best = min(trials, key=lambda item: item[0])
+        return start, best, energy
 
-_worker = {}
+    def release(self, pose: Atoms, face: int, slab_energy: float) -> Released:
+        """Relaxes slab and H together in the cell, then takes H off and relaxes the slab again.
 
-
-def _start_oracle(potential: str, checkpoint: Path | None, correction: float):
-    torch.set_num_threads(1)
-    calculator = load_potential(potential, checkpoint).calculator
-    _worker.update(calculator=calculator, half_h2=hydrogen_energy(calculator), correction=correction)
-
-
-def _oracle_label(atoms: Atoms) -> dict:
-    calculator = _worker["calculator"]
-    try:
-        relaxed = relax_layer(
-            atoms, calculator
-        )  # another method's geometry is no reference: what it relaxes by is no adsorption
-        if not relaxed.converged:
-            return {"error": relaxed.problem}
-        layer = extract_layer(relaxed.atoms).atoms
-        found = oracle_delta_g(
-            layer, calculator, _worker["half_h2"], _worker["correction"], sites=LABEL_SITES
-        )
-    except Exception as error:  # one bad structure costs one row
-        return {"error": f"{type(error).__name__}: {error}"}
-    position = None if found["pose"] is None else found["pose"].positions[-1].tolist()
-    flags = {name: found[name] for name in ("flags", "relaxed_flags")}
-    return {name: found[name] for name in ("delta_g_h", "h_site")} | flags | {"h_position": position}
-
-
-def oracle_labels(
-    layers: dict[str, Atoms],
-    shard: Shard,
-    potential: str,
-    checkpoint: Path | None,
-    correction: float,
-    jobs: int,
-) -> None:
-    """ΔG_H of layers by a potential, which relaxes them first (oracle_delta_g); appended to the shard by key.
-
-    Args:
-        layers: key -> layer in the convention.
-        potential, checkpoint: as load_potential takes them.
-        jobs: processes, one thread each.
-    """
-    lost = run_jobs(
-        _oracle_label,
-        layers,
-        shard,
-        jobs,
-        _start_oracle,
-        (potential, checkpoint, correction),
-        "ΔG_H by the potential",
-    )
-    for key, reason in lost.items():
-        print(f"not labelled: {key}: {reason}")
+        Args:
+            pose: slab with H as the last atom.
+            face: that H sits on, +1 or −1.
+            slab_energy: of the pose's slab, relaxed without H by this potential, eV.
+        """
+        limits = {"fmax": FMAX, "steps": RELAXED_STEPS, "cell": False}
+        relaxed = relax_layer(pose, self.calculator, **limits)
+        again = relax_layer(relaxed.atoms[:-1], self.calculator, **limits)
+        change = again.energy - slab_energy
+        flag = adsorption_flag(relaxed.atoms, face) or ("reconstructed" if change < -RECONSTRUCTED else "")
+        delta_e = relaxed.energy - slab_energy - self.half_h2
+        converged = relaxed.converged and again.converged
+        return Released(relaxed.atoms, delta_e, change, converged, flag)

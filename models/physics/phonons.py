@@ -10,7 +10,7 @@ from ase import Atoms, units
 
 from models.crystals.layer import reduce_plane
 from models.crystals.thresholds import EXACT_SYMPREC
-from models.physics.potentials import _fully_periodic, relax_layer
+from models.physics.potentials import fully_periodic, relax_layer
 
 # Å between in-plane images; at 9 the ZA branch of graphene and MoS2 dips to −0.8 and −1.0 THz near Γ
 IMAGE_DISTANCE = 12.0
@@ -158,7 +158,7 @@ def _force_constants(atoms: Atoms, calculator, repeats, displacement: float):
     from phonopy import Phonopy
     from phonopy.structure.atoms import PhonopyAtoms
 
-    unit, _ = _fully_periodic(atoms)
+    unit, _ = fully_periodic(atoms)
     cell = PhonopyAtoms(
         numbers=unit.numbers,
         cell=unit.cell.array,
@@ -253,7 +253,7 @@ def _place(wave_vector: np.ndarray, special: dict) -> str:
 
 def _membrane_stress(atoms: Atoms, calculator) -> np.ndarray:
     """Force per length [xx, yy, xy] in N/m: the stress times the height of the cell."""
-    copy, _ = _fully_periodic(atoms)
+    copy, _ = fully_periodic(atoms)
     copy.calc = calculator
     return copy.get_stress()[[0, 1, 5]] * copy.cell[2, 2] / NEWTON_PER_METRE
 

@@ -11,8 +11,6 @@ import importlib
 import importlib.metadata
 import importlib.util
 import io
-import os
-import tempfile
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +23,7 @@ from ase.optimize import BFGS
 from scipy.linalg import polar
 
 from models.crystals.thresholds import CALCULATION_VACUUM
+from models.infra.files import atomic, load_checkpoint
 
 MATTERSIM_FILES = {"mattersim": "mattersim-v1.0.0-5M.pth", "mattersim-1m": "mattersim-v1.0.0-1M.pth"}
 MATTERSIM_CACHE = Path("~/.local/mattersim/pretrained_models")  # where mattersim itself looks
@@ -116,7 +115,7 @@ def single_point(atoms: Atoms, calculator: BaseCalculator) -> float:
     Non-periodic axes are made periodic with ample vacuum, which SevenNet needs and the others do not mind;
     periodic axes are taken as they are.
     """
-    copy, _ = _fully_periodic(atoms)
+    copy, _ = fully_periodic(atoms)
     copy.calc = calculator
     return float(copy.get_potential_energy())
 
@@ -149,7 +148,7 @@ def relax_layer(
         raise ValueError(f"relax_layer needs c along z and a, b across, got {lattice}")
     if cell and not atoms.pbc[:2].all():
         raise ValueError(f"relax_layer needs a and b periodic, got pbc = {atoms.pbc.tolist()}")
-    work, shift = _fully_periodic(atoms)
+    work, shift = fully_periodic(atoms)
     work.calc = calculator
     start = _State.of(work)
     problem = start.problem(start)
@@ -222,7 +221,7 @@ def _finish(
     return Relaxed(relaxed, state.energy, bool(converged), int(steps), problem)
 
 
-def _fully_periodic(atoms: Atoms) -> tuple[Atoms, np.ndarray]:
+def fully_periodic(atoms: Atoms) -> tuple[Atoms, np.ndarray]:
     """Copy with pbc = True and `CALCULATION_VACUUM` along the axes that were open, and the shift [3] Å of its atoms."""
     copy = atoms.copy()
     open_axes = tuple(int(axis) for axis in np.flatnonzero(~atoms.pbc))
@@ -300,27 +299,19 @@ def _download(url: str, path: Path) -> None:
     Waits 5 s for the host and 20 s for each piece of data.
     """
     import requests
-    import torch
 
-    partial = None
     try:
-        with requests.get(url, stream=True, timeout=(5, 20)) as response:
+        with requests.get(url, stream=True, timeout=(5, 20)) as response, atomic(path) as partial:
             response.raise_for_status()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-                partial = Path(file.name)
+            with partial.open("wb") as file:
                 for chunk in response.iter_content(1 << 20):
                     file.write(chunk)
-        torch.load(partial, map_location="cpu", weights_only=True)
-        os.replace(partial, path)
+            load_checkpoint(partial)
     except Exception as error:
         raise PotentialError(
             f"{path.name} is not in {MATTERSIM_CACHE} and could not be downloaded ({type(error).__name__}): "
             "give the file with --potential-checkpoint"
         ) from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
 
 
 def _load_sevennet(name: str, device: str) -> Potential:

@@ -9,8 +9,8 @@ from layers import known
 from scipy.stats import norm
 
 from benchmarks import guidance
-from geo_utils import COLUMNS
 from models.crystals.layer import pack_atoms
+from models.evaluation.rows import table
 from models.infra.shards import Shard
 
 
@@ -18,28 +18,33 @@ def row(number: int, seed: int = 11, hit: bool = True, template: str = "a", **ch
     """A structure that is stable, and active or not."""
     filled = {
         "material_id": f"gen_{number:04d}_X",
-        "converged": "True",
-        "e_hull_eV_per_atom": "0.0",
-        "unique": "True",
+        "converged": True,
+        "e_hull_eV_per_atom": 0.0,
+        "hull_compounds": 3,
+        "unique": True,
         "formula": "MoS2",
-        "delta_g_h_oracle_eV": "0.1" if hit else "0.9",
+        "delta_g_h_oracle_eV": 0.1 if hit else 0.9,
         "template": template,
-        "nfe": "50",
+        "nfe": 50.0,
         "folder": f"x/{seed}",
     }
-    return dict.fromkeys([*COLUMNS, *guidance.EXTRA], "") | filled | changes
+    return filled | changes
+
+
+def rows_of(found: list[dict]):
+    return table(found, guidance.JUDGED_SCHEMA)
 
 
 def test_pairs_share_seed_number_and_template():
-    """Five gained, one lost, and what started elsewhere is no pair: McNemar's exact p is that of six tosses."""
+    """Five gained, one lost; what started elsewhere is no pair: McNemar's exact p is that of six tosses."""
     own = [row(k, hit=k != 5) for k in range(8)] + [row(0, seed=12), row(1, seed=12, template="b")]
     other = [row(k, hit=k in (5, 6, 7)) for k in range(8)] + [
         row(0, seed=13, hit=False),
         row(1, seed=12, template="c", hit=False),
     ]
-    found = guidance.paired_p(own, other, guidance.HIT)
+    found = guidance.paired_p(rows_of(own), rows_of(other), guidance.HIT)
     assert found["n"] == 8 and found["value"] == pytest.approx(2 * (1 + 6) / 2**6)
-    assert guidance.paired_p(own, own, guidance.HIT)["value"] == 1
+    assert guidance.paired_p(rows_of(own), rows_of(own), guidance.HIT)["value"] == 1
 
 
 def test_power_against_the_normal_approximation():
@@ -52,33 +57,21 @@ def test_power_against_the_normal_approximation():
 
 
 def test_rankings_are_by_expected_distance_and_of_unique_rows():
-    heads = {
-        "head_delta_g_h_eV": "0.0",
-        "head_e_hull_eV_per_atom": "0.0",
-        "head_p_synth": "0.5",
-        "head_delta_g_h_std_eV": "0.1",
-    }
+    heads = dict.fromkeys(guidance.structure_generator.HEADS, 0.0)
+    heads |= {"head_p_synth": 0.5, "head_delta_g_h_std_eV": 0.1}
+    far, unstable = heads | {"head_delta_g_h_eV": 0.5}, heads | {"head_e_hull_eV_per_atom": 0.9}
     rows = [
-        row(
-            0,
-            **heads | {"head_delta_g_h_eV": "0.5"},
-            delta_g_h_dimenet_eV="0.0",
-            delta_g_h_dimenet_std_eV="0.9",
-        ),
-        row(1, **heads, delta_g_h_dimenet_eV="0.2", delta_g_h_dimenet_std_eV="0.1"),
-        row(2, **heads | {"unique": "False"}, delta_g_h_dimenet_eV="0.0", delta_g_h_dimenet_std_eV="0.01"),
-        row(
-            3,
-            **heads | {"head_e_hull_eV_per_atom": "0.9", "e_hull_eV_per_atom": "0.9"},
-            delta_g_h_dimenet_eV="0.0",
-        ),
+        row(0, **far, delta_g_h_dimenet_eV=0.0, delta_g_h_dimenet_std_eV=0.9),
+        row(1, **heads, delta_g_h_dimenet_eV=0.2, delta_g_h_dimenet_std_eV=0.1),
+        row(2, **heads | {"unique": False}, delta_g_h_dimenet_eV=0.0, delta_g_h_dimenet_std_eV=0.01),
+        row(3, **unstable | {"e_hull_eV_per_atom": 0.9}, delta_g_h_dimenet_eV=0.0),
     ]
-    found = {name: [r["material_id"] for r in best] for name, best in guidance.ranked(rows).items()}
+    found = {name: list(best["material_id"]) for name, best in guidance.ranked(rows_of(rows)).items()}
     assert found == {
         "DimeNet++": ["gen_0001_X", "gen_0000_X"],
         "heads": ["gen_0001_X", "gen_0000_X", "gen_0003_X"],
     }
-    assert guidance.ranked([])["DimeNet++"] == []
+    assert guidance.ranked(rows_of([]))["DimeNet++"].empty
 
 
 def test_unique_is_told_over_all_seeds(tmp_path):
@@ -88,8 +81,7 @@ def test_unique_is_told_over_all_seeds(tmp_path):
         for k, name in enumerate(names):
             shard.append(f"gen_{k:04d}_X:digest", {"relaxed": pack_atoms(known(name))})
             rows.append(row(k, folder=str(tmp_path / seed)))
-    guidance.unique_into(rows)
-    assert [r["unique"] for r in rows] == ["True", "True", "False", "True"]
+    assert list(guidance.unique_over_seeds(rows_of(rows))["unique"]) == [True, True, False, True]
 
 
 def test_work_is_done_again_when_its_key_changes(tmp_path):

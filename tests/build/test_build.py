@@ -48,7 +48,7 @@ def start(out: Path, *more) -> subprocess.Popen:
         "--potential",
         "test_build:calculator",
     ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests" / "build"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}/tests:{ROOT}/tests/build", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         map(str, command),
         cwd=ROOT,
@@ -108,7 +108,7 @@ def sleeper(path: str):
 
 def test_processes_end_with_a_killed_parent(tmp_path):
     job = "from test_build import *; from models.infra.jobs import run_jobs; run_jobs(sleeper, {'a': 'pid'}, Shard(Path('s')), 1, print, (), '')"
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests:{ROOT}/tests/build"}
     parent = subprocess.Popen(
         [sys.executable, "-c", f"if __name__ == '__main__':\n    {job}"], cwd=tmp_path, env=environment
     )

@@ -1,11 +1,13 @@
-"""The null of a chemist without a model: related elements, the nearest prototype, bonds of the new elements'
+"""Templates, and the model-free baseline: related elements, the nearest prototype, bonds of the new elements'
 lengths.
 """
 
+import ase.db
 import numpy as np
 import pytest
+from ase.build import bulk
 from ase.data import atomic_numbers, covalent_radii
-from layers import known
+from layers import disguised, known
 from pymatgen.core import Composition, Element
 
 from models.crystals.split import split_of
@@ -120,3 +122,44 @@ def test_held_out_layers_are_real_and_of_the_test_split():
     assert dict(Templates(layers).held_out(len(unseen), np.random.default_rng(0))) == unseen
     with pytest.raises(ValueError, match="--num"):
         Templates(layers).held_out(len(unseen) + 1, np.random.default_rng(0))
+
+
+# --- read and selected
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """Rows in C2DB's schema, of which three are templates: stable enough, small enough, and layers."""
+    path = tmp_path_factory.mktemp("templates") / "layers.db"
+    bulk_copper = bulk("Cu", cubic=True)
+    with ase.db.connect(path) as rows:
+        rows.write(known("1T-TiS2"), ehull=0.25, prototype="1T")
+        rows.write(known("1H-MoS2"), ehull=0.0)
+        rows.write(disguised(known("h-BN"), 3), ehull=0.1, prototype="honeycomb")
+        rows.write(known("FeSe"), ehull=0.31)
+        rows.write(known("graphene").repeat((4, 3, 1)), ehull=0.0)
+        rows.write(bulk_copper, ehull=0.0)
+    return path
+
+
+def test_templates_are_the_small_stable_layers_of_a_database_the_stablest_first(database, tmp_path):
+    found = Templates.read(database)
+    names = [(name, atoms.get_chemical_formula(empirical=True)) for name, atoms in found.structures]
+    assert names == [("AB2 p-6m2 1|2", "MoS2"), ("honeycomb", "BN"), ("1T", "S2Ti")]
+    for _, atoms in found.structures:
+        assert atoms.pbc.tolist() == [True, True, False] and atoms.cell[2, 2] > 14.9
+    fewer = Templates.read(database, max_atoms=2, max_e_hull=0.2)
+    assert [name for name, _ in fewer.structures] == ["honeycomb"]
+    assert found.elements() == ["B", "Mo", "N", "S", "Ti"]
+    with pytest.raises(FileNotFoundError, match="--db"):
+        Templates.read(tmp_path / "none.db")
+
+
+def test_templates_are_selected_by_formula_name_and_number_of_atoms(templates):
+    names = lambda found: [name for name, _ in found.structures]
+    assert names(templates.select("WSe2")) == ["2H", "1T", "2H"]  # anything of two and one
+    assert names(templates.select("CrTe2", name="1T")) == ["1T"]
+    assert names(templates.select(num_atoms=2)) == ["honeycomb"]
+    assert names(templates.select()) == names(templates)
+    with pytest.raises(ValueError, match="formula=WSe2 template=CrI3 num_atoms=None"):
+        templates.select("WSe2", name="CrI3")

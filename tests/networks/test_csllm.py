@@ -14,7 +14,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from geo_utils import synthesis_into
+from models.evaluation.columns import synthesizability
+from models.evaluation.rows import table
 from models.evaluation.settings import Settings
 from models.networks.csllm import CSLLM, LABELS, CSLLMError, material_string, prompt
 
@@ -202,9 +203,9 @@ def test_dtype(base):
 
 def test_the_evaluator_scores_with_csllm_where_it_is_given(base, adapter):
     structures = {f"s{k}": atoms for k, atoms in enumerate(layers())}
-    rows = [{"material_id": name, "p_synth": ""} for name in [*structures, "refused"]]
+    rows = table([{"material_id": name} for name in [*structures, "refused"]])
     settings = Settings(csllm=str(adapter), csllm_base=str(base), csllm_dtype="float32")
-    assert "out of distribution" in synthesis_into(rows, structures, settings)
+    found, said = synthesizability(rows, structures, settings)
+    assert "out of distribution" in said and list(found) == list(structures)
     expected = CSLLM.from_pretrained(adapter, base, dtype="float32").score(list(structures.values()))
-    np.testing.assert_allclose([row["p_synth"] for row in rows[:-1]], expected, rtol=1e-6)
-    assert rows[-1]["p_synth"] == ""
+    np.testing.assert_allclose([columns["p_synth"] for columns in found.values()], expected, rtol=1e-6)

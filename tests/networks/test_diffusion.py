@@ -21,8 +21,8 @@ from models.networks.diffusion import (
     property_losses,
     wrapped_normal_score,
 )
-from models.networks.egnn import Denoised, DenoisingEGNN
-from models.networks.layers import MASK, Layers
+from models.networks.egnn import Denoised, DenoisingEGNN, Heads
+from models.networks.layers import MASK, Labels, Layers
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -101,9 +101,8 @@ def test_off_equilibrium_loss_by_hand_and_for_the_property_heads_alone():
     trunk and heads learns.
     """
     model, layers = small_model(), batch(CELLS["hexagonal"].float(), 6)
-    model.properties = lambda layers, t: torch.tensor(
-        [[0.0, e, 0.0] for e in (0.05, 0.5, 0.9, 1.0, 1.0, 0.0)]
-    )
+    predicted = torch.tensor([0.05, 0.5, 0.9, 1.0, 1.0, 0.0])
+    model.properties = lambda layers, t: Heads(0 * predicted, predicted, 0 * predicted, 0 * predicted)
     labels = torch.tensor([0.0, 0.0, MAX_E_HULL, 1.0, 7.0, 0.0])
     found = off_equilibrium_loss(model, Diffusion(), layers, labels, torch.Generator().manual_seed(0))
     assert found.item() == pytest.approx(
@@ -404,7 +403,8 @@ def test_property_losses_by_hand_and_unknown_labels_count_for_nothing():
         [[0.5, 9.0, 2.0, 0.2], [9.0, 0.4, 9.0, 0.7], [0.1, 0.1, -1.0, 9.0], [9.0, 9.0, 9.0, 9.0]],
         requires_grad=True,
     )
-    terms = property_losses(predicted, labels)
+    losses = lambda predicted, labels: property_losses(Heads(*predicted.T), Labels(*labels.T))
+    terms = losses(predicted, labels)
     assert terms["delta_g_h"].item() == pytest.approx((0.3 + 0.5) / 2)
     assert terms["e_hull"].item() == pytest.approx((0.3**2 + 0.2**2) / 2)
     assert terms["delta_g_h_std"].item() == pytest.approx((0.1 + 0.4) / 2)
@@ -418,8 +418,8 @@ def test_property_losses_by_hand_and_unknown_labels_count_for_nothing():
         and gradient[~torch.isnan(labels)].all()
     )
     other = torch.where(torch.isnan(labels), -77.0, predicted)
-    assert all(torch.equal(property_losses(other, labels)[name], value) for name, value in terms.items())
-    nothing = property_losses(predicted, torch.full_like(labels, nan))
+    assert all(torch.equal(losses(other, labels)[name], value) for name, value in terms.items())
+    nothing = losses(predicted, torch.full_like(labels, nan))
     assert all(value.item() == 0 for value in nothing.values())
 
 
@@ -468,7 +468,7 @@ def test_joint_loss_is_the_weighted_sum_of_terms_that_are_all_named():
     labels = torch.tensor([[0.1, 0.2, 1.0, 0.1]] * 5 + [[math.nan] * 4])
     d = Diffusion(lattice_mean=(0.5, 0.5, 0), lattice_std=(0.2,) * 3)
     loss = lambda labels, weights=LOSS_WEIGHTS, drop=0.15: joint_loss(
-        model, d, layers, labels, weights, drop, torch.Generator().manual_seed(7)
+        model, d, layers, Labels(*labels.T), weights, drop, torch.Generator().manual_seed(7)
     )
     total, terms = loss(labels)
     assert set(terms) == set(LOSS_WEIGHTS) - {"off_equilibrium"} and all(
@@ -502,11 +502,12 @@ def test_conditions_are_dropped_one_by_one():
                 noised.z * 0,
                 lattice * 0,
                 zero + torch.zeros(3000, 2, 120),
-                torch.zeros(3000, 4),
+                Heads(*torch.zeros(4, 3000)),
             )
 
     for drop in (0.0, 1.0, 0.15):
-        joint_loss(Spy(), Diffusion(), layers, labels, drop=drop, generator=torch.Generator().manual_seed(1))
+        generator = torch.Generator().manual_seed(1)
+        joint_loss(Spy(), Diffusion(), layers, Labels(*labels.T), drop=drop, generator=generator)
     assert torch.equal(seen[0], labels[:, :3]) and torch.isnan(seen[1]).all()
     gone = torch.isnan(seen[2]).double()
     np.testing.assert_allclose(gone.mean(0), 0.15, atol=0.025)

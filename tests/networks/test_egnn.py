@@ -58,6 +58,12 @@ def run(model, layers: Layers, conditions=(0.1, 0.05, 1.0), t=0.4):
         return model(layers, torch.full((count,), t, dtype=torch.float64), lattice, given)
 
 
+def stacked(out, channel):
+    """A channel of what the model says, as one tensor."""
+    value = getattr(out, channel)
+    return value.stacked() if channel == "properties" else value
+
+
 def close(a, b, atol=TOLERANCE):
     torch.testing.assert_close(a, b, rtol=0, atol=atol)
 
@@ -177,10 +183,10 @@ def test_neighbours_of_a_padded_batch_ignore_the_padding():
 def test_outputs_are_alive(model, name):
     """The symmetry tests below would pass on zeros."""
     out = run(model, one(name))
-    for value in (out.score, out.z, out.lattice, out.slot_logits[..., 1:MASK], out.properties):
+    for value in (out.score, out.z, out.lattice, out.slot_logits[..., 1:MASK], stacked(out, "properties")):
         assert torch.isfinite(value).all() and value.std() > 1e-3
     other = run(model, one(name, seed=1))
-    assert (other.properties - out.properties).abs().max() > 1e-4
+    assert (stacked(other, "properties") - stacked(out, "properties")).abs().max() > 1e-4
     assert out.score.sum(1).abs().max() < 1e-12 and out.z.sum(1).abs().max() < 1e-12
 
 
@@ -190,7 +196,7 @@ def test_rotation_about_z(model, degrees):
     before, after = run(model, layers), run(model, layers.replace(cell=layers.cell @ turn))
     close(after.score, before.score @ turn)
     for name in ("z", "lattice", "slot_logits", "properties"):
-        close(getattr(after, name), getattr(before, name))
+        close(stacked(after, name), stacked(before, name))
 
 
 def test_reflection_in_the_plane(model):
@@ -198,12 +204,12 @@ def test_reflection_in_the_plane(model):
     before, after = run(model, layers), run(model, layers.replace(cell=layers.cell @ mirror))
     close(after.score, before.score @ mirror)
     for name in ("z", "lattice", "slot_logits", "properties"):
-        close(getattr(after, name), getattr(before, name))
+        close(stacked(after, name), stacked(before, name))
 
 
 def assert_same(before, after):
     for name in ("score", "z", "lattice", "slot_logits", "properties"):
-        close(getattr(after, name), getattr(before, name))
+        close(stacked(after, name), stacked(before, name))
 
 
 def test_translation(model):
@@ -224,7 +230,7 @@ def test_mirror_in_z(model, name):
     before, after = run(model, layers), run(model, layers.replace(z=-layers.z))
     close(after.z, -before.z)
     for channel in ("score", "lattice", "slot_logits", "properties"):
-        close(getattr(after, channel), getattr(before, channel))
+        close(stacked(after, channel), stacked(before, channel))
 
 
 def test_permutation(model):
@@ -241,7 +247,7 @@ def test_permutation(model):
     close(after.score, take(before.score))
     close(after.z, take(before.z))
     for channel in ("lattice", "slot_logits", "properties"):
-        close(getattr(after, channel), getattr(before, channel))
+        close(stacked(after, channel), stacked(before, channel))
 
 
 def test_padding(model):
@@ -254,7 +260,7 @@ def test_padding(model):
         close(together.score[k, :n], alone.score[0])
         close(together.z[k, :n], alone.z[0])
         close(together.lattice[k], alone.lattice[0])
-        close(together.properties[k], alone.properties[0])
+        close(stacked(together, "properties")[k], stacked(alone, "properties")[0])
         close(together.slot_logits[k, :slots], alone.slot_logits[0])
         assert (together.score[k, n:] == 0).all() and (together.z[k, n:] == 0).all()
 
@@ -267,13 +273,13 @@ def test_supercell(model, name, axis, rattle):
     before, after = run(model, layers), run(model, doubled(layers, axis))
     close(after.score, torch.cat([before.score] * 2, 1))
     close(after.z, torch.cat([before.z] * 2, 1))
-    close(after.properties, before.properties)
+    close(stacked(after, "properties"), stacked(before, "properties"))
     close(after.slot_logits, before.slot_logits)
 
 
 def test_supercell_of_a_lone_atom(model):
     layers = double(layers_of([lone_atom()]))
-    close(run(model, doubled(layers)).properties, run(model, layers).properties)
+    close(run(model, doubled(layers)).properties.stacked(), run(model, layers).properties.stacked())
 
 
 @pytest.mark.parametrize("rattle", [0.0, 0.15])
@@ -282,7 +288,7 @@ def test_change_of_basis(model, matrix, rattle):
     layers = one("MoS2-2H", rattle)
     before, after = run(model, layers), run(model, skew(layers, matrix))
     for channel in ("score", "z", "slot_logits", "properties"):
-        close(getattr(after, channel), getattr(before, channel))
+        close(stacked(after, channel), stacked(before, channel))
 
 
 def test_it_is_a_smooth_function_of_the_atoms(model):
@@ -292,7 +298,7 @@ def test_it_is_a_smooth_function_of_the_atoms(model):
         frac = layers.frac_coords.clone()
         frac[0, 1, 0] += x
         out = run(model, layers.replace(frac_coords=frac))
-        values.append(torch.cat([out.score.flatten(), out.z.flatten(), out.properties.flatten()]))
+        values.append(torch.cat([out.score.flatten(), out.z.flatten(), out.properties.stacked().flatten()]))
     jumps = torch.stack(values).diff(dim=0).abs().amax(1)
     assert jumps.max() < 20 * jumps.median() and jumps.max() < 0.1
 
@@ -304,11 +310,11 @@ def test_it_is_a_smooth_function_of_the_atoms(model):
 def test_property_heads_do_not_see_the_condition(model):
     layers = one("FeOCl")
     first, second = run(model, layers, (0.0, 0.0, 1.0)), run(model, layers, (1.5, -0.7, 0.0))
-    assert torch.equal(first.properties, second.properties)
+    assert torch.equal(first.properties.stacked(), second.properties.stacked())
     for channel in ("score", "z", "lattice", "slot_logits"):
         assert (getattr(first, channel) - getattr(second, channel)).abs().max() > 1e-4, channel
     time = torch.full((1,), 0.4, dtype=torch.float64)
-    close(model.properties(layers, time), first.properties, 0)
+    close(model.properties(layers, time).stacked(), first.properties.stacked(), 0)
 
 
 def test_gradients_of_the_heads_reach_the_structure_and_not_the_condition(model):
@@ -319,13 +325,15 @@ def test_gradients_of_the_heads_reach_the_structure_and_not_the_condition(model)
     time, lattice = torch.full((1,), 0.4, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64)
     out = model(layers.replace(z=z, frac_coords=frac, cell=cell), time, lattice, given)
     to_condition, *to_structure = torch.autograd.grad(
-        out.properties.sum(), (given, z, frac, cell), allow_unused=True, retain_graph=True
+        out.properties.stacked().sum(), (given, z, frac, cell), allow_unused=True, retain_graph=True
     )
     assert to_condition is None or not to_condition.any()
     assert all(g.abs().max() > 1e-5 for g in to_structure)
     assert torch.autograd.grad(out.z.square().sum(), given)[0].abs().min() > 0
     embeddings = [p for c in model.conditions for p in c.parameters()]
-    assert all(g is None for g in torch.autograd.grad(out.properties.sum(), embeddings, allow_unused=True))
+    assert all(
+        g is None for g in torch.autograd.grad(out.properties.stacked().sum(), embeddings, allow_unused=True)
+    )
 
 
 def test_the_gradient_of_the_heads_is_right(model):
@@ -333,12 +341,14 @@ def test_the_gradient_of_the_heads_is_right(model):
     layers = one("SnS")
     time = torch.full((1,), 0.4, dtype=torch.float64)
     z = layers.z.clone().requires_grad_()
-    gradient = torch.autograd.grad(model.properties(layers.replace(z=z), time)[0, 0], z)[0]
+    gradient = torch.autograd.grad(model.properties(layers.replace(z=z), time).delta_g_h[0], z)[0]
     assert gradient.sum().abs() < 1e-10
     for atom in range(2):
         step = torch.zeros_like(layers.z)
         step[0, atom] = 1e-5
-        up, down = (model.properties(layers.replace(z=layers.z + s * step), time)[0, 0] for s in (1, -1))
+        up, down = (
+            model.properties(layers.replace(z=layers.z + s * step), time).delta_g_h[0] for s in (1, -1)
+        )
         assert abs((up - down).item() / 2e-5 - gradient[0, atom].item()) < 1e-6
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.networks.diffusion import Diffusion, wrapped_normal_score
-from models.networks.egnn import CONDITIONS, Denoised, DenoisingEGNN
+from models.networks.egnn import CONDITIONS, Denoised, DenoisingEGNN, Heads
 from models.networks.layers import MASK, Layers
 from models.networks.sampler import LANGEVIN_STEP, Guide, Sampler, kept_times
 
@@ -78,7 +78,7 @@ class Exact:
         idle = 0 * (
             layers.z.sum(1) + (layers.frac_coords @ layers.cell).sum((1, 2))
         )  # a real head sees every channel
-        return torch.stack([self.delta_g_h(layers) + idle, self.e_hull(layers) + idle, idle, idle], -1)
+        return Heads(self.delta_g_h(layers) + idle, self.e_hull(layers) + idle, idle, idle)
 
     def delta_g_h(self, layers):
         return torch.zeros(len(layers))
@@ -374,7 +374,7 @@ def test_conditions_stand_in_the_order_of_the_network():
 
 
 def test_target_loss_by_hand():
-    heads = torch.tensor([[0.4, 0.25, 3.0, 7.0], [-0.2, -1.0, 3.0, 7.0]])
+    heads = Heads(*torch.tensor([[0.4, 0.25, 3.0, 7.0], [-0.2, -1.0, 3.0, 7.0]]).T)
     torch.testing.assert_close(Guide(delta_g_h=0.1, e_hull=0.05).loss(heads), torch.tensor([0.3 + 0.2, 0.3]))
     torch.testing.assert_close(
         Guide(delta_g_h=0.1, e_hull=0.05, weight_e_hull=3).loss(heads), torch.tensor([0.3 + 3 * 0.2, 0.3])
@@ -391,10 +391,9 @@ def test_elements_outside_the_list_cost_everything():
 
 def test_the_uncertainty_averages_the_distance_over_the_spread():
     """Against draws; and of two layers predicted at the target the one that the members agree on is the better."""
-    heads = torch.tensor(
-        [[0.2, 0.0, 0.0, 0.3], [0.0, 0.0, 0.0, 0.3], [0.0, 0.0, 0.0, 0.1], [-1.5, 0.0, 0.0, 0.2]]
-    )
-    draws = heads[:, 0] + 0.5 * heads[:, 3] * torch.randn(
+    zero = torch.zeros(4)
+    heads = Heads(torch.tensor([0.2, 0.0, 0.0, -1.5]), zero, zero, torch.tensor([0.3, 0.3, 0.1, 0.2]))
+    draws = heads.delta_g_h + 0.5 * heads.delta_g_h_std * torch.randn(
         400_000, 4, generator=torch.Generator().manual_seed(0)
     )
     loss = Guide(delta_g_h=-0.1, uncertainty_weight=0.5).loss(heads)
@@ -402,7 +401,7 @@ def test_the_uncertainty_averages_the_distance_over_the_spread():
     loss = Guide(uncertainty_weight=1.0).loss(heads)
     assert loss[2] < loss[1] < loss[0] < loss[3]
     exact = torch.zeros(1, 4, requires_grad=True)
-    gradient = torch.autograd.grad(Guide(uncertainty_weight=0.0).loss(exact).sum(), exact)[0]
+    gradient = torch.autograd.grad(Guide(uncertainty_weight=0.0).loss(Heads(*exact.T)).sum(), exact)[0]
     assert torch.isfinite(gradient).all()
 
 

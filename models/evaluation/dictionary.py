@@ -1,0 +1,97 @@
+"""Writes docs/outputs.md, the dictionary of all that an evaluation leaves, from the schema.
+
+python -m models.evaluation.dictionary > docs/outputs.md
+"""
+
+from collections.abc import Iterable
+
+from models.evaluation.schema import (
+    COMPARISON,
+    GENERATED,
+    METRICS,
+    SET_METRICS,
+    SHORTLIST_COLUMNS,
+    SUMMARY,
+    Column,
+)
+
+TYPES = {"str": "text", "float": "number", "int": "integer", "bool": "True / False"}
+BEGIN = """\
+# What comes out, column by column
+
+Generated from the schema in `models/evaluation/schema.py` by
+`python -m models.evaluation.dictionary > docs/outputs.md`; do not edit.
+Missing values are empty cells in the CSVs and `null` in JSON. `models.evaluation.rows.read_table` reads a CSV
+with the types below. `test.py` writes into `results/`, `evaluate_external.py` into `results_external/`."""
+FILES = """\
+## Other files
+
+| file | what it holds |
+|---|---|
+| `report.html` | all of it on one page that opens offline, structures that turn in 3D |
+| `comparison.md` | comparison.csv as a table to read |
+| `her_performance.png`, `stability_curve.png` | figures: activity, stability |
+| `baseline_comparison.png`, `generated_structures.png` | figures: metrics of all sets, the best structures |
+| `dft/<material_id>/` | VASP and GPAW inputs of slab and slab + H of the shortlist |
+| `relaxed.jsonl`, `adsorbed.jsonl`, `second.jsonl`, `phonons.jsonl` | what `--resume` continues from |
+| `phases.jsonl` | competing phases relaxed with another potential, kept for every set |
+| `config.json` | the resolved flags |"""
+
+
+def columns_table(columns: Iterable[Column]) -> str:
+    """Markdown of columns."""
+    lines = ["| column | type | unit | meaning | empty where |", "|---|---|---|---|---|"]
+    for column in columns:
+        cells = [f"`{column.name}`", TYPES[column.kind], column.unit, column.meaning, column.missing]
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def metrics_table() -> str:
+    """Markdown of the metrics of a set."""
+    lines = ["| metric | kind | meaning |", "|---|---|---|"]
+    for metric in SET_METRICS:
+        kind = "rate" if metric.is_rate else f"mean ({metric.unit})" if metric.unit else "mean"
+        lines.append(_line([f"`{metric.name}`", kind, ": ".join(filter(None, [metric.label, metric.note]))]))
+    return "\n".join(lines)
+
+
+def summary_table() -> str:
+    """Markdown of the keys of metrics.json."""
+    lines = ["| key | meaning |", "|---|---|"]
+    for key, meaning in SUMMARY.items():
+        lines.append(_line([f"`{key}`", meaning]))
+    return "\n".join(lines)
+
+
+def _line(cells: list[str]) -> str:
+    """A line of a table; a bar within a cell is escaped."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def document() -> str:
+    """The text of docs/outputs.md."""
+    shortlist = ", ".join(f"`{name}`" for name in SHORTLIST_COLUMNS)
+    parts = [
+        BEGIN,
+        "## metrics.csv: one row a structure",
+        columns_table(METRICS),
+        "## shortlist.csv and pareto.csv: the best ranked structures, and the Pareto front",
+        f"Columns of metrics.csv: {shortlist}.",
+        "## comparison.csv: one row a set and metric",
+        columns_table(COMPARISON),
+        "## metrics.json",
+        summary_table(),
+        "## Metrics of a set",
+        "A rate is over all submitted structures, failures included, with Wilson's 95 % interval;\n"
+        "a mean is over the structures that have the quantity, with a bootstrap interval.",
+        metrics_table(),
+        "## generated.csv: what structure_generator.py drew, one row a structure",
+        columns_table(GENERATED),
+        FILES,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    print(document(), end="")
