@@ -79,12 +79,18 @@ def thick() -> Atoms:
 BROKEN = {
     "monolayer": (periodic(known("1H-MoS2")), (1, 2), True, True, ""),
     "monolayer in disguise": (disguised(known("1H-MoS2"), 3), (1, 2), True, True, ""),
-    "overlapping atoms": (overlapping(), (1, 2), True, False, ""),
+    "overlapping atoms": (overlapping(), (1, 2), True, False, "overlap as submitted"),
     "molecule": (water(), (1, 0), False, True, "molecule"),
     "3D crystal": (bulk("NaCl", "rocksalt", a=5.64), (1, 3), False, True, "3D network"),
     "bilayer": (bilayer(), (2, 2), False, True, "2 component"),
-    "layered bulk": (periodic(known("1H-MoS2"), 3.12 + 3.5), (1, 2), False, True, "3.5 Å between the layers"),
-    "vacuum of 9.9": (periodic(known("graphene"), 9.9), (1, 2), False, True, "9.9 Å between the layers"),
+    "layered bulk": (
+        periodic(known("1H-MoS2"), 3.12 + 3.5),
+        (1, 2),
+        False,
+        True,
+        "3.50 Å between the layers",
+    ),
+    "vacuum of 9.9": (periodic(known("graphene"), 9.9), (1, 2), False, True, "9.90 Å between the layers"),
     "vacuum of 10.1": (periodic(known("graphene"), 10.1), (1, 2), True, True, ""),
     "thick slab": (thick(), (1, 2), False, True, "thick"),
 }
