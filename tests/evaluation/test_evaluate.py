@@ -80,7 +80,7 @@ def thick() -> Atoms:
 BROKEN = {
     "monolayer": (periodic(known("1H-MoS2")), (1, 2), True, True, ""),
     "monolayer in disguise": (disguised(known("1H-MoS2"), 3), (1, 2), True, True, ""),
-    "overlapping atoms": (overlapping(), (1, 2), True, False, "atoms overlap"),
+    "overlapping atoms": (overlapping(), (1, 2), True, False, "overlap as submitted"),
     "molecule": (water(), (1, 0), False, True, "molecule"),
     "3D crystal": (bulk("NaCl", "rocksalt", a=5.64), (1, 3), False, True, "3D network"),
     "bilayer": (bilayer(), (2, 2), False, True, "2 component"),
