@@ -5,8 +5,12 @@ python material_dataset.py --db c2db.db --dimenet models/weights/dimenet.pt --ou
 
 import argparse
 import json
+import math
+import sqlite3
 from collections import Counter
+from numbers import Real
 from pathlib import Path
+from urllib.parse import quote
 
 import ase.db
 import numpy as np
@@ -20,7 +24,7 @@ from models.crystals.split import split_of
 from models.crystals.thresholds import MAX_THICKNESS, OVERLAP_SCALE
 from models.datasets.graphs import layer_graph
 from models.evaluation.figures import parity
-from models.infra.cli import add_system
+from models.infra.cli import add_system, real, whole
 from models.infra.files import atomic, digest, file_hash, write_json
 from models.infra.runs import resolve, run_script
 from models.infra.shards import Shard
@@ -28,7 +32,9 @@ from models.networks.delta_g import predict_delta_g
 from models.networks.dimenet import load_dimenet
 from models.networks.synthesis import save_synthesis, train_synthesis
 from models.physics.hydrogen import CORRECTION
+from models.physics.hydrogen import VERSION as ORACLE_VERSION
 from models.physics.parallel import oracle_labels
+from models.physics.potentials import load_potential
 
 EXPERIMENT = ("icsd_id", "cod_id", "doi")  # a row with one of these has been made
 METADATA = (
@@ -38,6 +44,7 @@ METADATA = (
     "crystal_type",
     "thermodynamic_stability_level",
 )
+NEAR = 0.2  # eV: labels this close to ΔG_H = 0 are looked at apart, they are what a guide follows
 
 
 def synthesizable(row) -> float:
@@ -49,17 +56,24 @@ def synthesizable(row) -> float:
     return 0.0 if any(row.get(key) is not None for key in METADATA) else float("nan")
 
 
+def energy(row, key: str) -> float | None:
+    """A row's energy in eV/atom; None where it has none, or something that is no finite number."""
+    value = row.get(key)
+    return float(value) if isinstance(value, Real) and math.isfinite(value) else None
+
+
 def clean(row, seen: Register, max_atoms: int, max_e_hull: float):
     """The row's layer in the convention.
 
     Raises:
         ValueError: with the reason why the row is dropped.
     """
-    if row.get("ehull") is None or row.get("hform") is None:
+    e_hull = energy(row, "ehull")
+    if e_hull is None or energy(row, "hform") is None:
         raise ValueError("no energy")
     if row.natoms > max_atoms:
         raise ValueError(f"more than {max_atoms} atoms")
-    if row.ehull > max_e_hull:
+    if e_hull > max_e_hull:
         raise ValueError(f"ehull above {max_e_hull} eV/atom")
     try:
         layer = extract_layer(row.toatoms())
@@ -76,35 +90,72 @@ def clean(row, seen: Register, max_atoms: int, max_e_hull: float):
     return layer.atoms
 
 
+def readable_rows(path: Path, limit: int, dropped: Counter) -> list:
+    """Rows of a database, most stable first; one that cannot be decoded costs one row.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no ASE database.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist: give an ASE database with --db")
+    try:
+        with sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True) as tables:
+            ids = tables.execute("SELECT id FROM systems ORDER BY id").fetchall()
+        database = ase.db.connect(path)
+    except (sqlite3.Error, ValueError) as error:
+        raise ValueError(f"{path} is no ASE database of SQLite ({error}): give another with --db") from error
+    rows = []
+    for (row_id,) in ids[: limit or None]:
+        try:
+            rows.append(database.get(row_id))
+        except Exception as error:  # one bad row costs one row
+            dropped[f"unreadable ({type(error).__name__})"] += 1
+    return sorted(rows, key=lambda row: math.inf if energy(row, "ehull") is None else energy(row, "ehull"))
+
+
 def read_layers(path: Path, max_atoms: int, max_e_hull: float, limit: int = 0):
     """Cleaned rows of a database, most stable first so that of duplicates the stablest stays.
 
     Returns:
         rows: list of (uid, atoms, labels), and a Counter of what was dropped and why.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist: give an ASE database with --db")
-    rows = sorted(ase.db.connect(path).select(limit=limit or None), key=lambda row: row.get("ehull", np.inf))
-    kept, dropped, seen = [], Counter(), Register()
+    kept, dropped, seen, uids = [], Counter(), Register(), Counter()
+    rows = readable_rows(path, limit, dropped)
     for row in tqdm(rows, desc=f"cleaning {Path(path).name}", mininterval=2):
         try:
             atoms = clean(row, seen, max_atoms, max_e_hull)
+            made = synthesizable(row)
         except Exception as error:  # one bad row costs one row
             dropped[str(error) if type(error) is ValueError else f"unreadable ({type(error).__name__})"] += 1
             continue
-        labels = {"e_hull": row.ehull, "e_form": row.hform, "synthesizable": synthesizable(row)}
-        kept.append((row.get("uid", str(row.id)), atoms, labels))
+        uid = str(row.get("uid", row.id))
+        uids[uid] += 1
+        if uids[uid] > 1:  # labels are kept by uid: two layers must not share one
+            uid = f"{uid} of row {row.id}"
+        labels = {"e_hull": energy(row, "ehull"), "e_form": energy(row, "hform"), "synthesizable": made}
+        kept.append((uid, atoms, labels))
+    shared = sum(uids.values()) - len(uids)
+    if shared:
+        print(f"{shared} rows share their uid with another: they are named by their row, too")
     return kept, dropped
 
 
-def write_splits(rows, delta_g: dict, out: Path) -> dict:
-    """Writes processed/{train,val,test}.pt, those that hold any graph, and says how many each holds."""
+def write_splits(rows, delta_g: dict, out: Path, source: str) -> dict:
+    """Writes processed/{train,val,test}.pt, those that hold any graph, and says how many each holds.
+
+    Args:
+        rows: as read_layers returns them.
+        delta_g: uid -> the layer's label.
+        source: whose energies the labels of E_hull are; training keeps sources apart by it.
+    """
     splits = {"train": [], "val": [], "test": []}
     for uid, atoms, labels in rows:
         found = delta_g.get(uid) or {}
         hydrogen = {"delta_g_h": found.get("delta_g_h"), "delta_g_h_std": found.get("delta_g_h_std")}
         known = {name: value for name, value in hydrogen.items() if value is not None}
-        splits[split_of(atoms.get_chemical_formula())].append(layer_graph(atoms, uid, **labels, **known))
+        graph = layer_graph(atoms, uid, source, **labels, **known)
+        splits[split_of(atoms.get_chemical_formula())].append(graph)
     (out / "processed").mkdir(parents=True, exist_ok=True)
     for name, graphs in splits.items():
         path = out / "processed" / f"{name}.pt"
@@ -131,9 +182,8 @@ def labels(rows, args, labeller: str) -> dict:
     what is computed.
     """
     cache = Shard(args.out / f"delta_g_{labeller}.jsonl", args.resume)
-    source = (
-        file_hash(args.dimenet) if labeller == "dimenet" else f"{args.potential} {args.potential_checkpoint}"
-    )
+    by_potential = f"{args.potential} {args.potential_checkpoint} oracle {ORACLE_VERSION}"
+    source = file_hash(args.dimenet) if labeller == "dimenet" else by_potential
     keys = {
         uid: f"{uid}:{digest(json.dumps(pack_atoms(atoms)) + f'{source} {args.correction}')}"
         for uid, atoms, _ in rows
@@ -152,19 +202,23 @@ def labels(rows, args, labeller: str) -> dict:
 
 def check_labels(rows, delta_g: dict, args) -> dict:
     """The labels' errors against the potential on random layers of the test split, and the figure of it."""
-    held_out = [
-        row
-        for row in rows
-        if split_of(row[1].get_chemical_formula()) == "test" and "delta_g_h" in delta_g[row[0]]
-    ]
+    held_out = []
+    for uid, atoms, label in rows:
+        if split_of(atoms.get_chemical_formula()) == "test" and delta_g[uid].get("delta_g_h") is not None:
+            held_out.append((uid, atoms, label))
     chosen = np.random.default_rng(args.seed).permutation(len(held_out))[: args.check]
     oracle = labels([held_out[k] for k in chosen], args, "potential")
-    pairs = [
-        (row["delta_g_h"], delta_g[uid]["delta_g_h"])
-        for uid, row in oracle.items()
-        if row.get("delta_g_h") is not None
-    ]
-    true, predicted = np.array(pairs).reshape(-1, 2).T
+    pairs = []
+    for uid, row in oracle.items():
+        if row.get("delta_g_h") is not None:
+            pairs.append((row["delta_g_h"], delta_g[uid]["delta_g_h"]))
+    counts = {"layers": len(oracle), "H adsorbs": len(pairs)}
+    if not pairs:
+        print(
+            f"--check: nothing to compare: H stays on none of {len(oracle)} labelled layers of the test split"
+        )
+        return counts
+    true, predicted = np.array(pairs).T
     parity(
         {"ΔG_H, held-out layers": (true, predicted, "eV")},
         f"{args.potential} (eV)",
@@ -172,16 +226,14 @@ def check_labels(rows, delta_g: dict, args) -> dict:
         args.out / "label_check.png",
     )
     error = np.abs(predicted - true)
-    near = np.abs(true) <= 0.2
-    return {
-        "layers": len(oracle),
-        "H adsorbs": len(pairs),
+    near = np.abs(true) <= NEAR
+    return counts | {
         "mae_eV": error.mean(),
         "median_eV": np.median(error),
         "bias_eV": (predicted - true).mean(),
         "mae_of_median_eV": np.abs(true - np.median(true)).mean(),
         "within_0.2_eV_by_potential": near.mean(),
-        "of_those_by_dimenet": (np.abs(predicted[near]) <= 0.2).mean() if near.any() else None,
+        "of_those_by_dimenet": (np.abs(predicted[near]) <= NEAR).mean() if near.any() else None,
     }
 
 
@@ -191,14 +243,14 @@ def build_parser():
     )
     data = parser.add_argument_group("data")
     data.add_argument("--db", type=Path, default=Path("data/her2d.db"), help="ASE database in C2DB's schema")
-    data.add_argument("--max-atoms", type=int, default=20, help="drop larger cells")
-    data.add_argument("--max-e-hull", type=float, default=0.3, help="drop rows above this, eV/atom")
-    data.add_argument("--limit", type=int, default=0, help="read only the first so many rows, 0 for all")
+    data.add_argument("--max-atoms", type=whole(1), default=20, help="drop larger cells")
+    data.add_argument("--max-e-hull", type=real(), default=0.3, help="drop rows above this, eV/atom")
+    data.add_argument("--limit", type=whole(0), default=0, help="read only the first so many rows, 0 for all")
     model = parser.add_argument_group("model")
     model.add_argument(
         "--dimenet", type=Path, default=Path("models/weights/dimenet.pt"), help="checkpoint of stage 1"
     )
-    model.add_argument("--correction", type=float, default=CORRECTION, help="ΔE_ZPE − TΔS in ΔG_H, eV")
+    model.add_argument("--correction", type=real(), default=CORRECTION, help="ΔE_ZPE − TΔS in ΔG_H, eV")
     model.add_argument(
         "--labeller",
         choices=("dimenet", "potential"),
@@ -207,17 +259,17 @@ def build_parser():
     )
     model.add_argument(
         "--check",
-        type=int,
+        type=whole(0),
         default=0,
         help="compare the labels of so many random held-out layers with the potential's",
     )
     model.add_argument(
         "--potential",
         default="auto",
-        help="potential of --labeller potential and --check (models/potentials.py)",
+        help="potential of --labeller potential and --check (models/physics/potentials.py)",
     )
     model.add_argument("--potential-checkpoint", type=Path, help="MatterSim checkpoint file")
-    model.add_argument("--batch-size", type=int, default=64, help="adsorption graphs a batch")
+    model.add_argument("--batch-size", type=whole(1), default=64, help="adsorption graphs a batch")
     model.add_argument(
         "--synthesis-out",
         type=Path,
@@ -226,44 +278,65 @@ def build_parser():
     add_system(
         parser, out=Path("data/processed_layers"), resume="labels already in OUT/delta_g_*.jsonl are kept"
     )
-    parser.add_argument("--jobs", type=int, default=2, help="processes of the potential, one thread each")
+    parser.add_argument(
+        "--jobs", type=whole(1), default=2, help="processes of the potential, one thread each"
+    )
     return parser
 
 
-def main():
-    args = resolve(build_parser().parse_args())
+def check_models(args) -> None:
+    """Reads the models that the labels need, so that a broken one is said before hours of work.
+
+    Raises:
+        FileNotFoundError, ValueError, RuntimeError: with what is wrong.
+    """
+    if args.labeller == "dimenet":
+        load_dimenet(args.dimenet)
+    if args.labeller == "potential" or args.check:
+        load_potential(args.potential, args.potential_checkpoint)
+
+
+def summary(delta_g: dict) -> dict:
+    """How many layers have a label, and how the labels are spread."""
+    values = np.array([row["delta_g_h"] for row in delta_g.values() if row.get("delta_g_h") is not None])
+    if not len(values):
+        return {"labelled": 0}
+    spread = np.percentile(values, [5, 50, 95]).round(3).tolist()
+    return {
+        "labelled": len(values),
+        "delta_g_h_eV": dict(zip(("p5", "median", "p95"), spread)),
+        "share_within_0.1_eV": float(np.mean(abs(values) <= 0.1)),
+        "share_within_0.2_eV": float(np.mean(abs(values) <= NEAR)),
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Cleans the database, labels its layers, and writes the splits and the report."""
+    args = build_parser().parse_args(argv)
+    check_models(args)
     rows, dropped = read_layers(args.db, args.max_atoms, args.max_e_hull, args.limit)
     if not rows:
-        raise SystemExit(f"{args.db}: no row is left after cleaning ({dict(dropped)})")
+        raise ValueError(f"{args.db}: no row is left after cleaning ({dict(dropped)})")
+    args = resolve(args)
     for reason, count in dropped.most_common():
         print(f"dropped {count:6d}  {reason}")
     print(f"kept    {len(rows):6d}")
 
     if args.synthesis_out:
         fit_synthesis(rows, args)
-
     delta_g = labels(rows, args, args.labeller)
-    values = np.array([row["delta_g_h"] for row in delta_g.values() if row.get("delta_g_h") is not None])
-    counts = write_splits(rows, delta_g, args.out)
-
     report = {
         "db": args.db.name,
         "kept": len(rows),
         "dropped": dict(dropped),
-        "splits": counts,
-        "labelled": len(values),
-        "delta_g_h_eV": dict(
-            zip(("p5", "median", "p95"), np.percentile(values, [5, 50, 95]).round(3).tolist())
-        )
-        if len(values)
-        else {},
-        "share_within_0.1_eV": float(np.mean(abs(values) <= 0.1)) if len(values) else None,
-        "share_within_0.2_eV": float(np.mean(abs(values) <= 0.2)) if len(values) else None,
+        "splits": write_splits(rows, delta_g, args.out, args.db.stem),
+        **summary(delta_g),
     }
+    write_json(args.out / "report.json", report)
     if args.check:
         report["check"] = check_labels(rows, delta_g, args)
-    write_json(args.out / "report.json", report)
-    print(json.dumps(report, indent=2))
+        write_json(args.out / "report.json", report)
+    print(json.dumps(report, indent=2, default=float))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Stage 1: train DimeNet++ on OC20-type LMDB files to predict the adsorption energy ΔE_H of a structure, in eV.
+"""Stage 1: trains DimeNet++ on OC20-type LMDB files to predict the adsorption energy ΔE_H (eV).
 
     python pretrain_dimenet.py --lmdb data.lmdb --epochs 50 --out results/dimenet/dimenet.pt
 
 Beside the checkpoint of the best epoch (`--out`, averaged weights) come what every training writes
-(models/networks/training.py), `.loss.png` and `.parity.png`. Models of several seeds become one ensemble with a
-calibrated spread by --combine.
+(models/networks/training.py), `.loss.png` and `.parity.png`. Models of several seeds become one ensemble with
+a calibrated spread by --combine.
 """
 
 import argparse
@@ -19,9 +19,8 @@ from tqdm import tqdm
 
 from models.crystals.split import hash_fraction
 from models.datasets.adsorption import by_host, read_graphs, split_graphs
-from models.datasets.lmdb_data import RecordError
 from models.evaluation.figures import parity, plot_mae_curve
-from models.infra.cli import add_system, number, whole
+from models.infra.cli import add_system, real, whole
 from models.infra.files import digest, plain, write_json
 from models.infra.runs import resolve, run_script
 from models.networks.baselines import surrogate_report
@@ -81,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     optimisation.add_argument("--batch-size", type=whole(1), default=16, help="graphs a step")
     # H relaxes by tenths of an Å from its start: a shift of 0.05 Å must not matter to the relaxed energy
     optimisation.add_argument(
-        "--jitter", type=number(0, 1), default=0.05, help="Å, noise on the positions whenever a graph is seen"
+        "--jitter", type=real(0, 1), default=0.05, help="Å, noise on the positions whenever a graph is seen"
     )
     add_system(
         parser,
@@ -114,7 +113,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--share",
-        type=number(0, 1, open_low=True),
+        type=real(1e-6, 1),
         default=1.0,
         help="train on this share of the hosts only (for learning curves)",
     )
@@ -139,13 +138,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--blocks", type=whole(1), default=1, help="interaction blocks; a second costs four times the time"
     )
-    model.add_argument("--cutoff", type=number(1, 20), default=5.0, help="neighbour cutoff in Å")
+    model.add_argument("--cutoff", type=real(1, 20), default=5.0, help="neighbour cutoff in Å")
     model.add_argument("--int-emb-size", type=whole(1), default=32, help="width of the triplet interaction")
     model.add_argument("--out-emb-channels", type=whole(1), default=128, help="width of the per-atom output")
-    model.add_argument("--target-mean", type=number(), help="eV; None: mean of the training targets")
+    model.add_argument("--target-mean", type=real(), help="eV; None: mean of the training targets")
     model.add_argument(
         "--target-std",
-        type=number(0, open_low=True),
+        type=real(1e-9),
         help="eV; None: standard deviation of the training targets",
     )
     model.add_argument(
@@ -238,7 +237,7 @@ def mae(model: PeriodicDimeNetPlusPlus, graphs: list[Data], batch_size: int) -> 
 def train_model(
     model: PeriodicDimeNetPlusPlus, train: list[Data], val: list[Data], args: argparse.Namespace
 ) -> Path:
-    """Trains, or continues with --resume; returns the checkpoint of the epoch with the least validation error."""
+    """Trains, or continues with --resume; returns the checkpoint of the epoch of least validation error."""
     null = float(np.abs(targets(val) - targets(train).mean()).mean())
     steps_per_epoch = math.ceil(len(epoch_order(train, 0, args)) / args.batch_size)
     trainer = Trainer(model, args, steps_per_epoch, dimenet_content, fingerprint(train + val))
@@ -262,8 +261,8 @@ def train_model(
 def combine(val: list[Data], args: argparse.Namespace) -> Path:
     """Makes an ensemble of --combine; returns its checkpoint.
 
-    Its spread is scaled so that the share COVERED of the validation errors (of relaxed targets, where there are
-    any) lies within it.
+    Its spread is scaled so that the share COVERED of the validation errors (of relaxed targets, where there
+    are any) lies within it.
     """
     members = [member for path in args.combine for member in load_dimenet(path, args.device).members]
     ensemble = Ensemble(members)
@@ -292,8 +291,8 @@ def report(ensemble: Ensemble, train: list[Data], test: list[Data], args: argpar
     panels = {}
     for level, row in found.items():
         print(
-            f"test, {level}: MAE of the best epoch {row['mae']:.3f} eV on {row['n']} records of {row['hosts']} "
-            f"hosts; always the mean {row['mae_mean']:.3f}, extra-trees {row['mae_trees']:.3f}"
+            f"test, {level}: MAE of the best epoch {row['mae']:.3f} eV on {row['n']} records of "
+            f"{row['hosts']} hosts; always the mean {row['mae_mean']:.3f}, extra-trees {row['mae_trees']:.3f}"
         )
         chosen = np.array([graph.rigid == (level == "rigid") for graph in test])
         panels[level] = (targets(test)[chosen], energies[chosen], "eV")
@@ -305,16 +304,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     refuse_other_arguments(args)
     first_weights = args.init or (args.combine or [None])[0]
-    try:
-        cutoff = load_dimenet(first_weights).cutoff if first_weights else args.cutoff
-        args = resolve(args, out_is_file=True)
-        graphs = read_graphs(args.lmdb, cutoff, args.target, args.start, args.adsorbate)
-        train, val, test = split_graphs(graphs)
-    except (FileNotFoundError, RecordError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+    cutoff = load_dimenet(first_weights).cutoff if first_weights else args.cutoff
+    args = resolve(args, out_is_file=True)
+    graphs = read_graphs(args.lmdb, cutoff, args.target, args.start, args.adsorbate)
+    train, val, test = split_graphs(graphs)
     train = [graph for graph in train if hash_fraction(f"share {graph.host}") < args.share]
     if not train:
-        raise SystemExit(f"error: --share {args.share} leaves no host to train on")
+        raise ValueError(f"--share {args.share} leaves no host to train on")
 
     if args.combine:
         checkpoint = combine(val, args)

@@ -20,7 +20,8 @@ from models.infra.files import write_rows
 from models.infra.shards import Shard
 from models.networks.diffusion import LOSS_WEIGHTS, Diffusion, joint_loss
 from models.networks.egnn import Denoised, DenoisingEGNN
-from optimization import batches, collate, lattice_statistics, validate
+from models.networks.joint import batches, lattice_statistics, validate
+from models.networks.layers import collate
 
 CHANNELS = ("coordinates", "z", "lattice")  # of the diffusion term
 

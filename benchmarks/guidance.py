@@ -163,7 +163,6 @@ TOP_COLUMNS = [
     "head_delta_g_h_eV",
     "delta_g_h_second_eV",
     "h_flags",
-    "h_carries_off",
     "second_h_flags",
     "p_synth",
     "novel",

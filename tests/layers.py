@@ -1,7 +1,9 @@
 """Known layers and disguises of them, shared by the tests."""
 
 import numpy as np
+import torch
 from ase import Atoms
+from ase.build import fcc111
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
@@ -9,6 +11,7 @@ from ase.calculators.mixing import LinearCombinationCalculator
 from ase.optimize import BFGS
 from matscipy.neighbours import neighbour_list
 from scipy.spatial.transform import Rotation
+from torch_geometric.data import Data
 
 from data.build.prototypes import PROTOTYPES
 from models.crystals.layer import layer_atoms
@@ -117,3 +120,20 @@ def energy_by(calculator, atoms: Atoms) -> float:
     atoms = atoms.copy()
     atoms.calc = calculator
     return float(atoms.get_potential_energy())
+
+
+def h_on_metal(metal: str, height: float, sid: str | int, **extra) -> Data:
+    """Record of H on top of a metal's (111) face, with an energy that grows with its height."""
+    atoms = fcc111(metal, (1, 1, 2), vacuum=6) + Atoms("H", [[0, 0, 0]])
+    atoms.positions[-1] = atoms.positions[1] + [0, 0, height]
+    return Data(
+        pos=torch.tensor(atoms.positions, dtype=torch.float32),
+        cell=torch.tensor(atoms.cell.array).float()[None],
+        atomic_numbers=torch.tensor(atoms.numbers).float(),
+        tags=torch.tensor([0, 1, 2]),
+        natoms=3,
+        fixed=torch.tensor([1, 0, 0]),
+        sid=sid,
+        y_relaxed=height - 1.5,
+        **extra,
+    )

@@ -1,7 +1,9 @@
 """Stage 2: every reason for dropping a row, the labels, the split, and the graphs that come out."""
 
+import argparse
 import json
 import os
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -158,7 +160,7 @@ def many_layers():
 
 def test_splits_are_those_of_the_one_function(tmp_path):
     rows = many_layers()
-    counts = write_splits(rows, {"TiS2": {"delta_g_h": -0.25}, "VS2": {"error": "x"}}, tmp_path)
+    counts = write_splits(rows, {"TiS2": {"delta_g_h": -0.25}, "VS2": {"error": "x"}}, tmp_path, "mine")
     assert sum(counts.values()) == len(rows) and min(counts.values()) > 0
     seen = []
     for name, count in counts.items():
@@ -168,7 +170,7 @@ def test_splits_are_those_of_the_one_function(tmp_path):
             assert split_of(graph.uid) == name
             assert split_of(graph_atoms(graph).get_chemical_formula()) == name
             seen.append(graph.uid)
-            assert graph.delta_g_h.isnan() == (graph.uid != "TiS2")
+            assert graph.delta_g_h.isnan() == (graph.uid != "TiS2") and graph.source == "mine"
     assert sorted(seen) == sorted(uid for uid, _, _ in rows)
 
 
@@ -212,7 +214,7 @@ def test_written_graphs_have_the_documented_fields(written):
         {"MoS2": 1, "1T": 0, "mxene": np.nan, "graphene": 1, "phosphorene": 0}, nan_ok=True
     )
     layers, labels = collate(list(graphs.values()))
-    assert labels.shape == (5, 4) and layers.mask.sum(1).tolist() == [
+    assert labels.stacked().shape == (5, 4) and layers.mask.sum(1).tolist() == [
         graph.num_nodes for graph in graphs.values()
     ]
 
@@ -256,3 +258,115 @@ def test_json_keeps_sodium_nitride(tmp_path):
         "Na3N": None,
         "list": [1.0, None, "NaNbO3"],
     }
+
+
+# ---------------------------------------------------------------- bad rows, broken models, checks at the end
+
+
+def mx2_rows(path: Path, rows: list[dict]) -> None:
+    """A database of one MX2 layer a row."""
+    with ase.db.connect(path) as connection:
+        for keys in rows:
+            atoms = known("1H-MoS2")
+            metal = keys.pop("metal")
+            atoms.symbols = [metal if symbol == "Mo" else symbol for symbol in atoms.symbols]
+            connection.write(atoms, **keys)
+
+
+def test_bad_rows_cost_themselves_alone(tmp_path):
+    """Text, NaN and infinity where an energy belongs, a blob of the wrong length, broken key-value pairs."""
+    path = tmp_path / "bad.db"
+    metals = ("Mo", "W", "Nb", "Ta", "Ti", "Zr", "Hf")
+    mx2_rows(path, [{"metal": m, "ehull": 0.1 + 0.01 * k, "hform": -0.5} for k, m in enumerate(metals)])
+    with sqlite3.connect(path) as tables:
+        values = {2: '"low"', 3: "NaN", 4: "Infinity"}
+        for row, value in values.items():
+            text = f'{{"ehull": {value}, "hform": -0.5}}'
+            tables.execute("UPDATE systems SET key_value_pairs = ? WHERE id = ?", (text, row))
+        tables.execute("UPDATE systems SET positions = ? WHERE id = 5", (b"short",))
+        tables.execute("UPDATE systems SET key_value_pairs = ? WHERE id = 6", ("{not json",))
+    rows, dropped = read_layers(path, 12, 0.3)
+    assert {atoms.get_chemical_formula() for _, atoms, _ in rows} == {"MoS2", "HfS2"}
+    assert dropped["no energy"] == 3 and sum(dropped.values()) == 5
+    assert sum(count for reason, count in dropped.items() if "unreadable" in reason) == 2
+
+
+def test_layers_that_share_a_uid_keep_their_own_labels(tmp_path, capsys):
+    mx2_rows(
+        tmp_path / "x.db", [{"metal": m, "uid": "same", "ehull": 0.1, "hform": -0.5} for m in ("Mo", "W")]
+    )
+    rows, _ = read_layers(tmp_path / "x.db", 12, 0.3)
+    assert len({uid for uid, _, _ in rows}) == len(rows) == 2
+    assert "1 rows share their uid" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"no database at all" * 100])
+def test_what_is_no_database_is_one_line(tmp_path, content):
+    (tmp_path / "x.db").write_bytes(content)
+    with pytest.raises(ValueError, match="x.db is no ASE database"):
+        read_layers(tmp_path / "x.db", 12, 0.3)
+
+
+def run_stage(*flags: object) -> None:
+    material_dataset.main([str(flag) for flag in (*flags, "--device", "cpu")])
+
+
+def test_a_broken_dimenet_is_said_before_any_work(tmp_path, database, monkeypatch):
+    monkeypatch.setattr(material_dataset, "read_layers", lambda *args: pytest.fail("the work began"))
+    (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04")
+    for name, said in (("broken.pt", "broken.pt is cut short"), ("absent.pt", "absent.pt is missing")):
+        with pytest.raises((ValueError, FileNotFoundError), match=said):
+            run_stage("--db", database[0], "--dimenet", tmp_path / name, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--max-atoms 0", "--max-e-hull nan", "--limit -1", "--correction inf", "--check -1", "--batch-size 0"]
+    + ["--jobs 0"],
+)
+def test_bad_flags_are_refused_by_name(flags, capsys):
+    with pytest.raises(SystemExit):
+        run_stage(*flags.split())
+    assert f"argument {flags.split()[0]}" in capsys.readouterr().err
+
+
+@pytest.fixture
+def checked(monkeypatch, tmp_path):
+    """check_labels on 50 layers whose DimeNet++ label is 0.1 eV below what the potential is told to say."""
+
+    def check(potential: dict | None, rows=None, count=100) -> dict:
+        rows = many_layers() if rows is None else rows
+        delta_g = {uid: {"delta_g_h": 0.01 * k} for k, (uid, _, _) in enumerate(rows)}
+        said = potential if potential is not None else {}
+        monkeypatch.setattr(
+            material_dataset,
+            "labels",
+            lambda chosen, args, labeller: {
+                uid: said.get(uid, {"delta_g_h": delta_g[uid]["delta_g_h"] + 0.1}) for uid, _, _ in chosen
+            },
+        )
+        args = argparse.Namespace(seed=0, check=count, potential="sevennet", out=tmp_path)
+        return material_dataset.check_labels(rows, delta_g, args)
+
+    return check
+
+
+def test_check_measures_the_labels_on_the_test_split(checked, tmp_path):
+    test = [uid for uid, _, _ in many_layers() if split_of(uid) == "test"]
+    found = checked(None)
+    assert found["layers"] == found["H adsorbs"] == len(test) > 2
+    assert found["mae_eV"] == pytest.approx(0.1) and found["bias_eV"] == pytest.approx(-0.1)
+    assert (tmp_path / "label_check.png").exists()
+    one_lost = checked({test[0]: {"delta_g_h": None, "flags": {}}, test[1]: {"error": "boom"}})
+    assert one_lost["layers"] == len(test) and one_lost["H adsorbs"] == len(test) - 2
+    assert checked(None, count=2)["layers"] == 2
+
+
+def test_check_of_nothing_says_so(checked, capsys):
+    """No layer adsorbs, or the test split is empty: hours of labelling end in a report all the same."""
+    test = [uid for uid, _, _ in many_layers() if split_of(uid) == "test"]
+    assert checked({uid: {"delta_g_h": None} for uid in test}) == {"layers": len(test), "H adsorbs": 0}
+    rows = [row for row in many_layers() if split_of(row[0]) != "test"]
+    assert checked(None, rows) == {"layers": 0, "H adsorbs": 0}
+    assert capsys.readouterr().out.count("nothing to compare") == 2

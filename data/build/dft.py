@@ -19,7 +19,7 @@ from ase.io import read
 from tqdm import tqdm
 
 from models.crystals.layer import extract_layer, pack_atoms, primitive_layer, reduced_formula, unpack_atoms
-from models.crystals.sites import adsorption_flag, carries_off, spaced_supercell
+from models.crystals.sites import adsorption_flag, spaced_supercell
 from models.crystals.split import split_of
 from models.infra.files import digest
 from models.infra.shards import Shard
@@ -85,7 +85,7 @@ def material_class(atoms: Atoms) -> str:
 
 def adsorbed(pose: Atoms, face: int) -> str:
     """Why H (last atom) is not adsorbed on the pose; empty if it is."""
-    return adsorption_flag(pose, face) or ("carries an atom off" if carries_off(pose) else "")
+    return adsorption_flag(pose, face)
 
 
 def item(key: str, sample: str, source: str, host: Atoms, **more) -> dict:

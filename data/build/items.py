@@ -23,6 +23,7 @@ from data.build.prototypes import (
     TRANSITION,
     TRIELS,
 )
+from models.crystals.charges import smact_valid
 from models.crystals.layer import layer_atoms, pack_atoms, unpack_atoms
 from models.crystals.split import split_of
 from models.crystals.templates import substitute
@@ -237,8 +238,6 @@ def reference_items() -> list[dict]:
 
 def sensible_fills(prototype) -> list[dict]:
     """Decorations of a prototype, as slot -> element, that SMACT calls sensible; the reference is always one."""
-    from smact.screening import smact_validity
-
     fills = []
     slots = list(prototype.decorations)
     for choice in itertools.product(*prototype.decorations.values()):
@@ -247,7 +246,7 @@ def sensible_fills(prototype) -> list[dict]:
         fill = dict(zip(slots, choice))
         elements = {prototype.reference[slot]: element for slot, element in fill.items()}
         formula = substitute(prototype.atoms(), elements).get_chemical_formula(empirical=True)
-        if all(a == b for a, b in elements.items()) or smact_validity(formula):
+        if all(a == b for a, b in elements.items()) or smact_valid(formula):
             fills.append(fill)
     return fills
 

@@ -1,12 +1,15 @@
-"""What chemistry knows of an element and of a composition, as numbers for the models that learn from little."""
+"""What chemistry knows of an element and of a composition, as numbers for the models that learn from few
+data.
+"""
 
 from collections.abc import Iterable
 from functools import cache
-from itertools import product
 
 import numpy as np
 from ase.data import atomic_numbers, covalent_radii
 from pymatgen.core import Element
+
+from models.crystals.charges import reachable_charges
 
 ELEMENTAL = ("group", "row", "electronegativity", "covalent_radius", "valence_electrons")
 STATISTICS = ("mean", "min", "max", "range", "std")
@@ -74,23 +77,21 @@ def composition_features(numbers: np.ndarray) -> list[float]:
     share = counts / counts.sum()
     table = np.array([element_features(int(kind)) for kind in kinds])  # [K, 5]
     mean, low, high = share @ table, table.min(0), table.max(0)
-    statistics = np.column_stack([mean, low, high, high - low, np.sqrt(share @ (table - mean) ** 2)])
+    spread = np.sqrt(share @ (table - mean) ** 2)
+    statistics = np.column_stack([mean, low, high, high - low, spread])  # [5, 5]
     families = [share[np.isin(kinds, members)].sum() for members in FAMILY_NUMBERS.values()]
-    return [
-        *statistics.ravel(),
-        *families,
-        len(kinds),
-        share.max(),
-        share.min(),
-        _charge_imbalance(kinds, share),
-    ]
+    imbalance = _charge_imbalance(kinds.tolist(), counts.tolist())
+    return [*statistics.ravel(), *families, len(kinds), share.max(), share.min(), imbalance]
 
 
-def _charge_imbalance(kinds: np.ndarray, share: np.ndarray) -> float:
+def _charge_imbalance(kinds: list[int], counts: list[int]) -> float:
     """Smallest |charge| an atom over all choices of one common oxidation state an element; 0 for a pure
     element.
+
+    Args:
+        kinds, counts: atomic number and number of atoms of each element.
     """
     if len(kinds) == 1:
         return 0.0
-    states = [Element.from_Z(int(kind)).common_oxidation_states or (0,) for kind in kinds]
-    return min(abs(float(share @ np.array(choice))) for choice in product(*states))
+    states = [Element.from_Z(kind).common_oxidation_states or (0,) for kind in kinds]
+    return min(abs(charge) for charge in reachable_charges(counts, states)) / sum(counts)

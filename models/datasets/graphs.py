@@ -29,7 +29,7 @@ class LayerGraphs(InMemoryDataset):
         path = Path(root) / "processed" / f"{split}.pt"
         if not path.exists():
             raise FileNotFoundError(
-                f"{path} is missing: run material_dataset.py --out {root} on a database with layers in this split"
+                f"{path} is missing: run material_dataset.py --out {root} on a database with such layers"
             )
         super().__init__(str(root))
         saved = load_checkpoint(path)  # not torch_geometric's load, which falls back to running the file

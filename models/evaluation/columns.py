@@ -16,7 +16,6 @@ from pymatgen.core import Composition
 
 from models.crystals.layer import NotALayer, extract_layer, reduced_formula, unpack_atoms
 from models.crystals.matching import Fingerprint, Register
-from models.crystals.sites import carries_off
 from models.crystals.thresholds import ABSURD
 from models.evaluation.metrics import E_HULL, is_stable, stability_score
 from models.evaluation.rows import Columns, numbers
@@ -124,13 +123,8 @@ def hydrogen(
     found, poses = {}, {}
     for name, result in zip(names, results):
         found[name] = {"error": result.get("lost")} | result.get("row", {})
-        if not result.get("pose"):
-            continue
-        poses[name] = unpack_atoms(result["pose"])
-        if leaves := carries_off(poses[name]):
-            remarks = [found[name]["error"], "H abstracts a surface atom: not called active"]
-            found[name]["error"] = "; ".join(filter(None, remarks))
-        found[name]["h_carries_off"] = leaves
+        if result.get("pose"):
+            poses[name] = unpack_atoms(result["pose"])
     return found, poses
 
 

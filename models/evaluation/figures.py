@@ -335,6 +335,4 @@ def _caption(row: dict) -> str:
         "H does not stay" if delta_g is None else f"ΔG$_H$ {delta_g:+.2f} eV",
         "no E$_{hull}$" if e_hull is None else f"E$_{{hull}}$ {e_hull:+.2f} eV/atom",
     ]
-    if row["h_carries_off"]:
-        lines.append("H abstracts an atom")
     return "\n".join(lines)

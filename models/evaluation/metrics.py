@@ -28,8 +28,8 @@ def stability_score(e_hull: float) -> float:
 
 
 def is_active(rows: pd.DataFrame, bound: float = ACTIVE) -> np.ndarray:
-    """[n] whether |ΔG_H| by the oracle is at most `bound` eV, H leaving the layer whole."""
-    return (abs(numbers(rows[ORACLE])) <= bound) & ~is_true(rows["h_carries_off"])
+    """[n] whether |ΔG_H| by the oracle is at most `bound` eV."""
+    return abs(numbers(rows[ORACLE])) <= bound
 
 
 def is_stable(rows: pd.DataFrame) -> np.ndarray:

@@ -47,8 +47,16 @@ METRICS = (
         "verdict",
         "str",
         "",
-        "2D, layer too thick, layers too close, several layers, chain, molecule or 3D network",
+        "2D, layer too thick, layers too close, several layers, layer and molecules, chain, molecule, "
+        "3D network or impossible",
         "unreadable CIF",
+    ),
+    Column(
+        "borderline",
+        "str",
+        "",
+        "what it is with bonds up to 1.25 or 1.4 in place of 1.3 covalent sums, if only one is a layer",
+        "the verdict is clear",
     ),
     Column("vacuum_A", "float", "Å", "free space between the layer and its next image", "no single layer"),
     Column(
@@ -110,9 +118,6 @@ METRICS = (
         "",
         'what became of H, flag:count over the rigid sites; behind "then" with the layer free to move',
         "the oracle did not run",
-    ),
-    Column(
-        "h_carries_off", "bool", "", "H abstracts a surface atom: no active site", "no ΔG_H by the oracle"
     ),
     Column(
         "stability_score",

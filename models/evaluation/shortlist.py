@@ -51,14 +51,13 @@ def p_active(rows: pd.DataFrame, sigma: float) -> np.ndarray:
     """[n] P(|ΔG_H| <= VERY_ACTIVE), `sigma` being the oracle's RMSE in eV.
 
     From the oracle's value; where it never ran, from DimeNet++'s, widened by the spread of its members; NaN
-    where there is neither, where the oracle found no site that adsorbs, or where H abstracts a surface atom.
+    where there is neither, or where the oracle found no site that adsorbs.
     """
     oracle, spread = numbers(rows[ORACLE]), rows[DIMENET_STD].fillna(0.0)
     predicted = numbers(rows[DIMENET].where(rows["h_flags"] == ""))
-    found = np.where(
+    return np.where(
         np.isnan(oracle), within(predicted, np.hypot(sigma, spread)), within(oracle, np.array(sigma))
     )
-    return np.where(is_true(rows["h_carries_off"]), np.nan, found)
 
 
 def candidate_class(rows: pd.DataFrame) -> np.ndarray:

@@ -28,10 +28,11 @@ from models.physics.potentials import Potential, relax_layer
 RELAXATION = ("fmax", "relax_steps")  # settings that a relaxed layer depends on
 ADSORPTION = ("correction", "oracle", "oracle_sites")  # settings that the oracle's answer depends on
 EVERYTHING = RELAXATION + ADSORPTION
+VERSION = 2  # of what the tasks return; kept results of another one are computed again
 
 
 def item_key(item: tuple, settings: Settings, note: str, depends: tuple[str, ...] = EVERYTHING) -> str:
-    """Changes with the structure and with the settings that its result depends on.
+    """Changes with the structure, with the settings that its result depends on, and with VERSION.
 
     Args:
         note: provenance of the potential.
@@ -39,7 +40,7 @@ def item_key(item: tuple, settings: Settings, note: str, depends: tuple[str, ...
     """
     name, atoms = item
     content = atoms if isinstance(atoms, str) else json.dumps(pack_atoms(atoms))
-    values = [str(getattr(settings, field)) for field in depends]
+    values = [f"version {VERSION}", *(str(getattr(settings, field)) for field in depends)]
     return f"{name}:{digest(' '.join([content, note, *values]))}"
 
 
@@ -127,7 +128,8 @@ def _relax_into(row: dict, layer: Atoms, oracle: HydrogenOracle, settings: Setti
     except NotALayer as error:
         raise NotALayer(f"relaxation left two dimensions: {error}") from error
     if min_distance_ratio(atoms) < OVERLAP_SCALE:
-        raise ValueError("relaxation ended in overlapping atoms: a hole in the potential")
+        cause = "" if row["min_dist_ratio"] < OVERLAP_SCALE else ": a hole in the potential"
+        raise ValueError(f"relaxation ended in overlapping atoms{cause}")
     row |= {
         "energy": relaxed.energy,
         "rmsd_relaxed_A": rmsd(layer, relaxed.atoms),

@@ -6,35 +6,31 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def number(
-    low: float = -math.inf,
-    high: float = math.inf,
-    open_low: bool = False,
-    open_high: bool = False,
-    kind: type = float,
-) -> Callable[[str], float]:
-    """An argparse type: a finite number between two limits, which belong to the range unless they are open."""
+def whole(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """Type of a flag: a whole number from `least` to `most`."""
+    return _within(int, "a whole number", least, most)
 
-    def read(text: str) -> float:
+
+def real(least: float = -math.inf, most: float = math.inf) -> Callable[[str], float]:
+    """Type of a flag: a finite number from `least` to `most`."""
+    return _within(float, "a number", least, most)
+
+
+def _within(kind: type, words: str, least: float, most: float) -> Callable:
+    """Parser of a flag's text that refuses NaN, infinity and what lies outside [least, most]."""
+    bounds = [f"from {least:g}"] if math.isfinite(least) else []
+    bounds += [f"up to {most:g}"] if math.isfinite(most) else []
+
+    def parse(text: str):
         try:
             value = kind(text)
-            finite = math.isfinite(value)
-        except (ValueError, OverflowError):
-            raise argparse.ArgumentTypeError(f"{text!r} is no {read.__name__}") from None
-        below = value <= low if open_low else value < low
-        above = value >= high if open_high else value > high
-        if below or above or not finite:
-            raise argparse.ArgumentTypeError(f"{text} is outside {limits}")
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and least <= value <= most):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {' '.join([words, *bounds])}")
         return value
 
-    read.__name__ = "whole number" if kind is int else "number"  # argparse prints it
-    limits = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
-    return read
-
-
-def whole(low: int) -> Callable[[str], float]:
-    """An argparse type: a whole number, at least `low`."""
-    return number(low, kind=int)
+    return parse
 
 
 def add_system(parser: argparse.ArgumentParser, out: Path, resume: str) -> argparse._ArgumentGroup:

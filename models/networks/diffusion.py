@@ -216,6 +216,7 @@ def joint_loss(
     weights=LOSS_WEIGHTS,
     drop=0.15,
     generator=None,
+    drop_all=0.0,
 ):
     """L_total = E‖ε − ε_θ(x_t, t)‖² + λ1 ‖ΔG_H − ΔG_H*‖₁ + λ2 ‖E_hull − E_hull*‖² + λ3 BCE(P_synth, y_synth).
 
@@ -223,6 +224,7 @@ def joint_loss(
         labels: of the batch; NaN is unknown and masked.
         weights: of the four diffusion channels, λ1, λ2, λ3, and of the head of the standard deviation.
         drop: probability with which each condition is replaced by its learned null.
+        drop_all: probability with which all conditions of a graph are, together.
 
     Returns:
         total loss, and its unweighted terms by name.
@@ -230,8 +232,9 @@ def joint_loss(
     t = diffusion.random_times(len(layers), generator).to(layers.z.device)
     noised, lattice_t, score, v_z, v_lattice = diffusion.noise(layers, t, generator)
     noised = mask_slots(noised, generator)
-    targets = torch.stack([getattr(labels, name) for name in CONDITIONS], -1)  # [B, 3]
-    dropped = torch.rand(targets.shape, generator=generator).to(targets.device) < drop
+    targets = torch.stack([getattr(labels, name) for name in CONDITIONS], -1).detach()  # [B, 3]
+    dropped = torch.rand(targets.shape, generator=generator) < drop
+    dropped = (dropped | (torch.rand(len(layers), 1, generator=generator) < drop_all)).to(targets.device)
     out = model(noised, diffusion.time(t), lattice_t, targets.masked_fill(dropped, torch.nan))
     terms = channel_losses(
         out, layers, noised, score, v_z, v_lattice, diffusion.z_spread(t)

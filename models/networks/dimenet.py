@@ -382,12 +382,7 @@ def load_checkpoint(path: str | os.PathLike, map_location: str | torch.device = 
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is missing: train it with pretrain_dimenet.py --out {path}")
-    try:
-        checkpoint = read_checkpoint(path, map_location)
-    except Exception as error:  # torch fails in many ways on what is no checkpoint
-        raise ValueError(
-            f"{path} is no checkpoint ({type(error).__name__}); nothing of it was run"
-        ) from error
+    checkpoint = read_checkpoint(path, map_location)
     if not isinstance(checkpoint, dict) or not (
         {"hyper_parameters", "state_dict"} <= checkpoint.keys() or "members" in checkpoint
     ):

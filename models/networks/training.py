@@ -1,4 +1,4 @@
-"""What the trainings of stages 1 and 3 share: their flags, files, learning rate, averaged weights, checkpoints.
+"""What the trainings of stages 1 and 3 share: flags, files, learning rate, averaged weights, checkpoints.
 
 A training writes beside OUT = m.pth, each file by rename:
 
@@ -19,15 +19,19 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from models.infra.cli import number, whole
+from models.infra.cli import real, whole
 from models.infra.files import UnreadableFile, load_checkpoint, plain, save_checkpoint, write_rows
 
 LAST_RATE = 0.01  # of the highest learning rate, at the end of the cosine: small enough to settle, never zero
-# Steps in a row without a finite gradient that end a training: one bad batch costs one step, weights that have
-# run away never come back
+# Steps in a row without a finite gradient that end a training: one bad batch costs one step, weights that
+# have run away never come back
 PATIENCE = 10
 # Arguments that change nothing of the result, and may differ between a run and its continuation
 RUN_ONLY = {"resume", "device", "threads", "out", "figure", "plot"}
+
+
+class Diverged(RuntimeError):
+    """The weights have run away; the message says what was kept and what to change."""
 
 
 def add_optimisation(parser: argparse.ArgumentParser, **defaults) -> argparse._ArgumentGroup:
@@ -38,14 +42,14 @@ def add_optimisation(parser: argparse.ArgumentParser, **defaults) -> argparse._A
     """
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=whole(1), help="passes over the training set")
-    group.add_argument("--lr", type=number(0, 1, open_low=True), help="highest learning rate of AdamW")
+    group.add_argument("--lr", type=real(1e-12, 1), help="highest learning rate of AdamW")
     group.add_argument(
-        "--warmup", type=number(0, 1), help="share of the steps with a rising learning rate, then a cosine"
+        "--warmup", type=real(0, 1), help="share of the steps with a rising learning rate, then a cosine"
     )
-    group.add_argument("--weight-decay", type=number(0, 1), help="of AdamW")
-    group.add_argument("--clip", type=number(0, open_low=True), help="highest norm of the gradient")
+    group.add_argument("--weight-decay", type=real(0, 1), help="of AdamW")
+    group.add_argument("--clip", type=real(1e-9), help="highest norm of the gradient")
     group.add_argument(
-        "--ema", type=number(0, 1, open_high=True), help="decay of the averaged weights (shorter at first)"
+        "--ema", type=real(0, 0.999999), help="decay of the averaged weights (shorter at first)"
     )
     parser.set_defaults(**defaults)
     return group
@@ -72,7 +76,8 @@ def warmup_cosine(step: int, warmup: int, total: int) -> float:
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """Exponential moving average of a model's weights, which begins with the model as it is.
 
-    The decay of the n-th update is min(decay, n / (n + 9)), or a short run would never leave its random start.
+    The decay of the n-th update is min(decay, n / (n + 9)), or a short run
+    would never leave its random start.
     """
 
     @torch.no_grad()
@@ -95,14 +100,13 @@ def check_same_run(before: dict, now: dict) -> None:
     """The one check of --resume.
 
     Raises:
-        SystemExit: An argument differs; the line names it and both values.
+        ValueError: An argument differs; the line names it and both values.
     """
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         what = ", ".join(f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in changed)
-        raise SystemExit(
-            f"error: --resume continues a run with the same arguments, but {what}; "
-            "give the same, or another --out"
+        raise ValueError(
+            f"--resume continues a run with the same arguments, but {what}; give the same, or another --out"
         )
 
 
@@ -110,7 +114,7 @@ def read_last(out: Path, device: str = "cpu") -> dict | None:
     """The state that an interrupted training left beside OUT; None where there is none.
 
     Raises:
-        SystemExit: The file is no such state.
+        UnreadableFile: The file is no such state.
     """
     path = last_checkpoint(out)
     if not path.is_file():
@@ -118,11 +122,10 @@ def read_last(out: Path, device: str = "cpu") -> dict | None:
     try:
         saved = load_checkpoint(path, device)
     except UnreadableFile as error:
-        raise SystemExit(f"error: {error}; remove it to start anew") from None
+        raise UnreadableFile(f"{error}; remove it to start anew") from None
     needed = {"run", "raw_model", "average", "optimizer", "scheduler", "history"}
-    complete = isinstance(saved, dict) and needed <= saved.keys()
-    if not complete:
-        raise SystemExit(f"error: {path} is no state of a training of this version: remove it to start anew")
+    if not isinstance(saved, dict) or not needed <= saved.keys():
+        raise UnreadableFile(f"{path} is no state of a training of this version: remove it to start anew")
     return saved
 
 
@@ -130,7 +133,7 @@ def refuse_other_arguments(args: argparse.Namespace) -> None:
     """Checks the arguments of a run with --resume before anything else is read or written.
 
     Raises:
-        SystemExit: as check_same_run and read_last.
+        ValueError: as check_same_run and read_last.
     """
     saved = read_last(args.out) if args.resume else None
     if saved:
@@ -166,7 +169,7 @@ class Trainer:
             betas: Of AdamW.
 
         Raises:
-            SystemExit: args.resume, and the earlier run had other arguments or other data.
+            ValueError: args.resume, and the earlier run had other arguments or other data.
         """
         self.model, self.args, self.content = model, args, content
         self.run = run_arguments(args) | {"content of the data": data}
@@ -205,21 +208,25 @@ class Trainer:
             self.steps = self.capped = self.skipped = 0
             yield epoch
 
-    def step(self, loss: Tensor, batch: str) -> None:
+    def step(self, loss: Tensor, batch: str) -> bool:
         """One step of the optimiser, unless the loss or its gradient is not finite.
 
         Args:
             loss: Scalar.
             batch: Names of the structures in it, for the message.
 
+        Returns:
+            Whether the step was taken.
+
         Raises:
-            SystemExit: PATIENCE steps in a row had no finite gradient.
+            Diverged: PATIENCE steps in a row had no finite gradient.
         """
         self.optimizer.zero_grad()
         loss.backward()
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip))
         self.steps += 1
-        if math.isfinite(norm) and bool(torch.isfinite(loss)):
+        taken = math.isfinite(norm) and bool(torch.isfinite(loss))
+        if taken:
             self.optimizer.step()
             self.capped += norm > self.args.clip
             self.in_a_row = 0
@@ -233,6 +240,7 @@ class Trainer:
                 self._diverged(f"{PATIENCE} steps in a row have no finite gradient")
         self.scheduler.step()
         self.average.update_parameters(self.model)
+        return taken
 
     def end_epoch(self, row: dict[str, float], judged_by: str) -> bool:
         """Writes the checkpoints and the log.
@@ -245,7 +253,7 @@ class Trainer:
             Whether this epoch is the best so far.
 
         Raises:
-            SystemExit: The validation loss is not finite; what was written before stays.
+            Diverged: The validation loss is not finite; what was written before stays.
         """
         if not math.isfinite(row[judged_by]):
             self._diverged(f"{judged_by} is {row[judged_by]:g} after epoch {len(self.history) + 1}")
@@ -283,7 +291,7 @@ class Trainer:
         kept = f"the best of {len(self.history)} epochs is in {self.args.out}"
         if not self.history:
             kept = "no epoch was finished, so no checkpoint was written"
-        raise SystemExit(
-            f"error: the training diverged: {what}; {kept}. Use a lower --lr (now {self.args.lr:g}) or --clip "
-            f"(now {self.args.clip:g}), or look at the structures of the batches named above"
+        raise Diverged(
+            f"the training diverged: {what}; {kept}. Use a lower --lr (now {self.args.lr:g}) or "
+            f"--clip (now {self.args.clip:g}), or look at the structures of the batches named above"
         )

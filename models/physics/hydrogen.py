@@ -22,6 +22,8 @@ RECONSTRUCTED = 0.1  # eV: a slab that ends lower by more, H taken off, was not 
 FMAX = 0.05  # eV/Å, force on the free atoms at which H has settled; ΔE_H moves by less than 0.01 eV below it
 RIGID_STEPS, RELAXED_STEPS = 60, 120  # most optimizer steps with H alone free, and with everything free
 
+VERSION = 2  # of the oracle's answers; kept results of another one are computed again
+
 ADSORBED = "adsorbed"
 NOT_CONVERGED = "not converged"
 
@@ -61,7 +63,8 @@ class Released:
         end: the relaxed pose, H last.
         delta_e: eV, against the slab as it was.
         slab_change: eV by which the slab, H taken off and relaxed again, lies above where it began.
-        converged: whether the relaxation with H did.
+        converged: whether the relaxations with H and without it both did; a slab that is still on its way
+            down has not been shown to come back.
         flag: as adsorption_flag, or "reconstructed": the slab ended more than RECONSTRUCTED lower than it
             began.
     """
@@ -133,8 +136,8 @@ class HydrogenOracle:
     """ΔG_H of layers by one potential.
 
     H alone is relaxed at the best sites of a height scan, which ranks them. With `relaxed`, everything is
-    then relaxed at the best site, or at the next one while H does not stay; H is taken off and the slab
-    relaxed again. Where the slab ends lower than it began it was no reference for any site, and there is no
+    then relaxed at the best site, or at the next one while H does not stay or abstracts a surface atom; H is
+    taken off and the slab relaxed again. Where the slab ends lower than it began it was no reference for any site, and there is no
     ΔG_H.
 
     Args:
@@ -250,4 +253,5 @@ class HydrogenOracle:
         change = again.energy - slab_energy
         flag = adsorption_flag(relaxed.atoms, face) or ("reconstructed" if change < -RECONSTRUCTED else "")
         delta_e = relaxed.energy - slab_energy - self.half_h2
-        return Released(relaxed.atoms, delta_e, change, relaxed.converged, flag)
+        converged = relaxed.converged and again.converged
+        return Released(relaxed.atoms, delta_e, change, converged, flag)

@@ -15,9 +15,9 @@ from models.crystals.layer import extract_layer
 from models.crystals.sites import (
     DESORBED_SCALE,
     H_SPACING,
+    abstracts,
     adsorption_flag,
     adsorption_sites,
-    carries_off,
     roomy,
     shortest_bond,
     spaced_supercell,
@@ -254,15 +254,35 @@ def test_hydrogen_in_the_plane_of_graphene_is_sunk():
     assert adsorption_flag(with_h_at(layer, hollow, layer.cell[2, 2] / 2), 1) == "sunk"
 
 
+# --- H abstracts a surface atom
+
+
+def lifted(layer: Atoms, atoms: list[int], rise: float) -> Atoms:
+    """A pose of H 1.35 Å over the first of these atoms, all of them lifted with it by `rise` Å."""
+    pose = layer + Atoms("H", [layer.positions[atoms[0]] + [0, 0, 1.35]])
+    pose.positions[[*atoms, -1], 2] += rise
+    return pose
+
+
 def test_hydrogen_that_leaves_with_its_atom():
     """H on a S of 1H-MoS2; the same with that S lifted out of its bonds, which are 2.4 Å and end at 1.3 Σ
     r_cov = 3.4 Å.
     """
     layer = known("1H-MoS2").repeat((2, 2, 1))
     top = int(layer.positions[:, 2].argmax())
-    pose = layer + Atoms("H", [layer.positions[top] + [0, 0, 1.35]])
-    assert not carries_off(pose)
-    for lift, expected in ((0.5, False), (2.5, True)):
-        lifted = pose.copy()
-        lifted.positions[[top, -1], 2] += lift
-        assert carries_off(lifted) is expected
+    for rise, expected in ((0.0, False), (0.5, False), (2.5, True)):
+        pose = lifted(layer, [top], rise)
+        assert abstracts(pose) is expected
+        assert adsorption_flag(pose, 1) == ("abstracted" if expected else "")
+
+
+def test_hydrogen_that_leaves_with_a_group_makes_a_molecule():
+    """H takes an OH of brucite along: water, whose O is bonded to the other H and to nothing of the layer."""
+    layer = PROTOTYPE["brucite"].atoms().repeat((2, 2, 1))
+    hydrogen = int(layer.positions[:, 2].argmax())
+    oxygen = int(layer.get_distances(hydrogen, range(len(layer)), mic=True)[layer.symbols == "O"].argmin())
+    oxygen = np.flatnonzero(layer.symbols == "O")[oxygen]
+    pose = layer + Atoms("H", [layer.positions[oxygen] + [0.9, 0, 0.3]])
+    assert not abstracts(pose)
+    pose.positions[[hydrogen, oxygen, -1], 2] += 3.0
+    assert abstracts(pose) and adsorption_flag(pose, 1) == "abstracted"

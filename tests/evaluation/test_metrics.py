@@ -282,9 +282,8 @@ def test_probability_comes_from_the_oracle_and_else_from_the_ensemble():
         only | {"delta_g_h_dimenet_std_eV": None},
         only | {"h_flags": "desorbed:3"},  # the oracle ran, and no H stayed
         {},
-        candidate(h_carries_off=True),
     ]
-    expected = [within(0.0, 0.3), within(0.1, 0.5), within(0.1, 0.3), np.nan, np.nan, np.nan]
+    expected = [within(0.0, 0.3), within(0.1, 0.5), within(0.1, 0.3), np.nan, np.nan]
     np.testing.assert_allclose(p_active(table(rows), 0.3), expected)
 
 

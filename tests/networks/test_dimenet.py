@@ -14,6 +14,7 @@ from ase import Atoms
 from ase.build import fcc111, make_supercell, mx2
 from ase.data import atomic_numbers
 from ase.neighborlist import neighbor_list
+from layers import h_on_metal
 from torch_geometric.data import Data
 from torch_geometric.nn.models.dimenet import SphericalBasisLayer
 
@@ -335,22 +336,6 @@ def test_elements_of_one_group_look_alike_before_training():
 # ---------------------------------------------------------------- training
 
 
-def h_on_metal(metal, height, sid, **extra):
-    atoms = fcc111(metal, (1, 1, 2), vacuum=6) + Atoms("H", [[0, 0, 0]])
-    atoms.positions[-1] = atoms.positions[1] + [0, 0, height]
-    return Data(
-        pos=torch.tensor(atoms.positions, dtype=torch.float32),
-        cell=torch.tensor(atoms.cell.array).float()[None],
-        atomic_numbers=torch.tensor(atoms.numbers).float(),
-        tags=torch.tensor([0, 1, 2]),
-        natoms=3,
-        fixed=torch.tensor([1, 0, 0]),
-        sid=sid,
-        y_relaxed=height - 1.5,
-        **extra,
-    )
-
-
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     path = tmp_path_factory.mktemp("lmdb") / "h.lmdb"
@@ -388,7 +373,7 @@ def test_resumed_run_equals_uninterrupted_one(tmp_path, records, monkeypatch, ca
         for weights in {"state_dict", "raw_model", "average"} & whole.keys():
             for name, value in whole[weights].items():
                 torch.testing.assert_close(parts[weights][name], value, rtol=0, atol=0)
-    with pytest.raises(SystemExit, match="lr was 0.001, is 0.5"):
+    with pytest.raises(ValueError, match="lr was 0.001, is 0.5"):
         pretrain_dimenet.main([*arguments("parts"), "--resume", "--lr", "0.5"])
 
 
@@ -406,7 +391,7 @@ def test_training_skips_and_counts_what_it_cannot_use(tmp_path, capsys):
         assert said in out
     pretrain_dimenet.main([*arguments, "--init", str(tmp_path / "m.pt"), "--adsorbate", "all"])
     assert "9 records; 7 used" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="usable records"):
+    with pytest.raises(ValueError, match="usable records"):
         pretrain_dimenet.main([*arguments, "--start", "relaxed"])
 
 
