@@ -2,7 +2,8 @@
 # make dimenet: the ensemble of stage 1, with HOSTS=DIR of further hosts (python -m data.build --hosts); make nulls: unguided, reseeded, filtered
 # and real held-out sets beside the run's; make gates: the confusion table of the 2D gate;
 # make benchmark-generator: what the generator draws beside its null and its ceiling, DB=c2db.db for real layers;
-# make study: guidance against its nulls.
+# make study: guidance against its nulls;
+# make dft: GPAW into .venv, for which nothing else asks; make dft-data: HOURS=1 more of the DFT data set, and its tables.
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS := 1
@@ -20,7 +21,7 @@ MEMBERS = $(DIMENET)/members
 ADAPT := --epochs 12 --lr 5e-4
 NUM ?= 24
 
-.PHONY: run test retrain dimenet install data nulls benchmark-generator study gates lint
+.PHONY: run test retrain dimenet install data nulls benchmark-generator study gates lint dft dft-data
 
 install: .venv/installed
 .venv/installed: requirements.txt requirements-dev.txt
@@ -83,6 +84,21 @@ study: install
 
 gates: install
 	$(BIN)/python -m benchmarks.gates
+
+# GPAW is compiled against libxc, FFTW and a BLAS, with one process a host and so without MPI.
+GPAW := gpaw==26.7.0 gpaw-data==1.2.1
+DFT_LIBRARIES := libxc-dev libopenblas-dev libfftw3-dev
+dft: install
+	@$(BIN)/python -c "import gpaw" 2>/dev/null || { \
+	  dpkg -s $(DFT_LIBRARIES) >/dev/null 2>&1 || { apt-get update -q && apt-get install -y -q $(DFT_LIBRARIES); } >/dev/null 2>&1 || \
+	    echo "apt could not install $(DFT_LIBRARIES): if they are not there by other means, the next step fails. conda-forge's gpaw package works as well"; \
+	  printf "fftw = True\nmpi = False\ncompiler = 'gcc'\nlibraries = ['xc', 'fftw3', 'openblas']\n" > .venv/siteconfig.py && \
+	  GPAW_CONFIG=$(CURDIR)/.venv/siteconfig.py $(BIN)/pip install --quiet --disable-pip-version-check $(GPAW) && $(BIN)/python -c "import gpaw"; }
+
+HOURS ?= 1
+dft-data: dft
+	$(BIN)/python -m data.build.dft --hours $(HOURS)
+	$(BIN)/python -m data.build.dft_report --potentials sevennet sevennet-0 chgnet
 
 test: install
 	$(BIN)/python -m ruff check .

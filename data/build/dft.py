@@ -1,8 +1,9 @@
 """Hydrogen on monolayers by DFT: python -m data.build.dft --hours 2
 
-One record a host and pose is appended to data/shards/dft.jsonl as it comes: SevenNet relaxes layer and hydrogen, DFT takes its energy
-where SevenNet put it. The order of work is fixed and mixes its sources, so that whatever is done is a sample of the whole; what is in
-the shard is never computed again. What failed is a record with its reason.
+One record a host and pose is appended to data/shards/dft.jsonl as it comes: SevenNet relaxes layer and
+hydrogen, DFT takes its energy where SevenNet put it. The order of work is fixed and mixes its sources, so
+that whatever is done is a sample of the whole; what is in the shard is never computed again. What failed is a
+record with its reason.
 """
 
 import argparse
@@ -11,6 +12,8 @@ import os
 import signal
 import time
 from collections import defaultdict
+from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +21,15 @@ from ase import Atoms
 from ase.io import read
 from tqdm import tqdm
 
-from models.crystals.layer import extract_layer, pack_atoms, primitive_layer, reduced_formula, unpack_atoms
+from models.crystals.layer import pack_atoms, primitive_layer, reduced_formula, unpack_atoms
 from models.crystals.sites import adsorption_flag, spaced_supercell
 from models.crystals.split import split_of
+from models.datasets.lmdb_data import LmdbDataset
 from models.infra.files import digest
 from models.infra.shards import Shard
-from models.physics.dft import Settings, half_hydrogen, hydrogen_on
+from models.physics.dft import Energy, Settings, core_seconds, half_hydrogen, hydrogen_on
+from models.physics.hydrogen import CORRECTION, HydrogenOracle
+from models.physics.parallel import OracleSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARDS = ROOT / "data" / "shards"
@@ -33,17 +39,21 @@ MAX_ATOMS_LITERATURE = 30
 MAX_E_HULL = 0.3  # eV/atom of a C2DB layer
 TARGET, WINDOW = -0.27, 0.3  # eV: ΔE_H at which ΔG_H is 0, and how far off a targeted host may lie
 SURFACES = ("fcc", "hcp", "bcc", "skin", "buried")  # keys of the embedded set that are no monolayers
-SECONDS = 1800  # a calculation that takes longer is a failure: SCF that creeps
-ORDER = (
-    "embedded c2db targeted embedded c2db literature embedded c2db top20 c2db".split()
-)  # 7 of 10 random, in this order, over and over
+ORACLE_SITES = 3  # at which H is relaxed alone, before everything is at the best of them
+# Over and over. Layers with V, Cr, Mn, Fe, Co or Ni cost three to ten times as much for their spin: they
+# are a
+# stratum of their own (sample "magnetic", shuffled as the random one is), one calculation in eleven.
+ORDER = "embedded c2db top20 embedded literature embedded c2db magnetic embedded targeted top20".split()
 SECOND_EVERY, RELAX_EVERY = 6, 20  # of the embedded hosts: the second-best site too; H relaxed by DFT too
 
 # Layers whose ΔE_H or ΔG_H by DFT is in the literature, by their keys in the embedded set.
-LITERATURE = """MoS2-2H:Mo-S honeycomb-A:C phosphorene:P graphene:B-N MXene-M2XT2:Ti-C-O MoS2-2H:W-S MXene-M2XT2:Mo-C-O MoS2-2H:Mo-Se
-MXene-M2XT2:Nb-C-O CdI2-1T:Mo-S MoS2-2H:W-Se MXene-M2XT2:V-C-O CdI2-1T:Pt-S MoS2-2H:Nb-S MXene-M2XT2:Ti-N-O MoS2-2H:Ta-S CdI2-1T:W-S
-honeycomb-A:Si CdI2-1T:Pt-Se CdI2-1T:Ti-S MoS2-2H:V-S GaSe:Ga-S GaSe:In-Se CdI2-1T:Sn-S C3N:C-N Janus-2H:Mo-S-Se honeycomb-A:Ge
-honeycomb-A:Sb PdSe2-penta:Pd-Se FeSe:Fe-Se CrI3:Cr-I honeycomb-A:As SnS:Ge-S SnS:Sn-S""".split()
+LITERATURE = """
+MoS2-2H:Mo-S honeycomb-A:C phosphorene:P graphene:B-N MXene-M2XT2:Ti-C-O MoS2-2H:W-S MXene-M2XT2:Mo-C-O
+MoS2-2H:Mo-Se MXene-M2XT2:Nb-C-O CdI2-1T:Mo-S MoS2-2H:W-Se MXene-M2XT2:V-C-O CdI2-1T:Pt-S MoS2-2H:Nb-S
+MXene-M2XT2:Ti-N-O MoS2-2H:Ta-S CdI2-1T:W-S honeycomb-A:Si CdI2-1T:Pt-Se CdI2-1T:Ti-S MoS2-2H:V-S
+GaSe:Ga-S GaSe:In-Se CdI2-1T:Sn-S C3N:C-N Janus-2H:Mo-S-Se honeycomb-A:Ge honeycomb-A:Sb PdSe2-penta:Pd-Se
+FeSe:Fe-Se CrI3:Cr-I honeycomb-A:As SnS:Ge-S SnS:Sn-S
+""".split()
 
 EARLY = set("Sc Y Ti Zr Hf V Nb Ta Cr Mo W".split())
 TRANSITION = EARLY | set("Mn Tc Re Fe Ru Os Co Rh Ir Ni Pd Pt".split())
@@ -89,7 +99,9 @@ def adsorbed(pose: Atoms, face: int) -> str:
 
 
 def item(key: str, sample: str, source: str, host: Atoms, **more) -> dict:
-    """A piece of work; `more` has the pose, face and delta_e where SevenNet has been there already, else its oracle is asked."""
+    """A piece of work; `more` has the pose, face and delta_e where SevenNet has been there already, else its
+    oracle is asked.
+    """
     return {
         "key": key,
         "sample": sample,
@@ -102,7 +114,9 @@ def item(key: str, sample: str, source: str, host: Atoms, **more) -> dict:
 
 
 def embedded_items(shard: Path) -> list[dict]:
-    """Monolayers of the embedded set at the relaxed level, shuffled by hash: the better of their two sites, of some the other one too."""
+    """Monolayers of the embedded set at the relaxed level, shuffled by hash: the better of their two sites,
+    of some the other one too.
+    """
     rows = sorted(Shard(shard).rows.values(), key=lambda row: digest("dft" + row["key"]))
     items, hosts = [], 0
     for row in rows:
@@ -134,7 +148,9 @@ def _label(kind: str, face: int) -> str:
 
 
 def c2db_items(path: Path) -> list[dict]:
-    """Layers of C2DB shuffled by hash, that SevenNet has still to relax; none where the database is not there."""
+    """Layers of C2DB shuffled by hash, that SevenNet has still to relax; none where the database is not
+    there.
+    """
     if not path.is_file():
         print(f"{path} is not there: no layers of C2DB (HER2D_REFERENCE_DATA names the folder)")
         return []
@@ -143,19 +159,20 @@ def c2db_items(path: Path) -> list[dict]:
     found = []
     for row in ase.db.connect(path).select():
         if row.natoms <= MAX_ATOMS and row.get("ehull", 9.0) < MAX_E_HULL:
-            found.append((digest("dft" + row.uid), row.uid, row.id))
+            found.append((digest("dft" + row.uid), row.uid, row.id, row.symbols))
     found.sort()
     database = ase.db.connect(path)
     items = []
-    for _, uid, number in found:
-        items.append(item(uid, "random", "C2DB", None, load=lambda number=number: database.get_atoms(number)))
+    for _, uid, number, symbols in found:
+        load = lambda number=number: database.get_atoms(number)
+        items.append(item(uid, "random", "C2DB", None, load=load, symbols=symbols))
     return items
 
 
 def targeted_items(folder: Path) -> list[dict]:
-    """Layers that the generator drew and SevenNet calls active, of each formula and layer group the first by hash."""
-    from models.datasets.lmdb_data import LmdbDataset
-
+    """Layers that the generator drew and SevenNet calls active, of each formula and layer group the first by
+    hash.
+    """
     found = {}
     for path in sorted(folder.glob("her2d_h_generated_*.lmdb")):
         for record in LmdbDataset(path):
@@ -199,9 +216,9 @@ def literature_items(shard: Path) -> list[dict]:
 
 
 def top20_items(folder: Path) -> list[dict]:
-    """The published top 20 at the pose that was published with them."""
-    from models.physics.hydrogen import CORRECTION
-
+    """The published top 20 at the pose that was published with them, cheap ones first: all of them shall be
+    done.
+    """
     with (folder / "top20.csv").open() as file:
         rows = list(csv.DictReader(file))
     items = []
@@ -214,17 +231,35 @@ def top20_items(folder: Path) -> list[dict]:
         items.append(
             item(f"top20 {name}", "top20", "published", host, pose=pose, delta_e=delta_e, site=row["h_site"])
         )
-    return items
+    return sorted(
+        items, key=lambda work: len(work["pose"]) * (3 if Settings().polarised(work["host"].symbols) else 1)
+    )
+
+
+def strata(items: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Items that need no spin, and those that do, as sample "magnetic"."""
+    plain, magnetic = [], []
+    for work in items:
+        if Settings().polarised(work["symbols"] if work["host"] is None else work["host"].symbols):
+            magnetic.append(work | {"sample": "magnetic"})
+        else:
+            plain.append(work)
+    return plain, magnetic
 
 
 def work_items() -> list[dict]:
-    """All work in its order: ORDER over and over, a source that is used up left out; then each key only once."""
+    """All work in its order: ORDER over and over, a source that is used up left out; then each key only
+    once.
+    """
+    embedded, embedded_magnetic = strata(embedded_items(SHARDS / "relaxed.jsonl"))
+    c2db, c2db_magnetic = strata(c2db_items(REFERENCE / "c2db" / "c2db.db"))
     sources = {
-        "embedded": embedded_items(SHARDS / "relaxed.jsonl"),
-        "c2db": c2db_items(REFERENCE / "c2db" / "c2db.db"),
+        "embedded": embedded,
+        "c2db": c2db,
+        "magnetic": [work for pair in zip_longest(embedded_magnetic, c2db_magnetic) for work in pair if work],
         "targeted": targeted_items(ROOT / "data"),
         "literature": literature_items(SHARDS / "layers.jsonl"),
-        "top20": top20_items(ROOT / "results" / "top20"),
+        "top20": top20_items(ROOT / "results" / "published" / "top20"),
     }
     queues, ordered = {name: iter(items) for name, items in sources.items()}, {}
     while queues:
@@ -237,42 +272,34 @@ def work_items() -> list[dict]:
     return list(ordered.values())
 
 
-class Oracle:
-    """SevenNet, loaded when the first layer needs it."""
-
-    def __init__(self, potential: str):
-        self.potential, self.calculator, self.half_h2 = potential, None, 0.0
-
-    def place(self, work: dict) -> tuple[dict, str]:
-        """The item with layer and hydrogen relaxed, and why it cannot be had (empty if it can)."""
-        from models.physics.hydrogen import LABEL_SITES, hydrogen_energy, oracle_delta_g
-        from models.physics.potentials import load_potential, relax_layer
-
-        if self.calculator is None:
-            self.calculator = load_potential(self.potential).calculator
-            self.half_h2 = hydrogen_energy(self.calculator)
-        host = work["load"]() if "load" in work else work["host"]
-        limit = MAX_ATOMS_LITERATURE if work["sample"] == "literature" else MAX_ATOMS
-        size = len(spaced_supercell(host))
-        if size > limit:
-            return work, f"too large: {size} atoms"
-        relaxed = relax_layer(host, self.calculator)
-        if not relaxed.converged:
-            return work, f"layer: {relaxed.problem}"
-        host = extract_layer(relaxed.atoms).atoms
-        if len(spaced_supercell(host)) > limit:
-            return work, f"too large: {len(spaced_supercell(host))} atoms"
-        found = oracle_delta_g(host, self.calculator, self.half_h2, correction=0.0, sites=LABEL_SITES)
-        placed = {name: value for name, value in work.items() if name != "load"} | {"host": host}
-        if found["pose"] is None:
-            return placed, f"no adsorption: {found['flags']} then {found['relaxed_flags']}"
-        face = 1 if found["h_site"].endswith("top") else -1
-        placed |= {"pose": found["pose"], "delta_e": found["delta_g_h"], "site": found["h_site"]}
-        flag = adsorbed(found["pose"], face)
-        return placed, f"no adsorption: {flag}" if flag else ""
+@cache
+def load_oracle(potential: str) -> HydrogenOracle:
+    """The oracle, loaded when the first layer needs it; its numbers are ΔE_H."""
+    return OracleSettings(potential, correction=0.0, sites=ORACLE_SITES).load()
 
 
-def record(work: dict, settings: Settings, half_h2: float, oracle: Oracle, slabs: dict) -> dict:
+def place(work: dict, potential: str) -> tuple[dict, str]:
+    """The item with layer and hydrogen relaxed by the potential, and why there is none, or an empty text."""
+    host = work["load"]() if "load" in work else work["host"]
+    limit = MAX_ATOMS_LITERATURE if work["sample"] == "literature" else MAX_ATOMS
+    size = len(spaced_supercell(host))
+    if size > limit:
+        return work, f"too large: {size} atoms"
+    oracle = load_oracle(potential)
+    host, _ = oracle.own_layer(host)
+    placed = {name: value for name, value in work.items() if name != "load"} | {"host": host}
+    size = len(spaced_supercell(host))
+    if size > limit:
+        return placed, f"too large: {size} atoms"
+    found = oracle.delta_g(host)
+    if found.pose is None:
+        return placed, f"no adsorption: {found.flags_text}"
+    flag = adsorbed(found.pose, 1 if found.site.endswith("top") else -1)
+    placed |= {"pose": found.pose, "delta_e": found.delta_g_h, "site": found.site}
+    return placed, f"no adsorption: {flag}" if flag else ""
+
+
+def record(work: dict, settings: Settings, half_h2: float, potential: str, slab: Energy | None) -> dict:
     """The row of an item: numbers, or the reason why there are none."""
     row = {
         "sample": work["sample"],
@@ -283,7 +310,7 @@ def record(work: dict, settings: Settings, half_h2: float, oracle: Oracle, slabs
     }
     reason = ""
     if "pose" not in work:
-        work, reason = oracle.place(work)
+        work, reason = place(work, potential)
     host, pose = work["host"], work.get("pose")
     if host is not None:
         row |= {"formula": reduced_formula(host), "class": material_class(host), "host": pack_atoms(host)}
@@ -295,17 +322,7 @@ def record(work: dict, settings: Settings, half_h2: float, oracle: Oracle, slabs
         "pose": pack_atoms(pose),
         "delta_e_sevennet": round(float(work["delta_e"]), 5),
     }
-    # Poses of one host differ in their height, so their cells do; the slab's own energy is computed anew for each.
-    found = hydrogen_on(
-        host,
-        pose,
-        settings,
-        half_h2,
-        work["relax"],
-        slabs.get((work["key"], len(pose))) if work["relax"] != "none" else None,
-    )
-    slabs.clear()
-    slabs[work["key"], len(pose)] = found.slab
+    found = hydrogen_on(host, pose, settings, half_h2, work["relax"], slab)
     row |= {
         "delta_e_dft": round(found.delta_e, 5),
         "energies": {
@@ -330,47 +347,51 @@ def record(work: dict, settings: Settings, half_h2: float, oracle: Oracle, slabs
 
 
 def _out_of_time(*_):
-    raise TimeoutError(f"took longer than {SECONDS} s")
+    raise TimeoutError("took more processor time than it was given")
 
 
-def make(shard: Shard, items: list[dict], settings: Settings, hours: float, potential: str) -> None:
-    """Computes what the shard lacks, in order, until the time is up."""
-    deadline, oracle, slabs = time.time() + hours * 3600, Oracle(potential), {}
-    reference = f"H2|{settings.key}"
+def _finished(row: dict | None, seconds: float) -> bool:
+    """Whether a record stands: all do but those that ran out of time and are given more now."""
+    return row is not None and not (
+        row.get("reason", "").startswith("TimeoutError") and row["limit"] < seconds
+    )
+
+
+def make(
+    shard: Shard, items: list[dict], settings: Settings, hours: float, potential: str, seconds: float
+) -> None:
+    """Computes what the shard lacks, in order, until the time is up; `seconds` of processor time an item."""
+    deadline, reference = time.time() + hours * 3600, f"H2|{settings.key}"
     if reference not in shard.rows:
         half, bond = half_hydrogen(settings)
-        shard.append(
-            reference,
-            {
-                "sample": "reference",
-                "settings": settings.key,
-                "half_h2": half,
-                "bond": bond,
-                "all": vars(settings),
-            },
-        )
+        row = {"sample": "reference", "settings": settings.key, "half_h2": half, "bond": bond}
+        shard.append(reference, row | {"all": vars(settings)})
     half = shard.rows[reference]["half_h2"]
-    signal.signal(signal.SIGALRM, _out_of_time)
+    signal.signal(signal.SIGPROF, _out_of_time)
     for work in tqdm(items, desc="DFT", mininterval=5):
         key = "|".join([work["key"], work["rank"], work["relax"], settings.key])
-        if key in shard.rows:
+        if _finished(shard.rows.get(key), seconds):
             continue
         if time.time() > deadline:
             break
-        begin = time.time()
-        signal.alarm(SECONDS)
+        # A pose that is relaxed by DFT starts from a record whose slab is the same.
+        start = shard.rows.get("|".join([work["key"], work["rank"], "none", settings.key]), {})
+        slab = None
+        if start.get("reason") == "":
+            slab = Energy(start["energies"]["slab"], start["moments"]["slab"], start["gaps"]["slab"], 1, 0.0)
+        begin = core_seconds()
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
-            row = record(work, settings, half, oracle, slabs)
+            row = record(work, settings, half, potential, slab)
         except Exception as error:  # one bad structure costs one row
-            row = {name: work[name] for name in ("sample", "source", "rank", "relax")} | {
-                "settings": settings.key
-            }
+            row = {name: work[name] for name in ("sample", "source", "rank", "relax")}
+            row |= {"settings": settings.key, "limit": seconds}
             if work["host"] is not None:
                 formula = reduced_formula(work["host"])
                 row |= {"formula": formula, "class": material_class(work["host"]), "split": split_of(formula)}
             row |= {"reason": f"{type(error).__name__}: {' '.join(str(error).split())}"[:250]}
-        signal.alarm(0)
-        shard.append(key, row | {"seconds": round(time.time() - begin, 1)})
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        shard.append(key, row | {"seconds": round(core_seconds() - begin, 1)})
 
 
 def counts(shard: Shard) -> str:
@@ -390,6 +411,12 @@ def build_parser():
     )
     parser.add_argument("--out", type=Path, default=SHARDS / "dft.jsonl", help="where the records go")
     parser.add_argument("--only", nargs="*", help="only these samples: random, targeted, literature, top20")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=600,
+        help="most processor time of one calculation; what ran out of less is tried again",
+    )
     parser.add_argument("--potential", default="sevennet", help="potential that relaxes layers and hydrogen")
     parser.add_argument(
         "--dft-calculator", default="gpaw", help="gpaw, or module:factory of any ASE calculator"
@@ -403,7 +430,7 @@ def main():
     settings = Settings(code=args.dft_calculator)
     items = [work for work in work_items() if not args.only or work["sample"] in args.only]
     shard = Shard(args.out)
-    make(shard, items, settings, args.hours, args.potential)
+    make(shard, items, settings, args.hours, args.potential, args.seconds)
     print(counts(shard))
 
 

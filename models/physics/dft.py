@@ -1,14 +1,15 @@
 """ΔE_H by density functional theory: PBE through GPAW, or whatever ASE calculator a factory gives.
 
-ΔE_H = E(slab + H) − N · E(primitive slab) − ½ E(H2), all three with the same settings. GPAW (Mortensen et al., J. Chem. Phys. 160,
-092503 (2024)) is not among the requirements: `make dft` installs it, and only what is called here needs it.
+ΔE_H = E(slab + H) − N · E(primitive slab) − ½ E(H2), all three with the same settings. GPAW (Mortensen et
+al., J. Chem. Phys. 160, 092503 (2024)) is not among the requirements: `make dft` installs it, and only what
+is called here needs it.
 """
 
 import importlib
 import importlib.util
-import time
+import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from ase import Atoms
@@ -19,8 +20,11 @@ from ase.optimize import BFGS
 from models.crystals.sites import spaced_supercell
 from models.infra.files import digest
 
-# μB an atom starts with, high spin. Elements that stay non-magnetic in nearly all layers are left out: spin costs three times as much.
+# μB an atom starts with, high spin. Elements that stay non-magnetic in nearly all layers are left out: spin
+# costs three times as much.
 MAGNETIC = {"V": 2.0, "Cr": 3.0, "Mn": 4.0, "Fe": 3.0, "Co": 2.0, "Ni": 1.0}
+HYDROGEN_MOMENT = 1.0  # μB that H starts with where there is spin
+WEAK = 1.2  # eV: H bound more weakly than this to a layer without spin may keep its own (docs/dft.md)
 H2_BOX = 10.0  # Å, edge of the cube of the H2 molecule
 MISSING = "GPAW is not installed: `make dft` installs it (conda-forge's gpaw package works as well)"
 
@@ -38,10 +42,15 @@ class Settings:
         xc: exchange-correlation functional.
         mode: "pw", plane waves up to `cutoff`, or an LCAO basis by name, e.g. "dzp".
         cutoff: eV.
-        kpoint_length: Å; along each in-plane lattice vector of the supercell there are at least this over its length k-points.
+        kpoint_length: Å; along each in-plane lattice vector of the supercell there are at least this
+            over its length k-points.
         smearing: eV, width of the Fermi distribution; energies are extrapolated to zero width.
-        vacuum: Å between the outermost nuclei of slab + H and the next image; the slab alone stands in the same cell.
-        spin: "magnetic", spin-polarised where an element of MAGNETIC is in the layer; "all"; or "none".
+        vacuum: Å between the outermost nuclei of slab + H and the next image; the slab alone stands in
+            the same cell.
+        spin: "magnetic", spin-polarised where an element of MAGNETIC is in the layer, and the pose once more
+            with spin where H is bound weakly (WEAK); "all"; or "none".
+        tolerance: of the density, in electrons per valence electron; that of the energy and the states
+            follows it.
     """
 
     code: str = "gpaw"
@@ -52,6 +61,7 @@ class Settings:
     smearing: float = 0.1
     vacuum: float = 12.0
     spin: str = "magnetic"
+    tolerance: float = 5e-3
 
     @property
     def key(self) -> str:
@@ -70,9 +80,10 @@ class Energy:
     Attributes:
         energy: eV per cell, extrapolated to zero smearing.
         moment: μB per cell, 0 without spin.
-        gap: eV between the states next to the Fermi level on the k-points taken; None where the calculator does not tell.
+        gap: eV between the states next to the Fermi level on the k-points taken; None where the
+            calculator does not tell.
         attempts: 2 where only gentle mixing converged.
-        seconds: of wall clock, failed attempts included.
+        seconds: of processor time, failed attempts included.
     """
 
     energy: float
@@ -82,8 +93,15 @@ class Energy:
     seconds: float
 
 
+def core_seconds() -> float:
+    """Processor time of this process and of those it waited for, s."""
+    return sum(os.times()[:4])
+
+
 def kpoint_grid(cell: np.ndarray, length: float) -> tuple[int, int, int]:
-    """Γ-centred grid of a layer's cell [3, 3] Å: along a and b the least number of points with n · |a| >= length Å."""
+    """Γ-centred grid of a layer's cell [3, 3] Å: along a and b the least number of points with n · |a| >=
+    length Å.
+    """
     along_a, along_b = np.linalg.norm(cell[:2], axis=1)
     return int(np.ceil(length / along_a - 1e-6)), int(np.ceil(length / along_b - 1e-6)), 1
 
@@ -103,7 +121,8 @@ def folded_kpoints(transform: np.ndarray, grid: tuple[int, int, int]) -> np.ndar
     points = set()
     for a in range(grid[0] * determinant):
         for b in range(grid[1] * determinant):
-            # A supercell's k · A = T (k · a): every reciprocal lattice vector of the supercell is a point of its own here.
+            # A supercell's k · A = T (k · a): every reciprocal lattice vector of the supercell is a point
+            # of its own here.
             point = inverse @ [a / grid[0], b / grid[1]]
             point -= np.ceil(point - 0.5 - 1e-7)
             points.add((round(point[0], 9) + 0.0, round(point[1], 9) + 0.0, 0.0))
@@ -155,7 +174,7 @@ def gpaw_calculator(settings: Settings, kpoints, spin: bool, gentle: bool) -> Ba
     options = {} if settings.mode == "pw" else {"basis": settings.mode, "h": 0.18}
     if settings.mode == "pw":
         options["eigensolver"] = (
-            "davidson"  # rmm-diis takes a third less time and does not converge on layers with states at the Fermi level
+            "davidson"  # rmm-diis is a third faster, and failed on a metal (SnTe2) where this did not
         )
     if gentle:
         options["mixer"] = {"name": "pulay", "beta": 0.02, "nmaxold": 5, "weight": 100.0}
@@ -169,10 +188,11 @@ def gpaw_calculator(settings: Settings, kpoints, spin: bool, gentle: bool) -> Ba
         spinpol=spin,
         occupations={"name": "fermi-dirac", "width": settings.smearing},
         convergence={
-            "energy": 1e-4,
-            "density": 1e-3,
-            "eigenstates": 1e-5,
-        },  # eV/electron, electrons, eV²: 1 meV in all
+            # 5e-3 ends within 0.2 meV of a fifth of it, in three quarters of the time
+            "density": settings.tolerance,
+            "energy": settings.tolerance / 16,  # eV per valence electron
+            "eigenstates": settings.tolerance / 50,  # eV² per valence electron
+        },
         maxiter=150 if gentle else 60,
         txt=None,
         **options,
@@ -180,7 +200,8 @@ def gpaw_calculator(settings: Settings, kpoints, spin: bool, gentle: bool) -> Ba
 
 
 def calculator_factory(name: str) -> Callable[[Settings, object, bool, bool], BaseCalculator]:
-    """The function behind `--dft-calculator`: gpaw_calculator for "gpaw", else `module:factory` with the same arguments.
+    """The function behind `--dft-calculator`: gpaw_calculator for "gpaw", else `module:factory` with the
+    same arguments.
 
     Raises:
         DftError: there is no such factory.
@@ -192,7 +213,7 @@ def calculator_factory(name: str) -> Callable[[Settings, object, bool, bool], Ba
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise DftError(
-            f"--dft-calculator {name}: give module:factory, called with (settings, kpoints, spin, gentle) ({error})"
+            f"--dft-calculator {name} ({error}): give module:factory, see gpaw_calculator"
         ) from error
 
 
@@ -205,15 +226,16 @@ def converge(atoms: Atoms, settings: Settings, kpoints, spin: bool) -> tuple[Ene
     Raises:
         DftError: both attempts failed; the message says how.
     """
-    make, begin, reasons = calculator_factory(settings.code), time.time(), []
+    make, begin, reasons = calculator_factory(settings.code), core_seconds(), []
     for attempt, gentle in enumerate((False, True), 1):
         work = atoms.copy()
         if spin:
-            work.set_initial_magnetic_moments([MAGNETIC.get(symbol, 0.0) for symbol in work.symbols])
+            moments = MAGNETIC | {"H": HYDROGEN_MOMENT}
+            work.set_initial_magnetic_moments([moments.get(symbol, 0.0) for symbol in work.symbols])
         work.calc = make(settings, kpoints, spin, gentle)
         try:
             energy = float(work.get_potential_energy())
-        except DftError:
+        except (DftError, TimeoutError):
             raise
         except Exception as error:  # every code has its own way to say that the density did not converge
             reasons.append(f"{type(error).__name__}: {' '.join(str(error).split())[:100]}")
@@ -222,7 +244,7 @@ def converge(atoms: Atoms, settings: Settings, kpoints, spin: bool) -> tuple[Ene
             reasons.append("energy is not finite")
             continue
         moment = float(work.get_magnetic_moment()) if spin else 0.0
-        return Energy(energy, moment, _gap(work.calc), attempt, time.time() - begin), work
+        return Energy(energy, moment, _gap(work.calc), attempt, core_seconds() - begin), work
     raise DftError("; with gentle mixing: ".join(reasons))
 
 
@@ -259,7 +281,7 @@ class HydrogenEnergy:
         pose: of the supercell with H.
         cells: primitive cells in the supercell.
         grid: k-points of the supercell.
-        spin: whether both were spin-polarised.
+        spin: whether both were spin-polarised; the pose alone where its moment is not 0.
         end: the pose, where its H or all of it was relaxed.
     """
 
@@ -309,15 +331,21 @@ def hydrogen_on(
         )
         slab, _ = converge(boxed(host, height), settings, points, spin)
     energy, work = converge(boxed(pose, height), settings, grid, spin)
+    if not spin and settings.spin == "magnetic" and energy.energy - cells * slab.energy - half_h2 > WEAK:
+        polarised, polarised_work = converge(boxed(pose, height), settings, grid, True)
+        seconds = energy.seconds + polarised.seconds
+        if polarised.energy < energy.energy:
+            energy, work = polarised, polarised_work
+        energy = replace(energy, seconds=seconds)
     end = None
     if relax != "none":
-        begin = time.time()
+        begin = core_seconds()
         if relax == "h":
             work.set_constraint(FixAtoms(range(len(work) - 1)))
         if not BFGS(work, logfile=None).run(fmax=0.05, steps=30):
             raise DftError("the pose did not relax in 30 steps")
-        moment = float(work.get_magnetic_moment()) if spin else 0.0
-        seconds = energy.seconds + time.time() - begin
+        moment = float(work.get_magnetic_moment()) if energy.moment else 0.0
+        seconds = energy.seconds + core_seconds() - begin
         energy = Energy(float(work.get_potential_energy()), moment, energy.gap, energy.attempts, seconds)
         end = Atoms(work.numbers, work.positions, cell=work.cell.array, pbc=(True, True, False))
     delta_e = energy.energy - cells * slab.energy - half_h2
