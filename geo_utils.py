@@ -13,6 +13,7 @@ from ase import Atoms
 from models.crystals.structure_files import read_structures
 from models.evaluation.columns import (
     dimenet,
+    elements_to_avoid,
     hydrogen,
     novelty,
     phonons,
@@ -26,6 +27,7 @@ from models.evaluation.provenance import provenance
 from models.evaluation.rows import join, table
 from models.evaluation.settings import Settings, check_files, settings_from
 from models.evaluation.shortlist import oracle_error, ranking
+from models.evaluation.verdicts import candidates
 from models.infra.shards import Shard
 from models.physics.potentials import Potential, load_potential
 
@@ -64,7 +66,8 @@ def evaluate(
     rows = join(rows, dimenet(layers, settings))
     synthesis, synthesis_model = synthesizability(rows, layers, settings)  # it reads E_hull
     rows = join(rows, synthesis)
-    rows = join(rows, novelty(layers, settings))
+    rows = join(rows, novelty(rows, layers, settings))  # of twins the one of lower E_hull is unique
+    rows = join(rows, elements_to_avoid(rows))
     rows = join(rows, ranking(rows, sigma))
 
     source = provenance(settings, potential, second, synthesis_model)
@@ -74,7 +77,7 @@ def evaluate(
     best_few = evaluation.layers_of_best(settings.phonons)
     rows = join(rows, second_delta_g(best, second, settings, Shard(out / "second.jsonl", resume)))
     rows = join(rows, phonons(best_few, potential, settings, Shard(out / "phonons.jsonl", resume)))
-    evaluation.rows = rows
+    evaluation.rows = join(rows, candidates(rows))
     return evaluation
 
 
