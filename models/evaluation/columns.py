@@ -14,6 +14,7 @@ from pymatgen.core import Composition
 from models.crystals.elements import avoided
 from models.crystals.layer import unpack_atoms
 from models.crystals.matching import Fingerprint
+from models.crystals.thresholds import STABLE
 from models.evaluation.known import known_register, unique_of
 from models.evaluation.rows import Columns, numbers
 from models.evaluation.settings import Settings
@@ -96,7 +97,7 @@ def stability(
             "e_hull_eV_per_atom": place.e_hull,
             "hull_compounds": place.phases,
             "stability_score": stability_score(place.e_hull),
-            "error": None if place.competes else alone,
+            "error": alone if place.e_hull < STABLE and not place.competes else None,
         }
     return found
 
