@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.networks.layers import MASK, TOKENS, Layers, TensorFields
+from models.networks.layers import MASK, TOKENS, Layers, TensorFields, reduction
 
-IMAGES = 3  # in-plane images searched for neighbours: −3 … 3 along a and b
+IMAGES = 3  # in-plane images searched for neighbours: −3 … 3 along the rows of the reduced basis
 SHORTEST_BOND, FINE_WIDTH = 1.0, 0.1  # Å
 CONDITIONS = ("delta_g_h", "e_hull", "synthesizable")  # names of Labels that the network can be asked for
 
@@ -62,12 +62,16 @@ def neighbours(layers: Layers, k: int):
         weight [B, N, k] of the envelope (0 on padding).
     """
     with torch.no_grad():
+        # Images are searched in the reduced basis: in a skewed one the nearest may lie at b + 4a.
+        basis = reduction(layers.cell)  # [B, 2, 2] integers
+        cell = basis @ layers.cell
+        frac = layers.frac_coords @ torch.linalg.inv(basis)
         span = torch.arange(-IMAGES, IMAGES + 1, device=layers.z.device)
         shifts = torch.cartesian_prod(span, span).to(layers.z.dtype)  # [S, 2]
-        delta = layers.frac_coords[:, None] - layers.frac_coords[:, :, None]  # [B, N, N, 2]
+        delta = frac[:, None] - frac[:, :, None]  # [B, N, N, 2]
         home = torch.round(delta)
-        base = (delta - home) @ layers.cell[:, None]
-        offsets = shifts @ layers.cell  # [B, S, 2]
+        base = (delta - home) @ cell[:, None]
+        offsets = shifts @ cell  # [B, S, 2]
         height = (layers.z[:, None] - layers.z[:, :, None]) ** 2
         square = ((base[..., None, :] + offsets[:, None, None]) ** 2).sum(-1) + height[..., None]
         padded = ~(layers.mask[:, None, :, None] & layers.mask[:, :, None, None])
@@ -79,6 +83,7 @@ def neighbours(layers: Layers, k: int):
         index, image = nearest // s, nearest % s
         flat = index.view(b, n * (k + 1))
         shift = shifts[image] - torch.gather(home, 2, index[..., None].expand(-1, -1, -1, 2))
+        shift = shift @ basis[:, None]  # [B, N, k + 1, 2] in the given basis
     coords = torch.cat([layers.frac_coords, layers.z[..., None]], -1)
     other = torch.gather(coords, 1, flat[..., None].expand(-1, -1, 3)).view(b, n, k + 1, 3)
     plane = (other[..., :2] + shift - coords[:, :, None, :2]) @ layers.cell[:, None]
