@@ -11,6 +11,7 @@ comes out. Writes OUT/table.md and OUT/table.csv; what is done is not done again
 import argparse
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import ase.db
@@ -18,7 +19,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import structure_generator
 from models.crystals.layer import NotALayer, extract_layer, reduced_formula
 from models.crystals.matching import MATCHER, Fingerprint
 from models.crystals.split import split_of
@@ -28,7 +28,9 @@ from models.evaluation.rows import read_table, write_table
 from models.infra.files import ROOT, file_hash, read_json, write_text
 from models.infra.shards import Shard
 from models.networks.layers import to_atoms
-from models.networks.sampler import Guide, Sampler, load_generator
+from models.networks.proposals import diffuse, head_properties, presentable
+from models.networks.sampler import Sampler, load_generator
+from models.networks.settings import MISSION, GeneratorSettings
 
 UNGUIDED = ["--gradient-scale", 0, "--cfg-scale", 0, "--proposals", 1, "--best-of", 1]
 DE_NOVO = ["--noise-level", "1", "--noise-scale", "1"]
@@ -129,29 +131,31 @@ def targets(args) -> dict:
     return {str(formula): found[formula] for formula in chosen}
 
 
-def guesses(method: str, truth, starts: list, model, diffusion, args, generator) -> tuple[list, list[float]]:
-    """TRIES layers of the formula of `truth`, and the E_hull that the model's head gives each."""
+def guesses(method: str, truth, starts: list, trained: tuple, generator) -> tuple[list, list[float]]:
+    """TRIES layers of the formula of `truth`, and the E_hull that the model's head gives each.
+
+    Args:
+        starts: the formula in its nearest prototypes.
+        trained: model and diffusion.
+    """
+    settings = GeneratorSettings(formula=reduced_formula(truth), guide=MISSION)
+    if method == "de novo":
+        settings = replace(settings, noise_level=1.0, noise_scale=1.0)
+        starts = [("", truth)] * TRIES  # of the truth its atoms are given, not their places
     if method == "substitution":
         layers = [atoms for _, atoms in starts]
     else:
-        level = DE_NOVO if method == "de novo" else []
-        settings = structure_generator.build_parser().parse_args(
-            ["--formula", reduced_formula(truth), "--device", "cpu", *level]
-        )
-        begin = (
-            [("", truth)] * TRIES if method == "de novo" else starts
-        )  # of the truth its atoms are given, not their places
-        sampler = Sampler(model, diffusion, Guide(), generator, settings.noise_scale)
-        _, drawn = structure_generator.diffuse([[start] for start in begin], sampler, settings)
-        layers = [structure_generator.presentable(atoms, settings.symprec) for atoms in to_atoms(drawn)]
-    return layers, structure_generator.head_properties(model, layers, "cpu")[:, 1].tolist()
+        sampler = Sampler(*trained, settings, generator)
+        _, drawn = diffuse([[start] for start in starts], sampler)
+        layers = [presentable(atoms, settings.symprec) for atoms in to_atoms(drawn)]
+    return layers, head_properties(trained[0], layers)[:, 1].tolist()
 
 
 def matches(args) -> dict:
     """Share of the test formulas whose stablest layer is the first guess, one of TRIES, or the one that the
     E_hull head ranks first.
     """
-    model, diffusion = load_generator(args.checkpoint)
+    trained = load_generator(args.checkpoint)
     templates = Templates.read(args.db)
     wanted, shard = targets(args), Shard(args.out / "matches.jsonl", True)
     identity = f"{file_hash(args.checkpoint)} {args.db} {args.seed}"
@@ -170,7 +174,7 @@ def matches(args) -> dict:
             if not starts and method != "de novo":
                 hits[method] = {"found": [False] * TRIES, "first": 0}
                 continue
-            layers, e_hull = guesses(method, truth, starts, model, diffusion, args, generator)
+            layers, e_hull = guesses(method, truth, starts, trained, generator)
             found = [bool(MATCHER.fit(Fingerprint(layer).structure, target)) for layer in layers]
             hits[method] = {"found": found, "first": int(np.argmin(e_hull))}
         shard.append(f"{identity} {formula}", hits)

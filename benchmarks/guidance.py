@@ -29,10 +29,11 @@ from pymatgen.core import Composition
 from scipy.stats import binomtest
 
 import structure_generator
-from geo_utils import evaluate, read_cifs
+from geo_utils import evaluate
 from models.crystals.layer import unpack_atoms
 from models.crystals.matching import Fingerprint, Register
 from models.crystals.split import split_of
+from models.crystals.structure_files import read_structures
 from models.crystals.templates import Templates, best_assignment
 from models.evaluation.columns import second_delta_g
 from models.evaluation.figures import COLOURS, generated_structures, save
@@ -41,7 +42,6 @@ from models.evaluation.metrics import (
     effective_number,
     flat,
     interval,
-    is_stable,
     markdown,
     metric_samples,
     rate_ratio,
@@ -51,6 +51,7 @@ from models.evaluation.schema import COLUMNS, GENERATED
 from models.evaluation.schema import METRICS as SCHEMA
 from models.evaluation.settings import Settings, needed_files
 from models.evaluation.shortlist import DIMENET, DIMENET_STD
+from models.evaluation.verdicts import is_stable
 from models.infra.files import (
     ROOT,
     file_hash,
@@ -61,7 +62,8 @@ from models.infra.files import (
 )
 from models.infra.shards import Shard
 from models.networks.egnn import Heads
-from models.networks.sampler import expected_distance
+from models.networks.proposals import HEADS
+from models.networks.settings import Guide, expected_distance
 from models.physics.potentials import load_potential
 
 SEEDS, SWEEP_SEED = (11, 12, 13), 10
@@ -132,7 +134,7 @@ SWEEP = {  # around one setting, with a seed of its own
     **{f"η = {eta}": Arm(guide(gradient_scale=eta), oracle=False) for eta in (10, 100)},
     **{f"s = {s}": Arm(guide(cfg_scale=s), oracle=False) for s in (1, 4)},
 }
-EXTRA = ["template", *structure_generator.HEADS, "nfe"]  # of generated.csv
+EXTRA = ["template", *HEADS, "nfe"]  # of generated.csv
 JUDGED_SCHEMA = (*SCHEMA, *(column for column in GENERATED if column.name in EXTRA))
 HITS = HIT, CLOSE = "hit_rate_0.2eV", "hit_rate_0.1eV"
 JUDGED = (*HITS, "mae_delta_g_h_oracle_eV", "delta_g_h_gap_eV")  # by the oracle
@@ -171,7 +173,6 @@ TOP_COLUMNS = [
 
 
 # --- drawing and judging
-# ------------------------------------------------------------------------------------------------
 
 
 def unless_done(path: Path, key: str, work):
@@ -220,7 +221,7 @@ def judge(folder: Path, arm: Arm, args) -> pd.DataFrame:
 
     def run():
         drawn = read_table(folder / "cifs/generated.csv", GENERATED)
-        rows = evaluate(read_cifs(folder / "cifs"), settings, folder, resume=True).rows
+        rows = evaluate(read_structures(folder / "cifs"), settings, folder, resume=True).rows
         if rows["error"].str.contains("worker died").any():
             raise SystemExit(f"a process died while {folder} was judged: start the study again")
         rows = rows.merge(drawn[["material_id", *EXTRA]], on="material_id", how="left", validate="1:1")
@@ -286,7 +287,6 @@ def cost(folder: str) -> dict[str, float]:
 
 
 # --- statistics
-# ---------------------------------------------------------------------------------------------------------
 
 
 def paired_p(own: pd.DataFrame, other: pd.DataFrame, metric: str) -> dict:
@@ -328,11 +328,11 @@ def ranked(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """
     unique = rows[is_true(rows["unique"])]
     stable = unique[is_stable(unique) & unique[DIMENET].notna()]
-    guide = structure_generator.guide_of(structure_generator.build_parser().parse_args([]))
+    guide = Guide()
     by_dimenet = expected_distance(*tensor(stable, [DIMENET, DIMENET_STD]).T)
     orders = {"DimeNet++": stable.iloc[by_dimenet.argsort().tolist()]}
-    if unique[structure_generator.HEADS].notna().all(axis=None):
-        losses = guide.loss(Heads(*tensor(unique, structure_generator.HEADS).T))
+    if unique[HEADS].notna().all(axis=None):
+        losses = guide.loss(Heads(*tensor(unique, HEADS).T))
         orders["heads"] = unique.iloc[losses.argsort().tolist()]
     return orders
 
@@ -411,7 +411,6 @@ def judged_by_oracle(name: str, rows: pd.DataFrame, arm: Arm, others: dict[str, 
 
 
 # --- what comes out
-# -----------------------------------------------------------------------------------------------------
 
 
 def nearest_known(templates: Templates, formula: str) -> str:

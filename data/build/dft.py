@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
@@ -34,7 +35,7 @@ from models.physics.parallel import OracleSettings
 ROOT = Path(__file__).resolve().parents[2]
 SHARDS = ROOT / "data" / "shards"
 REFERENCE = Path(os.environ.get("HER2D_REFERENCE_DATA", ROOT / "../shared/data"))
-MAX_ATOMS = 20  # of a supercell without its H, in the random and targeted samples; larger hosts wait
+MAX_ATOMS = 16  # of a supercell without its H, in the random and targeted samples; larger hosts wait
 MAX_ATOMS_LITERATURE = 30
 MAX_E_HULL = 0.3  # eV/atom of a C2DB layer
 TARGET, WINDOW = -0.27, 0.3  # eV: ΔE_H at which ΔG_H is 0, and how far off a targeted host may lie
@@ -147,26 +148,24 @@ def _label(kind: str, face: int) -> str:
     return f"{kind}-{'top' if face > 0 else 'bottom'}"
 
 
-def c2db_items(path: Path) -> list[dict]:
-    """Layers of C2DB shuffled by hash, that SevenNet has still to relax; none where the database is not
-    there.
+def c2db_items(path: Path, magnetic: bool) -> Iterator[dict]:
+    """Layers of C2DB with or without elements that need spin, shuffled by hash, in supercells of MAX_ATOMS at
+    most; SevenNet has still to relax them. None where the database is not there.
     """
     if not path.is_file():
         print(f"{path} is not there: no layers of C2DB (HER2D_REFERENCE_DATA names the folder)")
-        return []
+        return
     import ase.db
 
-    found = []
-    for row in ase.db.connect(path).select():
-        if row.natoms <= MAX_ATOMS and row.get("ehull", 9.0) < MAX_E_HULL:
-            found.append((digest("dft" + row.uid), row.uid, row.id, row.symbols))
-    found.sort()
-    database = ase.db.connect(path)
-    items = []
-    for _, uid, number, symbols in found:
-        load = lambda number=number: database.get_atoms(number)
-        items.append(item(uid, "random", "C2DB", None, load=load, symbols=symbols))
-    return items
+    database, found = ase.db.connect(path), []
+    for row in database.select():
+        small = row.natoms <= MAX_ATOMS and row.get("ehull", 9.0) < MAX_E_HULL
+        if small and Settings().polarised(row.symbols) == magnetic:
+            found.append((digest("dft" + row.uid), row.uid, row.id))
+    for _, uid, number in sorted(found):
+        atoms = database.get_atoms(number)
+        if len(spaced_supercell(atoms)) <= MAX_ATOMS:
+            yield item(uid, "magnetic" if magnetic else "random", "C2DB", None, unrelaxed=atoms)
 
 
 def targeted_items(folder: Path) -> list[dict]:
@@ -209,7 +208,7 @@ def literature_items(shard: Path) -> list[dict]:
     """Layers of LITERATURE as SevenNet relaxed them in the embedded set; hydrogen is still to be put on."""
     rows = Shard(shard).rows
     return [
-        item(key, "literature", "embedded", unpack_atoms(rows[key]["atoms"]))
+        item(key, "literature", "embedded", None, unrelaxed=unpack_atoms(rows[key]["atoms"]))
         for key in LITERATURE
         if rows[key]["reason"] == ""
     ]
@@ -236,40 +235,40 @@ def top20_items(folder: Path) -> list[dict]:
     )
 
 
-def strata(items: list[dict]) -> tuple[list[dict], list[dict]]:
-    """Items that need no spin, and those that do, as sample "magnetic"."""
-    plain, magnetic = [], []
-    for work in items:
-        if Settings().polarised(work["symbols"] if work["host"] is None else work["host"].symbols):
+def mixed(*sources: Iterable[dict]) -> Iterator[dict]:
+    """One of each in turn, until all are used up."""
+    for together in zip_longest(*sources):
+        for work in together:
+            if work:
+                yield work
+
+
+def work_items() -> Iterator[dict]:
+    """All work in its order: ORDER over and over, a source that is used up left out; each item only once."""
+    embedded, magnetic, seen = [], [], set()
+    for work in embedded_items(SHARDS / "relaxed.jsonl"):
+        if Settings().polarised(work["host"].symbols):
             magnetic.append(work | {"sample": "magnetic"})
         else:
-            plain.append(work)
-    return plain, magnetic
-
-
-def work_items() -> list[dict]:
-    """All work in its order: ORDER over and over, a source that is used up left out; then each key only
-    once.
-    """
-    embedded, embedded_magnetic = strata(embedded_items(SHARDS / "relaxed.jsonl"))
-    c2db, c2db_magnetic = strata(c2db_items(REFERENCE / "c2db" / "c2db.db"))
+            embedded.append(work)
+    c2db = REFERENCE / "c2db" / "c2db.db"
     sources = {
         "embedded": embedded,
-        "c2db": c2db,
-        "magnetic": [work for pair in zip_longest(embedded_magnetic, c2db_magnetic) for work in pair if work],
+        "c2db": c2db_items(c2db, magnetic=False),
+        "magnetic": mixed(magnetic, c2db_items(c2db, magnetic=True)),
         "targeted": targeted_items(ROOT / "data"),
         "literature": literature_items(SHARDS / "layers.jsonl"),
         "top20": top20_items(ROOT / "results" / "published" / "top20"),
     }
-    queues, ordered = {name: iter(items) for name, items in sources.items()}, {}
+    queues = {name: iter(items) for name, items in sources.items()}
     while queues:
         for name in ORDER:
             work = next(queues[name], None) if name in queues else None
             if work is None:
                 queues.pop(name, None)
-            else:
-                ordered.setdefault((work["key"], work["rank"], work["relax"]), work)
-    return list(ordered.values())
+            elif (work["key"], work["rank"], work["relax"]) not in seen:
+                seen.add((work["key"], work["rank"], work["relax"]))
+                yield work
 
 
 @cache
@@ -280,14 +279,10 @@ def load_oracle(potential: str) -> HydrogenOracle:
 
 def place(work: dict, potential: str) -> tuple[dict, str]:
     """The item with layer and hydrogen relaxed by the potential, and why there is none, or an empty text."""
-    host = work["load"]() if "load" in work else work["host"]
     limit = MAX_ATOMS_LITERATURE if work["sample"] == "literature" else MAX_ATOMS
-    size = len(spaced_supercell(host))
-    if size > limit:
-        return work, f"too large: {size} atoms"
     oracle = load_oracle(potential)
-    host, _ = oracle.own_layer(host)
-    placed = {name: value for name, value in work.items() if name != "load"} | {"host": host}
+    host, _ = oracle.own_layer(work["unrelaxed"])
+    placed = work | {"host": host}
     size = len(spaced_supercell(host))
     if size > limit:
         return placed, f"too large: {size} atoms"
@@ -358,7 +353,7 @@ def _finished(row: dict | None, seconds: float) -> bool:
 
 
 def make(
-    shard: Shard, items: list[dict], settings: Settings, hours: float, potential: str, seconds: float
+    shard: Shard, items: Iterable[dict], settings: Settings, hours: float, potential: str, seconds: float
 ) -> None:
     """Computes what the shard lacks, in order, until the time is up; `seconds` of processor time an item."""
     deadline, reference = time.time() + hours * 3600, f"H2|{settings.key}"
@@ -428,7 +423,7 @@ def main():
     args = build_parser().parse_args()
     np.seterr(all="ignore")
     settings = Settings(code=args.dft_calculator)
-    items = [work for work in work_items() if not args.only or work["sample"] in args.only]
+    items = (work for work in work_items() if not args.only or work["sample"] in args.only)
     shard = Shard(args.out)
     make(shard, items, settings, args.hours, args.potential, args.seconds)
     print(counts(shard))

@@ -105,7 +105,6 @@ def lone_atom(b=2.6, gamma=100.0):
 
 
 # --- neighbours against ASE
-# ------------------------------------------------------------------------------------------------
 
 
 def assert_nearest(layers: Layers, k):
@@ -185,7 +184,7 @@ def test_neighbours_in_a_supercell_and_with_atoms_outside_the_cell():
 
 
 def test_the_envelope_hides_a_broken_tie():
-    """At the (K+1)-th distance the weight is zero, so it does not matter which of the tied images was taken."""
+    """At the (K+1)-th distance the weight is zero, so it does not matter which tied image was taken."""
     layers = one("graphene", rattle=0.0)  # shells of 3, 6, 3, 6, ...: K = 5 cuts through the second
     _, vectors, weight = neighbours(layers, 5)
     assert (weight[0, :, 3:].abs() < 1e-9).all() and (weight[0, :, :3] > 0.1).all()
@@ -202,7 +201,6 @@ def test_neighbours_of_a_padded_batch_ignore_the_padding():
 
 
 # --- symmetries
-# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -330,7 +328,6 @@ def test_it_is_a_smooth_function_of_the_atoms(model):
 
 
 # --- conditions
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_property_heads_do_not_see_the_condition(model):
