@@ -29,10 +29,11 @@ from pymatgen.core import Composition
 from scipy.stats import binomtest
 
 import structure_generator
-from geo_utils import evaluate, read_cifs
+from geo_utils import evaluate
 from models.crystals.layer import unpack_atoms
 from models.crystals.matching import Fingerprint, Register
 from models.crystals.split import split_of
+from models.crystals.structure_files import read_structures
 from models.crystals.templates import Templates, best_assignment
 from models.evaluation.columns import second_delta_g
 from models.evaluation.figures import COLOURS, generated_structures, save
@@ -41,7 +42,6 @@ from models.evaluation.metrics import (
     effective_number,
     flat,
     interval,
-    is_stable,
     markdown,
     metric_samples,
     rate_ratio,
@@ -51,6 +51,7 @@ from models.evaluation.schema import COLUMNS, GENERATED
 from models.evaluation.schema import METRICS as SCHEMA
 from models.evaluation.settings import Settings, needed_files
 from models.evaluation.shortlist import DIMENET, DIMENET_STD
+from models.evaluation.verdicts import is_stable
 from models.infra.files import (
     ROOT,
     file_hash,
@@ -220,7 +221,7 @@ def judge(folder: Path, arm: Arm, args) -> pd.DataFrame:
 
     def run():
         drawn = read_table(folder / "cifs/generated.csv", GENERATED)
-        rows = evaluate(read_cifs(folder / "cifs"), settings, folder, resume=True).rows
+        rows = evaluate(read_structures(folder / "cifs"), settings, folder, resume=True).rows
         if rows["error"].str.contains("worker died").any():
             raise SystemExit(f"a process died while {folder} was judged: start the study again")
         rows = rows.merge(drawn[["material_id", *EXTRA]], on="material_id", how="left", validate="1:1")

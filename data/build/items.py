@@ -10,7 +10,6 @@ import numpy as np
 from ase import Atoms
 from ase.build import bcc100, bcc110, fcc100, fcc111, fcc211, hcp0001, molecule
 from ase.data import atomic_numbers, covalent_radii
-from pymatgen.core import Element
 
 from data.build.prototypes import (
     ALKALI,
@@ -23,6 +22,7 @@ from data.build.prototypes import (
     TRANSITION,
     TRIELS,
 )
+from models.crystals.bulk import aflow, balanced
 from models.crystals.charges import smact_valid
 from models.crystals.layer import layer_atoms, pack_atoms, unpack_atoms
 from models.crystals.split import split_of
@@ -131,26 +131,6 @@ RELAXED_HOSTS = {
     "val": 60,
     "test": 100,
 }  # more of the held-out ones than their share, for the sake of the errors
-
-
-def aflow() -> dict:
-    """Primitive cells of pymatgen's AFLOW prototypes by tag."""
-    from pymatgen.analysis.prototypes._data import AFLOW_PROTOTYPE_LIBRARY
-    from pymatgen.io.ase import AseAtomsAdaptor
-
-    found = {}
-    for entry in AFLOW_PROTOTYPE_LIBRARY:
-        structure = entry["snl"].structure.get_primitive_structure()
-        found.setdefault(entry["tags"]["aflow"], AseAtomsAdaptor.get_atoms(structure, msonable=False))
-    return found
-
-
-def balanced(fill: dict[str, int]) -> bool:
-    """Whether some choice of common oxidation states adds up to zero; `fill` is element -> number of atoms."""
-    states = [Element(symbol).common_oxidation_states for symbol in fill]
-    return any(
-        sum(q * n for q, n in zip(choice, fill.values())) == 0 for choice in itertools.product(*states)
-    )
 
 
 def _phase(prototypes: dict, tag: str, fill: dict[str, str]):

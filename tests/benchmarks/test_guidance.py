@@ -18,6 +18,9 @@ def row(number: int, seed: int = 11, hit: bool = True, template: str = "a", **ch
     """A structure that is stable, and active or not."""
     filled = {
         "material_id": f"gen_{number:04d}_X",
+        "two_d": True,
+        "valid": True,
+        "h_flags": "adsorbed:1",
         "converged": True,
         "e_hull_eV_per_atom": 0.0,
         "hull_compounds": 3,

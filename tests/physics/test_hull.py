@@ -10,10 +10,18 @@ from ase.calculators.emt import EMT
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition
 
-from models.evaluation.metrics import stability_score
+from models.evaluation.verdicts import stability_score
 from models.infra.shards import Shard
-from models.physics.hull import Hull, competing_phase_known, hull_for, is_stable, relax_phase, to_pbe
-from models.physics.potentials import load_potential
+from models.physics.hull import (
+    Hull,
+    competing_phase_known,
+    hull_for,
+    is_stable,
+    read_points,
+    relax_phase,
+    to_pbe,
+)
+from models.physics.potentials import Potential, load_potential
 
 # eV per formula as written. Elements: Li -2 an atom (two polymorphs), Cl -3 an atom.
 TOY = [("Li", -2.0), ("Li2", -3.6), ("Cl4", -12.0), ("LiCl", -6.0), ("Li3Cl", -9.04)]
@@ -138,10 +146,9 @@ def write_phases(path, potential):
 def test_hull_of_another_potential_is_relaxed_anew(tmp_path):
     """Stored energies serve only the potential that made them; the two ways must give one hull."""
     emt = load_potential("ase.calculators.emt:EMT")
-    stored = hull_for(
-        emt, ["CuAl"], write_phases(tmp_path / "right.db", "right"), Shard(tmp_path / "a.jsonl")
-    )
-    anew = hull_for(emt, ["CuAl"], write_phases(tmp_path / "wrong.db", "wrong"), Shard(tmp_path / "b.jsonl"))
+    right, wrong = (write_phases(tmp_path / f"{which}.db", which) for which in ("right", "wrong"))
+    stored = hull_for(emt, ["CuAl"], right, Shard(tmp_path / "a.jsonl"), points=None)
+    anew = hull_for(emt, ["CuAl"], wrong, Shard(tmp_path / "b.jsonl"), points=None)
     assert {entry.composition.reduced_formula for entry in anew.entries} == {
         "Cu",
         "Al",
@@ -151,6 +158,52 @@ def test_hull_of_another_potential_is_relaxed_anew(tmp_path):
         stored.stability("CuAl", energy).e_form, abs=1e-3
     )
     assert abs(stored.stability("CuAl", energy).e_form) < 5
+
+
+class Refuses(EMT):
+    """EMT that knows no aluminium, as long as `refuses`."""
+
+    refuses = True
+
+    def calculate(self, atoms=None, *args, **kwargs):
+        if self.refuses and "Al" in atoms.symbols:
+            raise NotImplementedError("no parameters of Al")
+        super().calculate(atoms, *args, **kwargs)
+
+
+def test_a_phase_that_fails_is_counted_and_tried_again(tmp_path):
+    """It was dropped without a word, and remembered as failed for ever (issue 20.5)."""
+    path, cache = write_phases(tmp_path / "phases.db", "wrong"), Shard(tmp_path / "cache.jsonl")
+    calculator = Refuses()
+    potential = Potential("refuses", calculator, "test", "test")
+    hull = hull_for(potential, ["CuAl"], path, cache, points=None)
+    assert list(hull.failed) == ["Al"] and "no parameters of Al" in hull.failed["Al"]
+    with pytest.raises(ValueError, match="no reference phase of Al"):
+        hull.stability("CuAl", -1.0)
+    calculator.refuses = False
+    hull = hull_for(potential, ["CuAl"], path, Shard(tmp_path / "cache.jsonl"), points=None)
+    assert hull.failed == {} and np.isfinite(hull.stability("CuAl", -1.0).e_hull)
+
+
+def test_points_of_dft_are_part_of_the_hull_and_can_be_left_out(tmp_path):
+    hull = Hull([("Li", -2.0), ("Cl", -3.0), ("LiCl", -6.0), ("K", -1.0)])
+    hull.add_points({"Li3Cl": -0.4, "KCl": 0.0, "MoS2": -1.0})  # KCl: on the line; Mo, S: no reference
+    assert hull.stability("Li3Cl", -9.0).e_stable == pytest.approx(-0.4)
+    assert hull.stability("Li7Cl", -17.0).e_stable == pytest.approx(-0.2)  # half way from Li to Li3Cl
+    assert hull.stability("KCl", -4.0).phases == 0
+    without = hull.stability("Li3Cl", -9.0, without="Li3Cl")
+    assert (without.e_stable, without.phases) == (pytest.approx(-0.25), 1)
+    (tmp_path / "points.csv").write_text("formula,e_stable_eV_per_atom\nLi3Cl,-0.4\n")
+    assert read_points(tmp_path / "points.csv") == {"Li3Cl": -0.4}
+    with pytest.raises(FileNotFoundError, match="dft_hull"):
+        read_points(tmp_path / "none.csv")
+
+
+def test_more_phases_reach_diagrams_that_were_made_before(hull):
+    hull = Hull(TOY)
+    before = hull.stability("Li2Cl", -7.3).e_hull
+    hull.add([("Li2Cl", -8.5)])
+    assert hull.stability("Li2Cl", -7.3).e_hull == pytest.approx(1.2 / 3) and before < 1.2 / 3
 
 
 def test_reading_without_a_file_says_what_to_do(tmp_path):
