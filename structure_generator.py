@@ -13,7 +13,7 @@ from models.crystals.templates import Templates
 from models.evaluation.generated import refine, summary, write_structures
 from models.evaluation.settings import Settings
 from models.infra.cli import add_system
-from models.infra.files import digest, file_hash
+from models.infra.files import digest, file_hash, shipped
 from models.infra.runs import resolve, run_script
 from models.infra.shards import Shard
 from models.networks.proposals import Generator, best
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--db", type=Path, default=Path("data/her2d.db"), help="ASE database that the templates come from"
+        "--db", type=Path, default=shipped("data/her2d.db"), help="ASE database that the templates come from"
     )
     data.add_argument("--formula", help="fix the composition, e.g. MoS2")
     data.add_argument("--template", help="only templates of this prototype")
@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--checkpoint",
         type=Path,
-        default=Path("models/weights/best_diffusion_model.pth"),
+        default=shipped("models/weights/best_diffusion_model.pth"),
         help="from stage 3",
     )
     model.add_argument(
