@@ -4,8 +4,7 @@ import argparse
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import ase.db
-
+from models.crystals.ase_database import row_ids
 from models.infra.cli import real, whole
 from models.physics.hydrogen import CORRECTION
 
@@ -50,20 +49,18 @@ def needed_files(settings: Settings) -> list[Path]:
 
 
 def check_files(settings: Settings) -> None:
-    """Says that a file is missing before hours of work.
+    """Says that a file is missing, or that a database is none, before hours of work.
 
     Raises:
         FileNotFoundError: names the first file that does not exist.
-        ValueError: a database of known layers is empty.
+        DatabaseError: names the database that holds no row, or is none.
     """
     for path in needed_files(settings):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is no file: see --help for the flag that names it")
-    for path in (settings.novelty_db, settings.template_db):
-        if not ase.db.connect(path).count():
-            raise ValueError(
-                f"{path} holds no structure: all would be novel; give a database of known layers"
-            )
+    row_ids(settings.novelty_db, "--novelty-db")
+    row_ids(settings.template_db, "--template-db")
+    row_ids(settings.references, "--references")
 
 
 def settings_from(args: argparse.Namespace) -> Settings:

@@ -358,6 +358,8 @@ def test_the_numbers_of_a_row_by_hand(run):
     assert found["hull_compounds"] == 0
     assert found["stability_score"] == pytest.approx(np.exp(-max(0, e_form)), abs=1e-3)
     assert found["rmsd_relaxed_A"] == pytest.approx(rmsd(start, relaxed.atoms), abs=1e-3)
+    assert "Al" in found["aqueous_products"] and found["e_pourbaix_eV_per_atom"] > 0.3  # Al dissolves in acid
+    assert not found["aqueous"] and found["stopped_by"] == "stable"
     assert found["p_synth"] == pytest.approx(0.7)
 
 
