@@ -285,10 +285,10 @@ def main(argv: list[str] | None = None) -> None:
     """Cleans the database, labels its layers, and writes the splits and the report."""
     args = build_parser().parse_args(argv)
     check_models(args)
+    args = resolve(args)
     rows, dropped = read_layers(args.db, args.max_atoms, args.max_e_hull, args.limit)
     if not rows:
         raise ValueError(f"{args.db}: no row is left after cleaning ({dict(dropped)})")
-    args = resolve(args)
     for reason, count in dropped.most_common():
         print(f"dropped {count:6d}  {reason}")
     print(f"kept    {len(rows):6d}")

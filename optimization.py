@@ -289,8 +289,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.plot:
         return plot(args.plot, args.figure)
     refuse_other_arguments(args)
-    data = read_data(args)
     args = resolve(args, out_is_file=True)
+    data = read_data(args)
     joint, diffusion = build(data, args)
     trainer = train_model(joint, diffusion, data, args)
     report(trainer, data, args)

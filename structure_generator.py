@@ -18,7 +18,7 @@ from models.infra.runs import resolve, run_script
 from models.infra.shards import Shard
 from models.networks.proposals import Generator, best
 from models.networks.sampler import load_generator
-from models.networks.settings import METHODS, GeneratorSettings, Guide
+from models.networks.settings import METHODS, SYMMETRIES, GeneratorSettings, Guide
 
 DEFAULT, AIM = GeneratorSettings(), Guide()
 
@@ -71,6 +71,13 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         default=DEFAULT.noise_level,
         help="t0 in (0, 1] that templates are noised to; 1 is pure noise",
+    )
+    model.add_argument(
+        "--symmetry",
+        choices=SYMMETRIES,
+        default=DEFAULT.symmetry,
+        help="layer group inside which a structure is diffused: its template's; a maximal subgroup of it "
+        "for half of the structures; none",
     )
     model.add_argument("--steps", type=int, default=DEFAULT.steps, help="denoising updates")
     model.add_argument(

@@ -31,12 +31,13 @@ from scipy.stats import binomtest
 import structure_generator
 from geo_utils import evaluate
 from models.crystals.layer import unpack_atoms
-from models.crystals.matching import Fingerprint, Register
+from models.crystals.matching import Fingerprint
 from models.crystals.split import split_of
 from models.crystals.structure_files import read_structures
 from models.crystals.templates import Templates, best_assignment
 from models.evaluation.columns import second_delta_g
 from models.evaluation.figures import COLOURS, generated_structures, save
+from models.evaluation.known import unique_of
 from models.evaluation.metrics import (
     aggregate,
     effective_number,
@@ -254,15 +255,15 @@ def results(folder: str, name: str) -> dict[str, dict]:
 
 
 def unique_over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with `unique` told over several seeds: the same as no earlier structure of the arm."""
-    seen, unique = Register(), rows["unique"].copy()
+    """The rows with `unique` told over several seeds: the most stable of each material of the arm."""
     relaxed = {folder: results(folder, "relaxed") for folder in rows["folder"].unique()}
-    for k in np.flatnonzero(unique.notna()):
+    fingerprints = {}
+    for k in np.flatnonzero(rows["unique"].notna()):
         folder, name = rows["folder"].iloc[k], rows["material_id"].iloc[k]
-        fingerprint = Fingerprint(unpack_atoms(relaxed[folder][name]["relaxed"]))
-        unique.iloc[k] = seen.find(fingerprint) is None
-        seen.add(name, fingerprint)
-    return rows.assign(unique=unique)
+        fingerprints[int(k)] = Fingerprint(unpack_atoms(relaxed[folder][name]["relaxed"]))
+    kept = unique_of(fingerprints, dict(enumerate(rows["e_hull_eV_per_atom"])))
+    unique = [k in kept if k in fingerprints else None for k in range(len(rows))]
+    return rows.assign(unique=pd.array(unique, dtype="boolean"))
 
 
 def core_seconds(rows: pd.DataFrame) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 The latter travel with the checkpoint as fingerprints, small enough for the repository: formula, layer group,
 cell and atoms, rounded far below the tolerance of the comparison. They are made by
 
-    python -m models.evaluation.known c2db.db --out models/weights/best_diffusion_model.known.json.gz
+    python -m models.evaluation.known DATABASE … --out CHECKPOINT.known.json.gz
 
 C2DB (Haastrup et al., 2D Mater. 5, 042002 (2018); Gjerding et al., 2D Mater. 8, 044002 (2021)) is CC-BY-4.0.
 """

@@ -154,6 +154,13 @@ class Hull:
         """All phases."""
         return [entry for entries in self.systems.values() for entry in entries]
 
+    def copy(self) -> "Hull":
+        """A hull of its own with the same phases."""
+        other = Hull([], self.potential)
+        other.systems = {elements: list(entries) for elements, entries in self.systems.items()}
+        other.failed, other.searched = dict(self.failed), dict(self.searched)
+        return other
+
     def add(self, phases: list[Phase | tuple]) -> None:
         """Takes in more phases of the same potential."""
         for phase in phases:
