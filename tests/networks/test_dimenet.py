@@ -44,6 +44,7 @@ from models.networks.dimenet import (
     save_ensemble,
     triplets,
 )
+from models.networks.training import Diverged
 
 SAMPLE = Path(os.environ.get("HER2D_REFERENCE_DATA", ROOT / "../shared/data")) / "is2re_lmdb" / "sample.lmdb"
 
@@ -519,3 +520,43 @@ def test_combined_models_cover_their_validation_error(tmp_path, records, capsys)
     energies, spreads = predict_spread(ensemble, val)
     covered = np.mean(np.abs(energies - [graph.y for graph in val]) <= spreads + 1e-6)
     assert abs(covered - 0.683) <= 1 / len(val)
+
+
+def test_a_loss_that_is_not_finite_is_named_and_the_last_good_weights_stay(
+    tmp_path, records, monkeypatch, capsys
+):
+    """From the second epoch on every prediction is NaN."""
+    real, epochs = pretrain_dimenet.train_epoch, []
+
+    def broken(trainer, *args):
+        epochs.append(1)
+        if len(epochs) == 2:
+            trainer.model.target_mean.fill_(np.nan)
+        return real(trainer, *args)
+
+    monkeypatch.setattr(pretrain_dimenet, "train_epoch", broken)
+    with pytest.raises(Diverged, match=r"no step of epoch 2 .*best of 1 epochs is in .*m.pt"):
+        pretrain_dimenet.main(["--lmdb", str(records), "--out", str(tmp_path / "m.pt"), *TINY])
+    assert "step skipped: loss nan" in capsys.readouterr().out
+    assert np.isfinite(predict(load_dimenet(tmp_path / "m.pt"), [adsorption_graph(*slab())])).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["--epochs 0", "--batch-size -1", "--lr 1e6", "--cutoff nan", "--blocks 0", "--share 0", "--share 2"]
+    + ["--per-host -1", "--jitter -1", "--target-std 0", "--hidden-channels 1.5", "--ema 1"],
+)
+def test_bad_flags_are_refused_by_name(wrong, capsys):
+    with pytest.raises(SystemExit):
+        pretrain_dimenet.main(["--lmdb", "x", *wrong.split()])
+    flag, value = wrong.split()
+    assert f"argument {flag}: '{value}' is not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x04K\x01."])
+def test_a_broken_checkpoint_is_said_before_any_record_is_read(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(pretrain_dimenet, "read_graphs", lambda *args: pytest.fail("the work began"))
+    (tmp_path / "broken.pt").write_bytes(content)
+    for flag in ("--init", "--combine"):
+        with pytest.raises(ValueError, match="broken.pt"):
+            pretrain_dimenet.main(["--lmdb", "x", flag, str(tmp_path / "broken.pt")])
