@@ -58,6 +58,7 @@ from models.infra.files import (
     file_hash,
     plain,
     read_rows,
+    shipped,
     write_rows,
     write_text,
 )
@@ -534,15 +535,17 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--db", type=Path, default=Path("data/her2d.db"), help="templates, and what is novel")
+    parser.add_argument(
+        "--db", type=Path, default=shipped("data/her2d.db"), help="templates, and what is novel"
+    )
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        default=Path("models/weights/best_diffusion_model.pth"),
+        default=shipped("models/weights/best_diffusion_model.pth"),
         help="from stage 3",
     )
     parser.add_argument(
-        "--dimenet", type=Path, default=Path("models/weights/dimenet.pt"), help="from stage 1"
+        "--dimenet", type=Path, default=shipped("models/weights/dimenet.pt"), help="from stage 1"
     )
     parser.add_argument("--num", type=int, default=96, help="structures a seed of a whole arm")
     parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
