@@ -4,8 +4,8 @@ the same.
 
 # Geometry: bonds and overlaps in sums of Cordero covalent radii, lengths in Å.
 BOND_SCALE = 1.3  # bonded: d <= BOND_SCALE (r_i + r_j); calls 99.6 % of C2DB's monolayers one 2D component
-# A verdict that changes between these is borderline: of 1200 C2DB monolayers 1.7 % fall apart at 1.25, and 1.2 %
-# are one layer at 1.4 only.
+# A verdict that changes between these is borderline: of 1200 C2DB monolayers 1.7 % fall apart at 1.25, and
+# 1.2 % are one layer at 1.4 only.
 BORDER_SCALES = (1.25, 1.4)
 COINCIDENT_SCALE = 0.1  # two atoms on one site, whatever a file rounds to
 OVERLAP_SCALE = 0.7  # overlapping: d < OVERLAP_SCALE (r_i + r_j); no bond of C2DB is as short
