@@ -60,7 +60,8 @@ def evaluate(
     rows = join(table([{"material_id": name} for name, _ in structures]), relaxed.columns)
 
     phases = Shard(out / "phases.jsonl")  # keyed by structure and potential: good for every set
-    rows = join(rows, stability(rows, relaxed.energies, potential, settings, phases))
+    energies, left_out = stability(rows, relaxed.energies, potential, settings, phases)
+    rows = join(rows, energies)
     adsorbed, poses = hydrogen(rows, layers, potential, settings, Shard(out / "adsorbed.jsonl", resume))
     rows = join(rows, adsorbed)
     rows = join(rows, dimenet(layers, settings))
@@ -72,6 +73,7 @@ def evaluate(
 
     source = provenance(settings, potential, second, synthesis_model)
     source |= {"oracle_error_eV": sigma, "oracle_error_from": sigma_note}
+    source |= {"competing_phases_left_out": left_out}
     evaluation = Evaluation(rows, layers, poses, source)
     best = evaluation.layers_of_best(settings.shortlist)
     best_few = evaluation.layers_of_best(settings.phonons)

@@ -26,13 +26,12 @@ from models.crystals.layer import pack_atoms, primitive_layer, reduced_formula, 
 from models.crystals.sites import adsorption_flag, spaced_supercell
 from models.crystals.split import split_of
 from models.datasets.lmdb_data import LmdbDataset
-from models.infra.files import digest
+from models.infra.files import ROOT, digest
 from models.infra.shards import Shard
 from models.physics.dft import Energy, Settings, core_seconds, half_hydrogen, hydrogen_on
 from models.physics.hydrogen import CORRECTION, HydrogenOracle
 from models.physics.parallel import OracleSettings
 
-ROOT = Path(__file__).resolve().parents[2]
 SHARDS = ROOT / "data" / "shards"
 REFERENCE = Path(os.environ.get("HER2D_REFERENCE_DATA", ROOT / "../shared/data"))
 MAX_ATOMS = 16  # of a supercell without its H, in the random and targeted samples; larger hosts wait
@@ -94,11 +93,6 @@ def material_class(atoms: Atoms) -> str:
     return "metal"
 
 
-def adsorbed(pose: Atoms, face: int) -> str:
-    """Why H (last atom) is not adsorbed on the pose; empty if it is."""
-    return adsorption_flag(pose, face)
-
-
 def item(key: str, sample: str, source: str, host: Atoms, **more) -> dict:
     """A piece of work; `more` has the pose, face and delta_e where SevenNet has been there already, else its
     oracle is asked.
@@ -126,7 +120,7 @@ def embedded_items(shard: Path) -> list[dict]:
         slab, good = unpack_atoms(row["slab"]), []
         for site in row["sites"]:
             pose = Atoms([*slab.numbers, 1], site["end"], cell=slab.cell, pbc=slab.pbc)
-            if site["converged"] and not site["flag"] and not adsorbed(pose, site["face"]):
+            if site["converged"] and not site["flag"] and not adsorption_flag(pose, site["face"]):
                 good.append(
                     {"pose": pose, "delta_e": site["delta_e"], "site": _label(site["kind"], site["face"])}
                 )
@@ -186,7 +180,7 @@ def targeted_items(folder: Path) -> list[dict]:
         slab = Atoms(numbers[:-1], record.pos[:-1].numpy().astype(float), cell=cell, pbc=(True, True, False))
         pose = Atoms(numbers, record.pos_relaxed.numpy().astype(float), cell=cell, pbc=(True, True, False))
         face = 1 if pose.positions[-1, 2] > pose.positions[:-1, 2].mean() else -1
-        if adsorbed(pose, face):
+        if adsorption_flag(pose, face):
             continue
         seen.add(record.host_uid)
         host = primitive_layer(slab, 0.02)
@@ -289,9 +283,7 @@ def place(work: dict, potential: str) -> tuple[dict, str]:
     found = oracle.delta_g(host)
     if found.pose is None:
         return placed, f"no adsorption: {found.flags_text}"
-    flag = adsorbed(found.pose, 1 if found.site.endswith("top") else -1)
-    placed |= {"pose": found.pose, "delta_e": found.delta_g_h, "site": found.site}
-    return placed, f"no adsorption: {flag}" if flag else ""
+    return placed | {"pose": found.pose, "delta_e": found.delta_g_h, "site": found.site}, ""
 
 
 def record(work: dict, settings: Settings, half_h2: float, potential: str, slab: Energy | None) -> dict:

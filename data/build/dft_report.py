@@ -16,7 +16,7 @@ from tqdm import tqdm
 from data.build.dft import ROOT, SHARDS, counts
 from data.build.validate import errors
 from models.crystals.layer import unpack_atoms
-from models.crystals.sites import carries_off, roomy
+from models.crystals.sites import abstracts, roomy
 from models.evaluation.figures import plt, save
 from models.evaluation.metrics import DRAWS
 from models.infra.files import read_rows, write_rows
@@ -175,7 +175,7 @@ def top20_rows(shard: Shard, settings: Settings) -> list[dict]:
         name = row["key"].split("|")[0].removeprefix("top20 ")
         line = {"material_id": name, "formula": row.get("formula", ""), "reason": row["reason"]}
         if "delta_e_sevennet" in row:
-            line["h_carries_off"] = carries_off(unpack_atoms(row["pose"]))
+            line["h_abstracts"] = abstracts(unpack_atoms(row["pose"]))
             line["delta_g_h_sevennet_eV"] = round(row["delta_e_sevennet"] + CORRECTION, 3)
         if row["reason"] == "":
             line["delta_g_h_dft_eV"] = round(row["delta_e_dft"] + CORRECTION, 3)
@@ -248,7 +248,7 @@ TOP20 = {
     "delta_g_h_sevennet_eV": "ΔG_H SevenNet",
     "delta_g_h_dft_eV": "ΔG_H DFT",
     "active_0.2eV": "active by DFT",
-    "h_carries_off": "H takes an atom along",
+    "h_abstracts": "H abstracts an atom",
     "gap_eV": "gap",
     "moment": "moment",
     "dft_seconds": "core-seconds",

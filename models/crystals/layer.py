@@ -86,6 +86,7 @@ def bond_ratios(atoms: Atoms, scale: float) -> tuple[np.ndarray, np.ndarray, np.
         NotAStructure: as check_geometry.
     """
     check_geometry(atoms)
+    atoms = completed(atoms)
     radii = covalent_radii[atoms.numbers]
     i, j, distance, shift = neighbour_list("ijdS", atoms, cutoff=2 * scale * radii.max())
     ratio = distance / (radii[i] + radii[j])
@@ -204,7 +205,7 @@ class Layer:
 
 def dimension(atoms: Atoms, scale: float = BOND_SCALE) -> tuple[int, int]:
     """(number of components, largest number of periodic directions of one of them)."""
-    parts = components(completed(atoms), scale)
+    parts = components(atoms, scale)
     return sum(part.copies for part in parts), max(part.rank for part in parts)
 
 

@@ -2,19 +2,20 @@
 replace them by.
 """
 
+import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import ase.db
 import numpy as np
 import spglib
 from ase import Atoms
 from ase.data import covalent_radii
 from pymatgen.core import Composition, Element
 
+from models.crystals.ase_database import number, readable_rows
 from models.crystals.layer import NotALayer, bond_ratios, extract_layer, layer_atoms
 from models.crystals.split import split_of
 from models.crystals.thresholds import BOND_SCALE, LAYER_VACUUM, SYMPREC
@@ -89,21 +90,21 @@ class Templates:
     @classmethod
     def read(cls, path: Path, max_atoms: int = 20, max_e_hull: float = 0.3) -> "Templates":
         """Templates of an ASE database in C2DB's schema; rows that are no layer are left out."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path} does not exist: give an ASE database with --db")
-        structures = []
-        rows = (
-            row
-            for row in ase.db.connect(path).select(f"natoms<={max_atoms}")
-            if row.get("ehull", 0.0) <= max_e_hull
-        )
-        for row in sorted(rows, key=lambda row: row.get("ehull", 0.0)):
-            try:
-                atoms = extract_layer(row.toatoms()).atoms
-            except NotALayer:
-                continue
-            structures.append((row.get("prototype") or prototype_name(atoms), atoms))
-        return cls(structures)
+        structures, dropped = [], Counter()
+        for row, submitted in readable_rows(path, dropped):
+            e_hull = number(row, "ehull") if "ehull" in row else 0.0
+            if e_hull is None:
+                dropped["ehull that is no number"] += 1
+            elif len(submitted) <= max_atoms and e_hull <= max_e_hull:
+                with contextlib.suppress(NotALayer):
+                    atoms = extract_layer(submitted).atoms
+                    name = row.get("prototype")
+                    name = name if isinstance(name, str) and name else prototype_name(atoms)
+                    structures.append((e_hull, name, atoms))
+        for reason, count in dropped.items():
+            print(f"{path}: {count} rows are no templates: {reason}")
+        structures.sort(key=lambda entry: entry[0])
+        return cls([(name, atoms) for _, name, atoms in structures])
 
     def select(
         self, formula: str | None = None, name: str | None = None, num_atoms: int | None = None

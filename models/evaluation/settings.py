@@ -4,9 +4,9 @@ import argparse
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import ase.db
-
+from models.crystals.ase_database import row_ids
 from models.infra.cli import real, whole
+from models.infra.files import shipped
 from models.physics.hydrogen import CORRECTION
 
 
@@ -17,16 +17,16 @@ class Settings:
     potential: str = "auto"
     potential_checkpoint: Path | None = None
     second_potential: str = "chgnet"
-    dimenet: Path = Path("models/weights/dimenet.pt")
-    synthesis: Path = Path("models/weights/synthesis.pt")
+    dimenet: Path = shipped("models/weights/dimenet.pt")
+    synthesis: Path = shipped("models/weights/synthesis.pt")
     csllm: str | None = None
     csllm_base: str | None = None
     csllm_dtype: str = "auto"
-    references: Path = Path("data/reference_phases.db")
-    novelty_db: Path = Path("data/her2d.db")
-    template_db: Path = Path("data/her2d.db")
-    learned: Path = Path("models/weights/best_diffusion_model.known.json.gz")
-    validation: Path = Path("data/validation.json")
+    references: Path = shipped("data/reference_phases.db")
+    novelty_db: Path = shipped("data/her2d.db")
+    template_db: Path = shipped("data/her2d.db")
+    learned: Path = shipped("models/weights/best_diffusion_model.known.json.gz")
+    validation: Path = shipped("data/validation.json")
     max_pourbaix: float = 0.5  # eV/atom; metastable up to here (Singh et al., Chem. Mater. 29, 10159 (2017))
     correction: float = CORRECTION
     oracle: str = "relaxed"
@@ -50,20 +50,18 @@ def needed_files(settings: Settings) -> list[Path]:
 
 
 def check_files(settings: Settings) -> None:
-    """Says that a file is missing before hours of work.
+    """Says that a file is missing, or that a database is none, before hours of work.
 
     Raises:
         FileNotFoundError: names the first file that does not exist.
-        ValueError: a database of known layers is empty.
+        DatabaseError: names the database that holds no row, or is none.
     """
     for path in needed_files(settings):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is no file: see --help for the flag that names it")
-    for path in (settings.novelty_db, settings.template_db):
-        if not ase.db.connect(path).count():
-            raise ValueError(
-                f"{path} holds no structure: all would be novel; give a database of known layers"
-            )
+    row_ids(settings.novelty_db, "--novelty-db")
+    row_ids(settings.template_db, "--template-db")
+    row_ids(settings.references, "--references")
 
 
 def settings_from(args: argparse.Namespace) -> Settings:

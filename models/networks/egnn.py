@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.networks.layers import MASK, TOKENS, Layers, TensorFields
+from models.networks.layers import MASK, TOKENS, Layers, TensorFields, reduction
 
-# In-plane images searched for neighbours, −3 … 3 along a and b: the 21 nearest of any atom of a reduced
+# In-plane images searched for neighbours, −3 … 3 along the rows of a reduced basis: the 21 nearest of any atom of a reduced
 # cell lie there.
 IMAGES = 3
 # Å; Gaussians this far apart cover the lengths of bonds: late in denoising an atom moves by hundredths of
@@ -89,12 +89,16 @@ def _nearest_images(layers: Layers, count: int) -> tuple[Tensor, Tensor]:
     """Index [B, N, count] of the atoms whose images are nearest to each atom, and the images' lattice shifts
     [B, N, count, 2].
     """
+    # In a skewed basis the nearest image may lie at b + 4a: the search is in the reduced one.
+    basis = reduction(layers.cell)  # [B, 2, 2] integers
+    cell = basis @ layers.cell
+    frac = layers.frac_coords @ torch.linalg.inv(basis)  # [B, N, 2]
     span = torch.arange(-IMAGES, IMAGES + 1, device=layers.z.device)
     shifts = torch.cartesian_prod(span, span).to(layers.z.dtype)  # [S, 2]
-    delta = layers.frac_coords[:, None] - layers.frac_coords[:, :, None]  # [B, N, N, 2], from the first atom
+    delta = frac[:, None] - frac[:, :, None]  # [B, N, N, 2], from the first atom
     home = torch.round(delta)
-    base = (delta - home) @ layers.cell[:, None]  # [B, N, N, 2] Å
-    offsets = shifts @ layers.cell  # [B, S, 2] Å
+    base = (delta - home) @ cell[:, None]  # [B, N, N, 2] Å
+    offsets = shifts @ cell  # [B, S, 2] Å
     height = (layers.z[:, None] - layers.z[:, :, None]) ** 2  # [B, N, N]
     square = ((base[..., None, :] + offsets[:, None, None]) ** 2).sum(-1) + height[..., None]  # [B, N, N, S]
     padded = ~(layers.mask[:, None, :, None] & layers.mask[:, :, None, None])
@@ -105,7 +109,7 @@ def _nearest_images(layers: Layers, count: int) -> tuple[Tensor, Tensor]:
     nearest = square.view(b, n, n * s).topk(count, largest=False).indices  # [B, N, count]
     index, image = nearest // s, nearest % s
     shift = shifts[image] - torch.gather(home, 2, index[..., None].expand(-1, -1, -1, 2))
-    return index, shift
+    return index, shift @ basis[:, None]
 
 
 class Edges(NamedTuple):

@@ -25,7 +25,7 @@ from models.infra.files import digest
 MAGNETIC = {"V": 2.0, "Cr": 3.0, "Mn": 4.0, "Fe": 3.0, "Co": 2.0, "Ni": 1.0}
 HYDROGEN_MOMENT = 1.0  # μB that H starts with where there is spin
 WEAK = 1.2  # eV: H bound more weakly than this to a layer without spin may keep its own (docs/dft.md)
-ATTEMPTS = 3  # at a density that converges, each gentler than the one before
+ATTEMPTS = 2  # at a density that converges, the second one gentler
 H2_BOX = 10.0  # Å, edge of the cube of the H2 molecule
 MISSING = "GPAW is not installed: `make dft` installs it (conda-forge's gpaw package works as well)"
 
@@ -162,8 +162,8 @@ def gpaw_calculator(settings: Settings, kpoints, spin: bool, attempt: int = 0) -
     Args:
         kpoints: grid (n1, n2, n3), Γ-centred, or points [K, 3].
         spin: whether the density is spin-polarised.
-        attempt: 0, residual minimisation, a third faster where it converges; 1, Davidson, for layers with
-            states at the Fermi level (SnTe2) on which it does not; 2, Davidson with slow mixing.
+        attempt: 0, or 1 for slow mixing. The eigensolver is Davidson's in both: residual minimisation is a
+            third faster on gapped layers and did not converge on metals (SnTe2, NbSI).
 
     Raises:
         DftError: GPAW is not installed.
@@ -175,11 +175,11 @@ def gpaw_calculator(settings: Settings, kpoints, spin: bool, attempt: int = 0) -
     options = {}
     if settings.mode == "pw":
         mode = {"name": "pw", "ecut": settings.cutoff}
-        options["eigensolver"] = "davidson" if attempt else "rmm-diis"
+        options["eigensolver"] = "davidson"
     else:
         mode = "lcao"
         options |= {"basis": settings.mode, "h": 0.18}
-    if attempt == 2:
+    if attempt:
         options["mixer"] = {"name": "pulay", "beta": 0.02, "nmaxold": 5, "weight": 100.0}
     points = {"size": kpoints, "gamma": True} if isinstance(kpoints, tuple) else kpoints
     if not isinstance(kpoints, tuple):
@@ -196,7 +196,7 @@ def gpaw_calculator(settings: Settings, kpoints, spin: bool, attempt: int = 0) -
             "energy": settings.tolerance / 16,  # eV per valence electron
             "eigenstates": settings.tolerance / 50,  # eV² per valence electron
         },
-        maxiter=(25, 60, 150)[attempt],
+        maxiter=150 if attempt else 60,
         txt=None,
         **options,
     )
@@ -221,13 +221,13 @@ def calculator_factory(name: str) -> Callable[[Settings, object, bool, int], Bas
 
 
 def converge(atoms: Atoms, settings: Settings, kpoints, spin: bool) -> tuple[Energy, Atoms]:
-    """Single point; where it does not converge, again with a safer solver, then with gentle mixing.
+    """Single point; where it does not converge, once more with gentle mixing.
 
     Returns:
         The energy, and the atoms with the calculator that converged.
 
     Raises:
-        DftError: all attempts failed; the message says how.
+        DftError: both attempts failed; the message says how.
     """
     make, begin, reasons = calculator_factory(settings.code), core_seconds(), []
     for attempt in range(ATTEMPTS):
@@ -248,7 +248,7 @@ def converge(atoms: Atoms, settings: Settings, kpoints, spin: bool) -> tuple[Ene
             continue
         moment = float(work.get_magnetic_moment()) if spin else 0.0
         return Energy(energy, moment, _gap(work.calc), attempt + 1, core_seconds() - begin), work
-    raise DftError("; then ".join(reasons))
+    raise DftError("; with gentle mixing: ".join(reasons))
 
 
 def _gap(calculator) -> float | None:

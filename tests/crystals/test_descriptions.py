@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from ase import Atoms
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from layers import known, unimodular
-from scipy.spatial.transform import Rotation
+from layers import known
+from strategies import descriptions
 
 from models.crystals.gates import gates
 from models.crystals.layer import extract_layer, primitive_layer, wrapped
@@ -22,34 +21,6 @@ NAMES = ("graphene", "h-BN", "1H-MoS2", "1T-TiS2", "Janus-MoSSe", "phosphorene",
 QUICK = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
-
-
-@st.composite
-def descriptions(draw) -> tuple[str, Atoms]:
-    """(name of a known layer, the same layer described otherwise)."""
-    name = draw(st.sampled_from(NAMES))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    repeat = draw(st.sampled_from([(1, 1, 1), (2, 1, 1), (1, 3, 1), (2, 2, 1), (3, 2, 1), (5, 5, 1)]))
-    atoms = known(name).repeat(repeat if len(known(name)) < 5 or max(repeat) < 4 else (2, 2, 1))
-    atoms.pbc = True
-    atoms.cell[2, 2] = np.ptp(atoms.positions[:, 2]) + draw(st.floats(10.1, 40.0))
-    if draw(st.booleans()):  # mirrored: another hand of the same layer
-        atoms.positions[:, 0] *= -1
-        atoms.cell[:, 0] *= -1
-    if draw(st.booleans()):  # the lattice rows mixed, c into the plane too
-        atoms.set_cell(unimodular(rng) @ atoms.cell.array)
-    angle = draw(st.floats(0, 360))
-    rotation = Rotation.from_euler("z", angle, degrees=True)
-    if draw(st.booleans()):
-        rotation = Rotation.random(random_state=int(rng.integers(2**31)))
-    matrix = rotation.as_matrix()
-    atoms.set_cell(atoms.cell.array @ matrix.T)
-    atoms.positions = atoms.positions @ matrix.T
-    atoms.positions += rng.uniform(-1, 1, 3) @ atoms.cell.array  # another origin, through every boundary
-    atoms.positions += rng.integers(-2, 3, (len(atoms), 3)) @ atoms.cell.array  # every atom in another cell
-    if draw(st.booleans()):
-        atoms.wrap()
-    return name, atoms[rng.permutation(len(atoms))]
 
 
 def kinds(atoms: Atoms) -> Counter:
@@ -69,7 +40,7 @@ def slab_distances(atoms: Atoms) -> np.ndarray:
     return np.array(sorted(found))
 
 
-@given(descriptions())
+@given(descriptions(NAMES))
 @QUICK
 def test_the_verdict_and_the_measures_do_not_depend_on_the_description(case):
     name, atoms = case
@@ -81,7 +52,7 @@ def test_the_verdict_and_the_measures_do_not_depend_on_the_description(case):
     assert len(found) % len(layer) == 0
 
 
-@given(descriptions())
+@given(descriptions(NAMES))
 @QUICK
 def test_the_primitive_layer_is_small_and_inside_its_cell(case):
     name, atoms = case
@@ -92,14 +63,14 @@ def test_the_primitive_layer_is_small_and_inside_its_cell(case):
     np.testing.assert_allclose(found.positions[:, 2], wrapped(found).positions[:, 2])
 
 
-@given(descriptions())
+@given(descriptions(NAMES))
 @settings(QUICK, max_examples=25)
 def test_the_fingerprint_does_not_depend_on_the_description(case):
     name, atoms = case
     assert Fingerprint(extract_layer(atoms).atoms).same(Fingerprint(known(name)))
 
 
-@given(descriptions())
+@given(descriptions(NAMES))
 @settings(QUICK, max_examples=25)
 def test_sites_and_slabs_do_not_depend_on_the_description(case):
     """Before, the atoms of a shuffled supercell stood cells away from the primitive cell, and the metal of

@@ -84,7 +84,7 @@ def test_an_empty_database_of_known_layers_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     empty = tmp_path / "empty.db"
     ase.db.connect(empty).metadata = {"title": "nothing"}
-    with pytest.raises(ValueError, match="empty.db holds no structure"):
+    with pytest.raises(ValueError, match="empty.db holds no row"):
         check_files(replace(Settings(), novelty_db=empty))
     with pytest.raises(FileNotFoundError, match="--help"):
         check_files(replace(Settings(), novelty_db=tmp_path / ""))
