@@ -260,12 +260,18 @@ def _cheapest(species: list[Species], material: Species, ph: float, potential: f
     return (float(found.fun), found.x) if found.status == 0 else (None, None)
 
 
-def aqueous_columns(pourbaix: Pourbaix, formula: str, energy: float) -> dict:
+def aqueous_columns(
+    pourbaix: Pourbaix, formula: str, energy: float, metastable: float = METASTABLE
+) -> dict[str, float | str | bool | None]:
     """Columns of a row of metrics: the worst of U = 0 and −0.2 V in acid (pH 0) and in base (pH 14).
 
+    Args:
+        formula, energy: of the cell, as Pourbaix.stability takes them.
+        metastable: e_pourbaix up to which a material survives, eV/atom.
+
     Returns:
-        e_pourbaix_eV_per_atom, e_dissolution_eV_per_atom, aqueous_products and aqueous (True, False or
-        "not known") for acid, and the same with the suffix _base.
+        e_pourbaix_eV_per_atom, e_dissolution_eV_per_atom, aqueous_products and aqueous for acid, and the same
+        with the suffix _base; None (products: "not known") where an element has no dissolved species.
     """
     found, columns = pourbaix.working_points(formula, energy), {}
     for ph, suffix in ((0.0, ""), (14.0, "_base")):
@@ -273,9 +279,9 @@ def aqueous_columns(pourbaix: Pourbaix, formula: str, energy: float) -> dict:
         known = points[0].e_pourbaix is not None
         worst = max(points, key=lambda one: one.e_pourbaix) if known else points[0]
         columns |= {
-            f"e_pourbaix{suffix}_eV_per_atom": worst.e_pourbaix if known else "",
-            f"e_dissolution{suffix}_eV_per_atom": max(p.e_dissolution for p in points) if known else "",
+            f"e_pourbaix{suffix}_eV_per_atom": worst.e_pourbaix if known else None,
+            f"e_dissolution{suffix}_eV_per_atom": max(p.e_dissolution for p in points) if known else None,
             f"aqueous{suffix}_products": worst.products,
-            f"aqueous{suffix}": all(p.holds() for p in points) if known else "not known",
+            f"aqueous{suffix}": all(p.holds(metastable) for p in points) if known else None,
         }
     return columns
