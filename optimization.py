@@ -16,7 +16,7 @@ from tqdm import tqdm
 from models.datasets.graphs import labelled_layers, off_equilibrium_graphs
 from models.evaluation.figures import plot_loss_curve
 from models.infra.cli import add_system, real, whole
-from models.infra.files import load_checkpoint, read_rows, write_json
+from models.infra.files import load_checkpoint, read_rows, shipped, write_json
 from models.infra.runs import resolve, run_script
 from models.networks.diffusion import LOSS_WEIGHTS, Diffusion, joint_loss, off_equilibrium_loss
 from models.networks.egnn import DenoisingEGNN
@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--off-equilibrium",
         type=Path,
-        default=Path("data/perturbed.pt"),
+        default=shipped("data/perturbed.pt"),
         help="bent layers with energies, for the E_hull head alone; '' for none",
     )
     model = parser.add_argument_group("model")

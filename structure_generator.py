@@ -13,12 +13,12 @@ from models.crystals.templates import Templates
 from models.evaluation.generated import refine, summary, write_structures
 from models.evaluation.settings import Settings
 from models.infra.cli import add_system
-from models.infra.files import digest, file_hash
+from models.infra.files import digest, file_hash, shipped
 from models.infra.runs import resolve, run_script
 from models.infra.shards import Shard
 from models.networks.proposals import Generator, best
 from models.networks.sampler import load_generator
-from models.networks.settings import METHODS, GeneratorSettings, Guide
+from models.networks.settings import METHODS, SYMMETRIES, GeneratorSettings, Guide
 
 DEFAULT, AIM = GeneratorSettings(), Guide()
 
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--db", type=Path, default=Path("data/her2d.db"), help="ASE database that the templates come from"
+        "--db", type=Path, default=shipped("data/her2d.db"), help="ASE database that the templates come from"
     )
     data.add_argument("--formula", help="fix the composition, e.g. MoS2")
     data.add_argument("--template", help="only templates of this prototype")
@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--checkpoint",
         type=Path,
-        default=Path("models/weights/best_diffusion_model.pth"),
+        default=shipped("models/weights/best_diffusion_model.pth"),
         help="from stage 3",
     )
     model.add_argument(
@@ -71,6 +71,13 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         default=DEFAULT.noise_level,
         help="t0 in (0, 1] that templates are noised to; 1 is pure noise",
+    )
+    model.add_argument(
+        "--symmetry",
+        choices=SYMMETRIES,
+        default=DEFAULT.symmetry,
+        help="layer group inside which a structure is diffused: its template's; a maximal subgroup of it "
+        "for half of the structures; none",
     )
     model.add_argument("--steps", type=int, default=DEFAULT.steps, help="denoising updates")
     model.add_argument(

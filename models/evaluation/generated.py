@@ -8,11 +8,12 @@ from ase.io import write
 
 from models.crystals.layer import reduced_formula, unpack_atoms
 from models.crystals.matching import layer_group
+from models.crystals.symmetry import layer_operations
 from models.evaluation.metrics import pareto_front
 from models.evaluation.schema import GENERATED
 from models.evaluation.settings import Settings
 from models.evaluation.tasks import RELAXATION, computed, relax_one
-from models.infra.files import write_rows
+from models.infra.files import write_rows, write_text
 from models.infra.shards import Shard
 from models.networks.proposals import HEADS, head_properties, opinions
 from models.networks.settings import Guide
@@ -53,9 +54,25 @@ def write_structures(found: list[dict], kept: set[int], guide: Guide, out: Path)
         rows.append(columns | dict(zip(HEADS, row["heads"])))
         if k in kept:
             structures[identity] = atoms
-            write(out / f"{identity}.cif", atoms)
+            write_cif(out / f"{identity}.cif", atoms)
     write_rows(out / "generated.csv", rows, COLUMNS)
     return structures
+
+
+def write_cif(path: Path, atoms: Atoms) -> None:
+    """CIF of a layer with its layer group and the Wyckoff position of each atom in it.
+
+    CIF has no item for a layer group: the symbol and the number stand under names of our own, which readers
+        pass
+    over. Every atom is listed, so a reader needs no operations.
+    """
+    found = layer_operations(atoms)
+    letters = found.wyckoff or ("a",) * len(atoms)
+    write(path, atoms, format="cif", loop_keys={"_atom_site_Wyckoff_symbol": [letters]})
+    text = path.read_text()
+    head, rest = text.split("\n", 1)
+    group = f"_her2d_layer_group_name_H-M '{found.group}'\n_her2d_layer_group_number {found.number}"
+    write_text(path, f"{head}\n{group}\n{rest}")
 
 
 def _front(heads: np.ndarray, guide: Guide) -> np.ndarray:

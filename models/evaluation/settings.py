@@ -6,6 +6,7 @@ from pathlib import Path
 
 from models.crystals.ase_database import row_ids
 from models.infra.cli import real, whole
+from models.infra.files import shipped
 from models.physics.hydrogen import CORRECTION
 
 
@@ -16,16 +17,16 @@ class Settings:
     potential: str = "auto"
     potential_checkpoint: Path | None = None
     second_potential: str = "chgnet"
-    dimenet: Path = Path("models/weights/dimenet.pt")
-    synthesis: Path = Path("models/weights/synthesis.pt")
+    dimenet: Path = shipped("models/weights/dimenet.pt")
+    synthesis: Path = shipped("models/weights/synthesis.pt")
     csllm: str | None = None
     csllm_base: str | None = None
     csllm_dtype: str = "auto"
-    references: Path = Path("data/reference_phases.db")
-    novelty_db: Path = Path("data/her2d.db")
-    template_db: Path = Path("data/her2d.db")
-    learned: Path = Path("models/weights/best_diffusion_model.known.json.gz")
-    validation: Path = Path("data/validation.json")
+    references: Path = shipped("data/reference_phases.db")
+    novelty_db: Path = shipped("data/her2d.db")
+    template_db: Path = shipped("data/her2d.db")
+    learned: Path = shipped("models/weights/best_diffusion_model.known.json.gz")
+    validation: Path = shipped("data/validation.json")
     max_pourbaix: float = 0.5  # eV/atom; metastable up to here (Singh et al., Chem. Mater. 29, 10159 (2017))
     correction: float = CORRECTION
     oracle: str = "relaxed"

@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterator
 import numpy as np
 import torch
 from ase import Atoms
-from ase.spacegroup.symmetrize import refine_symmetry
 from torch import Tensor
 from tqdm import tqdm
 
-from models.crystals.layer import extract_layer, pack_atoms, reduced_formula, unpack_atoms
+from models.crystals.layer import NotALayer, extract_layer, pack_atoms, reduced_formula, unpack_atoms
+from models.crystals.symmetry import layer_operations, maximal_subgroups, symmetrized
 from models.crystals.templates import Templates, by_substitution, spread, substitute
 from models.infra.shards import Shard
 from models.networks.diffusion import Diffusion
@@ -23,9 +23,12 @@ from models.networks.egnn import DenoisingEGNN, Heads
 from models.networks.layers import MASK, Layers, layers_of, to_atoms
 from models.networks.sampler import Sampler
 from models.networks.settings import GeneratorSettings, Guide
+from models.networks.symmetry import Symmetry
 
 # Columns of generated.csv, in the order of head_properties.
 HEADS = ["head_delta_g_h_eV", "head_e_hull_eV_per_atom", "head_p_synth", "head_delta_g_h_std_eV"]
+
+SUBGROUP_SHARE = 0.5  # of the structures with --symmetry subgroup that lose part of their template's group
 
 Start = tuple[str, Atoms]  # name of the prototype, and the layer
 
@@ -94,11 +97,30 @@ def diffuse(batch: list[list[Start]], sampler: Sampler, taken: Collection = ()) 
     else:
         chosen = propose(batch, sampler, start, taken)
     layers = layers_of([atoms for _, atoms in chosen]).to(settings.device)
-    if start == top:
-        noised, lattice = sampler.prior(layers if settings.formula else hide(layers))
+    if start == top and not settings.formula:
+        layers = hide(layers)
+    symmetry = symmetry_of(chosen, sampler)
+    if start == top and symmetry is None:
+        noised, lattice = sampler.prior(layers)
     else:
-        noised, lattice = sampler.noised(layers, start)
-    return [name for name, _ in chosen], sampler.denoise(noised, lattice, start, settings.steps)
+        noised, lattice = sampler.noised(layers, start, symmetry)
+    return [name for name, _ in chosen], sampler.denoise(noised, lattice, start, settings.steps, symmetry)
+
+
+def symmetry_of(starts: list[Start], sampler: Sampler) -> Symmetry | None:
+    """The operations that each structure of a batch is diffused under; None for --symmetry none."""
+    kind, found = sampler.settings.symmetry, []
+    if kind == "none":
+        return None
+    for _, atoms in starts:
+        operations = layer_operations(atoms)
+        if kind == "subgroup" and torch.rand(1, generator=sampler.generator).item() < SUBGROUP_SHARE:
+            subgroups = maximal_subgroups(operations)
+            if subgroups:
+                which = torch.randint(len(subgroups), (1,), generator=sampler.generator).item()
+                operations = operations.subset(subgroups[which])
+        found.append(operations)
+    return Symmetry.of(found, max(len(atoms) for _, atoms in starts)).to(sampler.settings.device)
 
 
 def propose(batch: list[list[Start]], sampler: Sampler, start: int, taken: Collection = ()) -> list[Start]:
@@ -136,20 +158,21 @@ def _proposal(batch: list[list[Start]], k: int, sampler: Sampler, start: int) ->
     """The k-th proposal of each structure of a batch."""
     templates = [starts[k % len(starts)] for starts in batch]
     hidden = hide(layers_of([atoms for _, atoms in templates]).to(sampler.settings.device))
-    noised, lattice = sampler.noised(hidden, start)
+    noised, lattice = sampler.noised(hidden, start, symmetry_of(templates, sampler))
     filled = sampler.propose_elements(noised, lattice, start, sampler.settings.temperature)
     proposed = to_atoms(filled.to("cpu"))
     return [(name, substituted(own, atoms.symbols)) for (name, own), atoms in zip(templates, proposed)]
 
 
 def presentable(atoms: Atoms, symprec: float) -> Atoms:
-    """The layer in the convention, symmetrised within `symprec` Å where that leaves it intact."""
+    """The layer in the convention, symmetrised by the layer group that it has within `symprec` Å.
+
+    What is no single layer is returned as it came: the evaluator says so.
+    """
     try:
-        atoms = extract_layer(atoms).atoms
-        symmetric = atoms.copy()
-        refine_symmetry(symmetric, symprec=symprec)
-        return extract_layer(symmetric).atoms
-    except Exception:  # no layer, or no symmetry found: written as it came
+        layer = extract_layer(atoms).atoms
+        return extract_layer(symmetrized(layer, layer_operations(layer, symprec))).atoms
+    except NotALayer:
         return atoms
 
 

@@ -11,13 +11,13 @@ variance-exploding form on the torus; masked slot elements are revealed on the w
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from models.infra.files import load_checkpoint
 from models.networks.diffusion import Diffusion, mean_free
 from models.networks.egnn import Denoised, DenoisingEGNN
 from models.networks.layers import MASK, Layers
 from models.networks.settings import GeneratorSettings
+from models.networks.symmetry import Symmetry
 
 # δ of the corrector in units of the noise's variance. The variance that it settles at is too large by half
 # of this, and it takes 1/δ steps to forget where it began.
@@ -68,10 +68,14 @@ class Sampler:
         cell = self.diffusion.decode_lattice(lattice, keep.sum(1))  # [B, 2, 2]
         return layers.replace(frac_coords=frac, z=z, cell=cell), lattice
 
-    def noised(self, layers: Layers, start: int) -> tuple[Layers, Tensor]:
-        """Layers noised to the integer time `start`, and their standardised lattices [B, 3]."""
+    def noised(self, layers: Layers, start: int, symmetry: Symmetry | None = None) -> tuple[Layers, Tensor]:
+        """Layers noised to the integer time `start`, and their standardised lattices [B, 3].
+
+        With `symmetry` and the last time: pure noise in a layer group whose orbits are occupied as in
+        `layers`.
+        """
         t = torch.full((len(layers),), start)
-        noised = self.diffusion.noise(layers, t, self.generator)
+        noised = self.diffusion.noise(layers, t, self.generator, symmetry)
         return noised.layers, noised.lattice
 
     # --- elements
@@ -118,7 +122,7 @@ class Sampler:
 
     @torch.no_grad()
     def denoise(
-        self, layers: Layers, lattice: Tensor, start: int, steps: int, progress: bool = False
+        self, layers: Layers, lattice: Tensor, start: int, steps: int, symmetry: Symmetry | None = None
     ) -> Layers:
         """Runs the reverse process from the integer time `start` to 0.
 
@@ -126,15 +130,18 @@ class Sampler:
             layers: noised structures; MASK tokens are revealed on the way.
             lattice: [B, 3] their standardised lattices.
             steps: number of updates; ᾱ is kept at the kept times, α′ = ᾱ_t / ᾱ_s.
+            symmetry: operations that `layers` obey and keep.
         """
         times = kept_times(start, steps)
-        for t, s in tqdm(list(zip(times, times[1:])), desc="denoising", disable=not progress, mininterval=2):
-            layers, lattice = self.step(layers, lattice, t, s)
+        for t, s in zip(times, times[1:]):
+            layers, lattice = self.step(layers, lattice, t, s, symmetry)
             for _ in range(self.settings.corrector if s else 0):
-                layers, lattice = self.correct(layers, lattice, s)
+                layers, lattice = self.correct(layers, lattice, s, symmetry)
         return layers
 
-    def step(self, layers: Layers, lattice: Tensor, t: int, s: int) -> tuple[Layers, Tensor]:
+    def step(
+        self, layers: Layers, lattice: Tensor, t: int, s: int, symmetry: Symmetry | None = None
+    ) -> tuple[Layers, Tensor]:
         """One update from time t to time s < t."""
         d, keep = self.diffusion, layers.mask.to(layers.z.dtype)  # [B, N]
         index = torch.full((len(layers),), t, device=layers.z.device)  # [B]
@@ -161,11 +168,13 @@ class Sampler:
         spread = (gap * sigma_s**2 / sigma_t**2).sqrt()
         noise = self.settings.noise_scale * spread * self.normal(out.score)  # [B, N, 2]
         move = gap / sigma_t * out.score - push_frac * spread**2 + noise
-        layers = self._moved(layers, move, z, new_lattice)
+        layers, lattice = self._moved(layers, move, z, new_lattice, symmetry)
         # absorbing diffusion: the share of slots still masked falls linearly in t
-        return self._reveal(layers, out.slot_logits, share=1 - s / t), new_lattice
+        return self._reveal(layers, out.slot_logits, share=1 - s / t), lattice
 
-    def correct(self, layers: Layers, lattice: Tensor, t: int) -> tuple[Layers, Tensor]:
+    def correct(
+        self, layers: Layers, lattice: Tensor, t: int, symmetry: Symmetry | None = None
+    ) -> tuple[Layers, Tensor]:
         """One Langevin step x + δ (score − η ∇L_target) + √(2δ) ζ at time t, δ = LANGEVIN_STEP times the
         variance of the noise.
         """
@@ -184,13 +193,25 @@ class Sampler:
         eps_lattice = d.epsilon(out.lattice, lattice, index)  # [B, 3]
         lattice = lattice + langevin(-eps_lattice, push_lattice, b, self.normal(lattice))
         move = langevin(out.score, push_frac, sigma, self.normal(out.score))  # [B, N, 2] Å
-        return self._moved(layers, move, mean_free(z, keep), lattice), lattice
+        return self._moved(layers, move, mean_free(z, keep), lattice, symmetry)
 
-    def _moved(self, layers: Layers, move: Tensor, z: Tensor, lattice: Tensor) -> Layers:
-        """Layers with in-plane positions moved [B, N, 2] Å, and z and lattice as given."""
-        keep = layers.mask.to(layers.z.dtype)
-        frac = (layers.frac_coords + move @ torch.linalg.inv(layers.cell)) % 1.0 * keep[..., None]
-        return layers.replace(frac_coords=frac, z=z, cell=self.diffusion.decode_lattice(lattice, keep.sum(1)))
+    def _moved(
+        self, layers: Layers, move: Tensor, z: Tensor, lattice: Tensor, symmetry: Symmetry | None
+    ) -> tuple[Layers, Tensor]:
+        """Layers with in-plane positions moved [B, N, 2] Å, and z and lattice as given, and that lattice; all
+        of it projected onto the symmetric degrees of freedom. As the state before is symmetric, projecting
+        the whole change projects noise, score and gradient alike.
+        """
+        keep = layers.mask.to(layers.z.dtype)  # [B, N]
+        count = keep.sum(1)
+        change = move @ torch.linalg.inv(layers.cell)  # [B, N, 2] fractional
+        if symmetry is not None:
+            change = symmetry.displacements(change)
+            lattice = symmetry.lattice(lattice, count, self.diffusion)
+        frac = (layers.frac_coords + change) % 1.0 * keep[..., None]
+        cell = self.diffusion.decode_lattice(lattice, count)
+        layers = layers.replace(frac_coords=frac, z=z, cell=cell)
+        return (layers if symmetry is None else symmetry.settled(layers)), lattice  # rounding goes too
 
     # --- what drives it
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from models.networks.egnn import CONDITIONS, Heads
 
 METHODS = ("diffusion", "random", "substitution", "held-out")
+SYMMETRIES = ("template", "subgroup", "none")
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ class GeneratorSettings:
             0 stays at its modes.
         corrector: Langevin steps at the noise level that each update ends on (Song et al. 2021,
             arXiv:2011.13456).
+        symmetry: layer group inside which a structure is diffused: that of its template; "subgroup": of half
+            of the structures a random maximal subgroup of it, so that distorted phases can come out; "none".
         temperature: of the element proposals.
         proposals: element proposals a structure, one taken by exp(−L_target/τ); 1 is unguided.
         templates: different templates that the proposals of a structure start from.
@@ -108,6 +111,7 @@ class GeneratorSettings:
     steps: int = 50
     noise_scale: float = 0.0
     corrector: int = 0
+    symmetry: str = "none"
     temperature: float = 1.0
     proposals: int = 32
     templates: int = 32

@@ -23,7 +23,7 @@ class OneAtATime:
         self.elements, self.generator = list(elements), torch.Generator().manual_seed(0)
         self.settings = GeneratorSettings(proposals=len(elements), tau=tau)
 
-    def noised(self, layers, start):
+    def noised(self, layers, start, symmetry=None):
         return layers, None
 
     def propose_elements(self, layers, lattice, start, temperature):
