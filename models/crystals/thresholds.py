@@ -28,7 +28,6 @@ STABLE = 0.1  # eV/atom above the convex hull
 BELOW_HULL = (
     -0.15
 )  # eV/atom: further below the hull a competing phase is missing, and the structure is not "stable"
-ABSURD = -1.0  # eV/atom: so far below it, competing phases are missing or the potential has a hole
 ACTIVE = 0.2  # eV, |ΔG_H| of a hit
 VERY_ACTIVE = 0.1  # eV, |ΔG_H| of the stricter count and of P(active)
 AGREE = 0.2  # eV within which two potentials say the same
