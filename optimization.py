@@ -16,11 +16,12 @@ from tqdm import tqdm
 from models.datasets.graphs import labelled_layers, off_equilibrium_graphs
 from models.evaluation.figures import plot_loss_curve
 from models.infra.cli import add_system, real, whole
-from models.infra.files import load_checkpoint, read_rows, write_json
+from models.infra.files import load_checkpoint, read_rows, shipped, write_json
 from models.infra.runs import resolve, run_script
 from models.networks.diffusion import LOSS_WEIGHTS, Diffusion, joint_loss, off_equilibrium_loss
 from models.networks.egnn import DenoisingEGNN
 from models.networks.joint import (
+    STARTS,
     Joint,
     Means,
     TrainingData,
@@ -28,6 +29,7 @@ from models.networks.joint import (
     head_errors,
     lattice_statistics,
     random_batch,
+    sample_metrics,
     silence_untaught_heads,
     validate,
 )
@@ -45,6 +47,7 @@ DEFAULTS = dict(
 # Of AdamW. The second moment over 100 steps, not 1,000: the scale of the gradient changes with the noise
 # levels that a batch happens to draw, and a run has only ten thousand steps.
 BETAS = (0.9, 0.99)
+DRAWN = tuple(f"sample_{start}_{what}" for start in STARTS for what in ("match", "symmetric", "rmsd_A"))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--off-equilibrium",
         type=Path,
-        default=Path("data/perturbed.pt"),
+        default=shipped("data/perturbed.pt"),
         help="bent layers with energies, for the E_hull head alone; '' for none",
     )
     model = parser.add_argument_group("model")
@@ -102,6 +105,12 @@ def add_loss(group: argparse._ArgumentGroup) -> None:
     # by themselves all three are absent in 0.3 % of the graphs: guidance needs the unconditional model too
     group.add_argument(
         "--drop-all", type=real(0, 1), default=0.1, help="share of the graphs with all conditions dropped"
+    )
+    group.add_argument(
+        "--sample-every",
+        type=whole(0),
+        default=10,
+        help="epochs between drawings of a few validation layers, for the log alone; 0 for never",
     )
     group.add_argument(
         "--train-only",
@@ -206,6 +215,14 @@ def train_epoch(
     return means.named("train_")
 
 
+def drawn_row(network, diffusion: Diffusion, data: TrainingData, epoch: int, args) -> dict[str, float]:
+    """Figures of what the network draws, NaN in the epochs that are not asked for."""
+    if epoch % args.sample_every and epoch != args.epochs:
+        return dict.fromkeys(DRAWN, math.nan)
+    found = sample_metrics(network, diffusion, data.val, args.device)
+    return {name: found[name.removeprefix("sample_")] for name in DRAWN}
+
+
 def train_model(joint: Joint, diffusion: Diffusion, data: TrainingData, args: argparse.Namespace) -> Trainer:
     """Trains, or continues with --resume; OUT holds the averaged weights of the best epoch."""
 
@@ -225,6 +242,8 @@ def train_model(joint: Joint, diffusion: Diffusion, data: TrainingData, args: ar
         average = trainer.average.module
         found = validate(average.network, diffusion, average.on_reference(data.val), args, loss_weights(args))
         row |= {f"val_{name}": value for name, value in found.items()}
+        if args.sample_every:
+            row |= drawn_row(average.network, diffusion, data, epoch + 1, args)
         trainer.end_epoch(row, judged_by="val_total")
         plot_loss_curve(trainer.history, args.figure)
         state = f"train {row.get('train_total', math.nan):.4f} val {row['val_total']:.4f}"
@@ -270,8 +289,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.plot:
         return plot(args.plot, args.figure)
     refuse_other_arguments(args)
-    data = read_data(args)
     args = resolve(args, out_is_file=True)
+    data = read_data(args)
     joint, diffusion = build(data, args)
     trainer = train_model(joint, diffusion, data, args)
     report(trainer, data, args)

@@ -29,19 +29,20 @@ from pymatgen.core import Composition
 from scipy.stats import binomtest
 
 import structure_generator
-from geo_utils import evaluate, read_cifs
+from geo_utils import evaluate
 from models.crystals.layer import unpack_atoms
-from models.crystals.matching import Fingerprint, Register
+from models.crystals.matching import Fingerprint
 from models.crystals.split import split_of
+from models.crystals.structure_files import read_structures
 from models.crystals.templates import Templates, best_assignment
 from models.evaluation.columns import second_delta_g
 from models.evaluation.figures import COLOURS, generated_structures, save
+from models.evaluation.known import unique_of
 from models.evaluation.metrics import (
     aggregate,
     effective_number,
     flat,
     interval,
-    is_stable,
     markdown,
     metric_samples,
     rate_ratio,
@@ -51,17 +52,20 @@ from models.evaluation.schema import COLUMNS, GENERATED
 from models.evaluation.schema import METRICS as SCHEMA
 from models.evaluation.settings import Settings, needed_files
 from models.evaluation.shortlist import DIMENET, DIMENET_STD
+from models.evaluation.verdicts import is_stable
 from models.infra.files import (
     ROOT,
     file_hash,
     plain,
     read_rows,
+    shipped,
     write_rows,
     write_text,
 )
 from models.infra.shards import Shard
 from models.networks.egnn import Heads
-from models.networks.sampler import expected_distance
+from models.networks.proposals import HEADS
+from models.networks.settings import Guide, expected_distance
 from models.physics.potentials import load_potential
 
 SEEDS, SWEEP_SEED = (11, 12, 13), 10
@@ -132,7 +136,7 @@ SWEEP = {  # around one setting, with a seed of its own
     **{f"η = {eta}": Arm(guide(gradient_scale=eta), oracle=False) for eta in (10, 100)},
     **{f"s = {s}": Arm(guide(cfg_scale=s), oracle=False) for s in (1, 4)},
 }
-EXTRA = ["template", *structure_generator.HEADS, "nfe"]  # of generated.csv
+EXTRA = ["template", *HEADS, "nfe"]  # of generated.csv
 JUDGED_SCHEMA = (*SCHEMA, *(column for column in GENERATED if column.name in EXTRA))
 HITS = HIT, CLOSE = "hit_rate_0.2eV", "hit_rate_0.1eV"
 JUDGED = (*HITS, "mae_delta_g_h_oracle_eV", "delta_g_h_gap_eV")  # by the oracle
@@ -171,7 +175,6 @@ TOP_COLUMNS = [
 
 
 # --- drawing and judging
-# ------------------------------------------------------------------------------------------------
 
 
 def unless_done(path: Path, key: str, work):
@@ -220,7 +223,7 @@ def judge(folder: Path, arm: Arm, args) -> pd.DataFrame:
 
     def run():
         drawn = read_table(folder / "cifs/generated.csv", GENERATED)
-        rows = evaluate(read_cifs(folder / "cifs"), settings, folder, resume=True).rows
+        rows = evaluate(read_structures(folder / "cifs"), settings, folder, resume=True).rows
         if rows["error"].str.contains("worker died").any():
             raise SystemExit(f"a process died while {folder} was judged: start the study again")
         rows = rows.merge(drawn[["material_id", *EXTRA]], on="material_id", how="left", validate="1:1")
@@ -252,15 +255,15 @@ def results(folder: str, name: str) -> dict[str, dict]:
 
 
 def unique_over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with `unique` told over several seeds: the same as no earlier structure of the arm."""
-    seen, unique = Register(), rows["unique"].copy()
+    """The rows with `unique` told over several seeds: the most stable of each material of the arm."""
     relaxed = {folder: results(folder, "relaxed") for folder in rows["folder"].unique()}
-    for k in np.flatnonzero(unique.notna()):
+    fingerprints = {}
+    for k in np.flatnonzero(rows["unique"].notna()):
         folder, name = rows["folder"].iloc[k], rows["material_id"].iloc[k]
-        fingerprint = Fingerprint(unpack_atoms(relaxed[folder][name]["relaxed"]))
-        unique.iloc[k] = seen.find(fingerprint) is None
-        seen.add(name, fingerprint)
-    return rows.assign(unique=unique)
+        fingerprints[int(k)] = Fingerprint(unpack_atoms(relaxed[folder][name]["relaxed"]))
+    kept = unique_of(fingerprints, dict(enumerate(rows["e_hull_eV_per_atom"])))
+    unique = [k in kept if k in fingerprints else None for k in range(len(rows))]
+    return rows.assign(unique=pd.array(unique, dtype="boolean"))
 
 
 def core_seconds(rows: pd.DataFrame) -> tuple[float, float]:
@@ -286,7 +289,6 @@ def cost(folder: str) -> dict[str, float]:
 
 
 # --- statistics
-# ---------------------------------------------------------------------------------------------------------
 
 
 def paired_p(own: pd.DataFrame, other: pd.DataFrame, metric: str) -> dict:
@@ -328,11 +330,11 @@ def ranked(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """
     unique = rows[is_true(rows["unique"])]
     stable = unique[is_stable(unique) & unique[DIMENET].notna()]
-    guide = structure_generator.guide_of(structure_generator.build_parser().parse_args([]))
+    guide = Guide()
     by_dimenet = expected_distance(*tensor(stable, [DIMENET, DIMENET_STD]).T)
     orders = {"DimeNet++": stable.iloc[by_dimenet.argsort().tolist()]}
-    if unique[structure_generator.HEADS].notna().all(axis=None):
-        losses = guide.loss(Heads(*tensor(unique, structure_generator.HEADS).T))
+    if unique[HEADS].notna().all(axis=None):
+        losses = guide.loss(Heads(*tensor(unique, HEADS).T))
         orders["heads"] = unique.iloc[losses.argsort().tolist()]
     return orders
 
@@ -376,7 +378,7 @@ def summary(name: str, rows: pd.DataFrame, arm: Arm, others: dict[str, pd.DataFr
 def judged_by_oracle(name: str, rows: pd.DataFrame, arm: Arm, others: dict[str, pd.DataFrame]) -> dict:
     """What of the summary needs the oracle."""
     samples, found = metric_samples(rows), {}
-    unseen = rows[[formula != "" and split_of(formula) != "train" for formula in rows["formula"]]]
+    unseen = rows[[formula != "" and split_of(formula) == "test" for formula in rows["formula"]]]
     distinct = lambda rows, metric: metric_samples(rows)[metric] * is_true(rows["unique"])
     for metric in HITS:
         found[f"distinct {metric}"] = interval(distinct(rows, metric), rate=True)
@@ -411,7 +413,6 @@ def judged_by_oracle(name: str, rows: pd.DataFrame, arm: Arm, others: dict[str, 
 
 
 # --- what comes out
-# -----------------------------------------------------------------------------------------------------
 
 
 def nearest_known(templates: Templates, formula: str) -> str:
@@ -534,15 +535,17 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--db", type=Path, default=Path("data/her2d.db"), help="templates, and what is novel")
+    parser.add_argument(
+        "--db", type=Path, default=shipped("data/her2d.db"), help="templates, and what is novel"
+    )
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        default=Path("models/weights/best_diffusion_model.pth"),
+        default=shipped("models/weights/best_diffusion_model.pth"),
         help="from stage 3",
     )
     parser.add_argument(
-        "--dimenet", type=Path, default=Path("models/weights/dimenet.pt"), help="from stage 1"
+        "--dimenet", type=Path, default=shipped("models/weights/dimenet.pt"), help="from stage 1"
     )
     parser.add_argument("--num", type=int, default=96, help="structures a seed of a whole arm")
     parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")

@@ -21,7 +21,7 @@ from models.crystals.layer import extract_layer
 from models.crystals.matching import Fingerprint
 from models.crystals.split import split_of
 from models.crystals.thresholds import LAYER_VACUUM
-from models.datasets.graphs import LayerGraphs, graph_atoms
+from models.datasets.graphs import LayerGraphs, graph_atoms, labelled_layers
 from models.infra.files import ROOT, write_json
 from models.networks.dimenet import PeriodicDimeNetPlusPlus, load_dimenet, predict, save_dimenet
 from models.networks.layers import collate
@@ -370,3 +370,33 @@ def test_check_of_nothing_says_so(checked, capsys):
     rows = [row for row in many_layers() if split_of(row[0]) != "test"]
     assert checked(None, rows) == {"layers": 0, "H adsorbs": 0}
     assert capsys.readouterr().out.count("nothing to compare") == 2
+
+
+def test_a_split_of_one_layer_is_read(tmp_path):
+    """torch_geometric keeps no slices of a single graph."""
+    (row,) = [row for row in many_layers() if row[0] == "MoS2"]
+    counts = write_splits([row], {}, tmp_path, "one")
+    (split,) = (name for name, count in counts.items() if count)
+    (graph,) = labelled_layers([tmp_path], split)
+    assert graph.uid == "MoS2" and graph_atoms(graph).get_chemical_formula() == "MoS2"
+
+
+def test_graphs_that_cannot_be_trained_on_are_left_out_and_named(tmp_path, capsys):
+    """NaN in a position, an infinite label, a cell without volume; of two folders, one without this split."""
+    rows = [row for row in many_layers() if split_of(row[0]) == "train"][:5]
+    rows[0][1].positions[1, 0] = np.nan
+    rows[1][2]["e_hull"] = np.inf
+    rows[2][1].cell[1] = rows[2][1].cell[0]
+    write_splits(rows, {}, tmp_path / "a", "a")
+    (tmp_path / "b" / "processed").mkdir(parents=True)
+    graphs = labelled_layers([tmp_path / "a", tmp_path / "b"], "train")
+    assert [graph.uid for graph in graphs] == [rows[3][0], rows[4][0]]
+    said = capsys.readouterr().out
+    for (uid, _, _), why in zip(rows, ("not finite", "infinite label", "without volume")):
+        assert any(uid in line and why in line for line in said.splitlines())
+    assert f"{tmp_path / 'b'} has no train split" in said
+    write_splits(rows[:3], {}, tmp_path / "c", "c")
+    with pytest.raises(ValueError, match="none of the 3 graphs of the train split"):
+        labelled_layers([tmp_path / "c"], "train")
+    with pytest.raises(FileNotFoundError, match="train.pt is missing"):
+        labelled_layers([tmp_path / "b"], "train")

@@ -2,17 +2,14 @@
 generation.
 """
 
-import argparse
 import csv
 import math
 import os
 import subprocess
 import sys
-from collections import Counter
+from dataclasses import fields, replace
 
-import ase.data
 import ase.db
-import ase.geometry
 import ase.io
 import pytest
 import torch
@@ -26,7 +23,7 @@ from models.crystals.templates import substitute
 from models.crystals.thresholds import LAYER_VACUUM
 from models.datasets.graphs import layer_graph
 from models.infra.files import ROOT
-from models.networks.sampler import Guide
+from models.networks.settings import GeneratorSettings, Guide
 
 SCRIPTS = "pretrain_dimenet.py material_dataset.py optimization.py structure_generator.py test.py evaluate_external.py".split()
 ATOMS = {p.name: p.atoms() for p in PROTOTYPES}
@@ -249,52 +246,13 @@ def test_structure_generator_from_templates_and_from_pure_noise(data, trained, t
     assert_same_files(tmp_path / "again", tmp_path / "template-formula")
 
 
-class OneAtATime:
-    """A sampler whose k-th proposal puts the k-th of a list of elements on every slot; L_target is the atomic
-    number.
-    """
-
-    def __init__(self, elements):
-        self.elements, self.generator = list(elements), torch.Generator().manual_seed(0)
-
-    def noised(self, layers, start):
-        return layers, None
-
-    def propose_elements(self, layers, lattice, start, temperature):
-        number = torch.tensor(ase.data.atomic_numbers[self.elements.pop(0)])
-        return layers.replace(atomic_numbers=torch.where(layers.mask, number, 0))
-
-    def target_loss(self, layers):
-        return layers.atomic_numbers.amax(1).float()
-
-
-@pytest.mark.parametrize("tau, expected", [(0.1, {"B"}), (1e6, {"B", "Al", "Ga"})])
-def test_of_several_proposals_one_is_drawn_by_its_loss(tau, expected):
-    """Cold: the lowest L_target wins; hot: each as likely as the others."""
-    batch = [
-        [(f"honeycomb {k}", ATOMS["honeycomb-A"])] for k in range(60)
-    ]  # names of their own: none is passed over
-    args = argparse.Namespace(proposals=3, temperature=1.0, tau=tau, device="cpu")
-    found = [atoms for _, atoms in structure_generator.propose(batch, OneAtATime(["Al", "B", "Ga"]), 0, args)]
-    counts = Counter(atoms.symbols[0] for atoms in found)
-    assert set(counts) == expected and min(counts.values()) >= 60 / len(expected) / 2
-    bonds = {
-        atoms.symbols[0]: ase.geometry.get_distances(atoms.positions, cell=atoms.cell, pbc=atoms.pbc)[1][0, 1]
-        for atoms in found
-    }
-    for symbol, bond in bonds.items():  # the template takes the size of its new elements
-        radius = ase.data.covalent_radii[ase.data.atomic_numbers[symbol]]
-        own = ATOMS["honeycomb-A"]
-        before = ase.geometry.get_distances(own.positions, cell=own.cell, pbc=own.pbc)[1][0, 1]
-        assert bond / before == pytest.approx(radius / ase.data.covalent_radii[own.numbers[0]], abs=1e-3)
-
-
 def test_every_flag_of_the_guide_reaches_it():
-    flags = "--cfg-scale 1 --gradient-scale 2 --target-delta-g 3 --max-e-hull 4 --no-synthesizable --weight-e-hull 5"
-    args = structure_generator.build_parser().parse_args(
-        [*flags.split(), *"--uncertainty-weight 6 --gradient-cap 7".split()]
+    flags = (
+        "--cfg-scale 1 --gradient-scale 2 --target-delta-g 3 --max-e-hull 4 --no-synthesizable "
+        "--weight-e-hull 5 --uncertainty-weight 6 --gradient-cap 7 --device cpu"
     )
-    wanted = dict(
+    args = structure_generator.build_parser().parse_args(flags.split())
+    expected = Guide(
         cfg_scale=1,
         gradient_scale=2,
         delta_g_h=3,
@@ -304,11 +262,24 @@ def test_every_flag_of_the_guide_reaches_it():
         uncertainty_weight=6,
         cap=7,
     )
-    expected = Guide(**wanted)
-    assert structure_generator.guide_of(args) == expected
-    assert structure_generator.guide_of(args, ["Mo", "S"]).elements == {"Mo", "S"}
+    assert structure_generator.settings_of(args).guide == expected
+    assert structure_generator.settings_of(args, ["Mo", "S"]).guide.elements == {"Mo", "S"}
     args.elements = "any"
-    assert structure_generator.guide_of(args, ["Mo", "S"]) == expected
+    assert structure_generator.settings_of(args, ["Mo", "S"]).guide == expected
+
+
+def test_the_flags_default_to_the_settings_of_the_generator():
+    """And each of them reaches the settings."""
+    parse = lambda *flags: structure_generator.settings_of(
+        structure_generator.build_parser().parse_args(["--device", "cpu", *map(str, flags)])
+    )
+    default = GeneratorSettings()
+    assert parse() == default
+    for field in fields(GeneratorSettings):
+        value = getattr(default, field.name)
+        if isinstance(value, (int, float)):
+            changed = parse(f"--{field.name.replace('_', '-')}", value + 1)
+            assert changed == replace(default, **{field.name: value + 1})
 
 
 def test_train_only_names_what_it_does_not_find(data, tmp_path, monkeypatch):
@@ -329,17 +300,6 @@ def test_train_only_names_what_it_does_not_find(data, tmp_path, monkeypatch):
         optimization.main()
 
 
-def test_each_proposal_starts_from_a_template_of_its_own():
-    """As many as there are, then from the first again; the name goes with the choice, and so do the atoms."""
-    batch = [[("honeycomb", ATOMS["honeycomb-A"]), ("1T", ATOMS["CdI2-1T"])]] * 2
-    args = argparse.Namespace(proposals=3, temperature=1.0, tau=1e-3, device="cpu")
-    chosen = structure_generator.propose(batch, OneAtATime(["Al", "B", "Ga"]), 0, args)
-    assert [(name, atoms.get_chemical_formula()) for name, atoms in chosen] == [
-        ("1T", "B3"),
-        ("honeycomb", "Al2"),
-    ]
-
-
 def test_an_interrupted_guided_run_continues_to_the_same_structures(data, trained, tmp_path, generate_here):
     """The second batch passes over what the first one took, also where that comes from the file."""
     flags = ("--checkpoint", trained[0] / "m.pth", "--proposals", 3, "--templates", 3, "--batch-size", 2)
@@ -349,18 +309,6 @@ def test_an_interrupted_guided_run_continues_to_the_same_structures(data, traine
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]) + '{"key": "half a li')
     generate_here(data, tmp_path / "cut", *flags, "--resume")
     assert_same_files(tmp_path / "whole", tmp_path / "cut")
-
-
-def test_no_template_gets_the_same_elements_twice_while_others_are_left():
-    args = argparse.Namespace(proposals=3, temperature=1.0, tau=0.1, device="cpu")
-    choose = lambda count, taken: [
-        atoms.symbols[0]
-        for _, atoms in structure_generator.propose(
-            [[("honeycomb", ATOMS["honeycomb-A"])]] * count, OneAtATime(["Al", "B", "Ga"]), 0, args, taken
-        )
-    ]
-    assert choose(4, ()) == ["B", "Al", "Ga", "B"]  # by L_target, and from the best again when none is left
-    assert choose(2, {("honeycomb", "B")}) == ["Al", "Ga"] and choose(1, {("other", "B")}) == ["B"]
 
 
 def assert_same_files(a, b):

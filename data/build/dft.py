@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
@@ -25,16 +26,15 @@ from models.crystals.layer import pack_atoms, primitive_layer, reduced_formula, 
 from models.crystals.sites import adsorption_flag, spaced_supercell
 from models.crystals.split import split_of
 from models.datasets.lmdb_data import LmdbDataset
-from models.infra.files import digest
+from models.infra.files import ROOT, digest
 from models.infra.shards import Shard
 from models.physics.dft import Energy, Settings, core_seconds, half_hydrogen, hydrogen_on
 from models.physics.hydrogen import CORRECTION, HydrogenOracle
 from models.physics.parallel import OracleSettings
 
-ROOT = Path(__file__).resolve().parents[2]
 SHARDS = ROOT / "data" / "shards"
 REFERENCE = Path(os.environ.get("HER2D_REFERENCE_DATA", ROOT / "../shared/data"))
-MAX_ATOMS = 20  # of a supercell without its H, in the random and targeted samples; larger hosts wait
+MAX_ATOMS = 16  # of a supercell without its H, in the random and targeted samples; larger hosts wait
 MAX_ATOMS_LITERATURE = 30
 MAX_E_HULL = 0.3  # eV/atom of a C2DB layer
 TARGET, WINDOW = -0.27, 0.3  # eV: ΔE_H at which ΔG_H is 0, and how far off a targeted host may lie
@@ -93,11 +93,6 @@ def material_class(atoms: Atoms) -> str:
     return "metal"
 
 
-def adsorbed(pose: Atoms, face: int) -> str:
-    """Why H (last atom) is not adsorbed on the pose; empty if it is."""
-    return adsorption_flag(pose, face)
-
-
 def item(key: str, sample: str, source: str, host: Atoms, **more) -> dict:
     """A piece of work; `more` has the pose, face and delta_e where SevenNet has been there already, else its
     oracle is asked.
@@ -125,7 +120,7 @@ def embedded_items(shard: Path) -> list[dict]:
         slab, good = unpack_atoms(row["slab"]), []
         for site in row["sites"]:
             pose = Atoms([*slab.numbers, 1], site["end"], cell=slab.cell, pbc=slab.pbc)
-            if site["converged"] and not site["flag"] and not adsorbed(pose, site["face"]):
+            if site["converged"] and not site["flag"] and not adsorption_flag(pose, site["face"]):
                 good.append(
                     {"pose": pose, "delta_e": site["delta_e"], "site": _label(site["kind"], site["face"])}
                 )
@@ -147,26 +142,24 @@ def _label(kind: str, face: int) -> str:
     return f"{kind}-{'top' if face > 0 else 'bottom'}"
 
 
-def c2db_items(path: Path) -> list[dict]:
-    """Layers of C2DB shuffled by hash, that SevenNet has still to relax; none where the database is not
-    there.
+def c2db_items(path: Path, magnetic: bool) -> Iterator[dict]:
+    """Layers of C2DB with or without elements that need spin, shuffled by hash, in supercells of MAX_ATOMS at
+    most; SevenNet has still to relax them. None where the database is not there.
     """
     if not path.is_file():
         print(f"{path} is not there: no layers of C2DB (HER2D_REFERENCE_DATA names the folder)")
-        return []
+        return
     import ase.db
 
-    found = []
-    for row in ase.db.connect(path).select():
-        if row.natoms <= MAX_ATOMS and row.get("ehull", 9.0) < MAX_E_HULL:
-            found.append((digest("dft" + row.uid), row.uid, row.id, row.symbols))
-    found.sort()
-    database = ase.db.connect(path)
-    items = []
-    for _, uid, number, symbols in found:
-        load = lambda number=number: database.get_atoms(number)
-        items.append(item(uid, "random", "C2DB", None, load=load, symbols=symbols))
-    return items
+    database, found = ase.db.connect(path), []
+    for row in database.select():
+        small = row.natoms <= MAX_ATOMS and row.get("ehull", 9.0) < MAX_E_HULL
+        if small and Settings().polarised(row.symbols) == magnetic:
+            found.append((digest("dft" + row.uid), row.uid, row.id))
+    for _, uid, number in sorted(found):
+        atoms = database.get_atoms(number)
+        if len(spaced_supercell(atoms)) <= MAX_ATOMS:
+            yield item(uid, "magnetic" if magnetic else "random", "C2DB", None, unrelaxed=atoms)
 
 
 def targeted_items(folder: Path) -> list[dict]:
@@ -187,7 +180,7 @@ def targeted_items(folder: Path) -> list[dict]:
         slab = Atoms(numbers[:-1], record.pos[:-1].numpy().astype(float), cell=cell, pbc=(True, True, False))
         pose = Atoms(numbers, record.pos_relaxed.numpy().astype(float), cell=cell, pbc=(True, True, False))
         face = 1 if pose.positions[-1, 2] > pose.positions[:-1, 2].mean() else -1
-        if adsorbed(pose, face):
+        if adsorption_flag(pose, face):
             continue
         seen.add(record.host_uid)
         host = primitive_layer(slab, 0.02)
@@ -209,7 +202,7 @@ def literature_items(shard: Path) -> list[dict]:
     """Layers of LITERATURE as SevenNet relaxed them in the embedded set; hydrogen is still to be put on."""
     rows = Shard(shard).rows
     return [
-        item(key, "literature", "embedded", unpack_atoms(rows[key]["atoms"]))
+        item(key, "literature", "embedded", None, unrelaxed=unpack_atoms(rows[key]["atoms"]))
         for key in LITERATURE
         if rows[key]["reason"] == ""
     ]
@@ -236,40 +229,40 @@ def top20_items(folder: Path) -> list[dict]:
     )
 
 
-def strata(items: list[dict]) -> tuple[list[dict], list[dict]]:
-    """Items that need no spin, and those that do, as sample "magnetic"."""
-    plain, magnetic = [], []
-    for work in items:
-        if Settings().polarised(work["symbols"] if work["host"] is None else work["host"].symbols):
+def mixed(*sources: Iterable[dict]) -> Iterator[dict]:
+    """One of each in turn, until all are used up."""
+    for together in zip_longest(*sources):
+        for work in together:
+            if work:
+                yield work
+
+
+def work_items() -> Iterator[dict]:
+    """All work in its order: ORDER over and over, a source that is used up left out; each item only once."""
+    embedded, magnetic, seen = [], [], set()
+    for work in embedded_items(SHARDS / "relaxed.jsonl"):
+        if Settings().polarised(work["host"].symbols):
             magnetic.append(work | {"sample": "magnetic"})
         else:
-            plain.append(work)
-    return plain, magnetic
-
-
-def work_items() -> list[dict]:
-    """All work in its order: ORDER over and over, a source that is used up left out; then each key only
-    once.
-    """
-    embedded, embedded_magnetic = strata(embedded_items(SHARDS / "relaxed.jsonl"))
-    c2db, c2db_magnetic = strata(c2db_items(REFERENCE / "c2db" / "c2db.db"))
+            embedded.append(work)
+    c2db = REFERENCE / "c2db" / "c2db.db"
     sources = {
         "embedded": embedded,
-        "c2db": c2db,
-        "magnetic": [work for pair in zip_longest(embedded_magnetic, c2db_magnetic) for work in pair if work],
+        "c2db": c2db_items(c2db, magnetic=False),
+        "magnetic": mixed(magnetic, c2db_items(c2db, magnetic=True)),
         "targeted": targeted_items(ROOT / "data"),
         "literature": literature_items(SHARDS / "layers.jsonl"),
         "top20": top20_items(ROOT / "results" / "published" / "top20"),
     }
-    queues, ordered = {name: iter(items) for name, items in sources.items()}, {}
+    queues = {name: iter(items) for name, items in sources.items()}
     while queues:
         for name in ORDER:
             work = next(queues[name], None) if name in queues else None
             if work is None:
                 queues.pop(name, None)
-            else:
-                ordered.setdefault((work["key"], work["rank"], work["relax"]), work)
-    return list(ordered.values())
+            elif (work["key"], work["rank"], work["relax"]) not in seen:
+                seen.add((work["key"], work["rank"], work["relax"]))
+                yield work
 
 
 @cache
@@ -280,23 +273,17 @@ def load_oracle(potential: str) -> HydrogenOracle:
 
 def place(work: dict, potential: str) -> tuple[dict, str]:
     """The item with layer and hydrogen relaxed by the potential, and why there is none, or an empty text."""
-    host = work["load"]() if "load" in work else work["host"]
     limit = MAX_ATOMS_LITERATURE if work["sample"] == "literature" else MAX_ATOMS
-    size = len(spaced_supercell(host))
-    if size > limit:
-        return work, f"too large: {size} atoms"
     oracle = load_oracle(potential)
-    host, _ = oracle.own_layer(host)
-    placed = {name: value for name, value in work.items() if name != "load"} | {"host": host}
+    host, _ = oracle.own_layer(work["unrelaxed"])
+    placed = work | {"host": host}
     size = len(spaced_supercell(host))
     if size > limit:
         return placed, f"too large: {size} atoms"
     found = oracle.delta_g(host)
     if found.pose is None:
         return placed, f"no adsorption: {found.flags_text}"
-    flag = adsorbed(found.pose, 1 if found.site.endswith("top") else -1)
-    placed |= {"pose": found.pose, "delta_e": found.delta_g_h, "site": found.site}
-    return placed, f"no adsorption: {flag}" if flag else ""
+    return placed | {"pose": found.pose, "delta_e": found.delta_g_h, "site": found.site}, ""
 
 
 def record(work: dict, settings: Settings, half_h2: float, potential: str, slab: Energy | None) -> dict:
@@ -358,7 +345,7 @@ def _finished(row: dict | None, seconds: float) -> bool:
 
 
 def make(
-    shard: Shard, items: list[dict], settings: Settings, hours: float, potential: str, seconds: float
+    shard: Shard, items: Iterable[dict], settings: Settings, hours: float, potential: str, seconds: float
 ) -> None:
     """Computes what the shard lacks, in order, until the time is up; `seconds` of processor time an item."""
     deadline, reference = time.time() + hours * 3600, f"H2|{settings.key}"
@@ -428,7 +415,7 @@ def main():
     args = build_parser().parse_args()
     np.seterr(all="ignore")
     settings = Settings(code=args.dft_calculator)
-    items = [work for work in work_items() if not args.only or work["sample"] in args.only]
+    items = (work for work in work_items() if not args.only or work["sample"] in args.only)
     shard = Shard(args.out)
     make(shard, items, settings, args.hours, args.potential, args.seconds)
     print(counts(shard))

@@ -2,29 +2,31 @@
 
 --potentials takes single points of potentials at the poses of DFT and appends them to
 data/shards/dft_potentials.jsonl; without it, only the tables and the figure are made:
-results/published/dft_error.csv, dft_error.png, dft_top20.csv, dft_geometry.csv, and a summary on the screen.
+results/published/dft_error.csv, .png, dft_top20.csv, dft_geometry.csv, and the tables of docs/dft.md.
 """
 
 import argparse
+import re
 import time
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from data.build.dft import SHARDS, counts
+from data.build.dft import ROOT, SHARDS, counts, embedded_items, material_class
 from data.build.validate import errors
-from models.crystals.layer import unpack_atoms
-from models.crystals.sites import roomy
+from models.crystals.layer import pack_atoms, reduced_formula, unpack_atoms
+from models.crystals.sites import abstracts, roomy
+from models.crystals.split import split_of
 from models.evaluation.figures import plt, save
 from models.evaluation.metrics import DRAWS
-from models.infra.files import write_rows
+from models.infra.files import read_rows, write_rows
 from models.infra.shards import Shard
 from models.physics.dft import Settings
 from models.physics.hydrogen import CORRECTION, hydrogen_energy
 from models.physics.potentials import load_potential, single_point
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published"
+PUBLISHED = ROOT / "results" / "published"
 OWN = "SevenNet 7net-l3i5"  # made the poses
 GAPPED, MAGNETIC, INERT = 0.1, 0.3, 0.5  # eV, μB a cell, eV: what counts as gapped, magnetic, inert
 
@@ -32,6 +34,28 @@ GAPPED, MAGNETIC, INERT = 0.1, 0.3, 0.5  # eV, μB a cell, eV: what counts as ga
 def done(shard: Shard, settings: Settings) -> list[dict]:
     """Records with numbers, of one setting."""
     return [row for row in shard.sorted_rows() if row.get("reason") == "" and row["settings"] == settings.key]
+
+
+def convergence_rows(taken: list[dict]) -> list[dict]:
+    """The reference calculations of the convergence table as records of a sample of their own: small hosts
+    that were chosen, not drawn. Those that are in the data set themselves are left out.
+    """
+    poses = {work["key"]: work for work in embedded_items(SHARDS / "relaxed.jsonl") if work["rank"] == "best"}
+    names, rows = {row["key"].split("|")[0] for row in taken}, []
+    for found in Shard(SHARDS / "dft_convergence.jsonl").sorted_rows():
+        name = found["host"]
+        if found["change"] != "reference" or found["delta_e"] is None or name in names:
+            continue
+        work = poses[name]
+        formula = reduced_formula(work["host"])
+        row = {"key": f"{name}|best|none|{found['settings']}", "rank": "best", "relax": "none", "reason": ""}
+        row |= {"sample": "convergence", "source": "embedded", "class": material_class(work["host"])}
+        row |= {"formula": formula, "split": split_of(formula), "site": work["site"]}
+        row |= {"host": pack_atoms(work["host"]), "pose": pack_atoms(work["pose"])}
+        row |= {"cells": (len(work["pose"]) - 1) // len(work["host"])}
+        row |= {"delta_e_dft": found["delta_e"], "delta_e_sevennet": work["delta_e"]}
+        rows.append(row | {"moments": None, "gaps": None})
+    return rows
 
 
 def add_potentials(rows: list[dict], shard: Shard, names: list[str]) -> None:
@@ -65,7 +89,7 @@ def groups(rows: list[dict]) -> dict[str, list[dict]]:
     best = [row for row in rows if row["rank"] == "best" and row["relax"] == "none"]
     random = [row for row in best if row["sample"] == "random"]
     found = {"random layers": random}
-    for name in ("targeted", "literature", "top20"):
+    for name in ("magnetic", "targeted", "literature", "top20", "convergence"):
         found[name] = [row for row in best if row["sample"] == name]
     found["all"] = best
     found["random, val and test"] = [row for row in random if row["split"] != "train"]
@@ -83,10 +107,11 @@ def groups(rows: list[dict]) -> dict[str, list[dict]]:
     found["all, SevenNet |ΔG_H| <= 0.3 eV"] = [
         row for row in best if abs(row["delta_e_sevennet"] + CORRECTION) <= 0.3
     ]
-    found["all, gapped"] = [row for row in best if (row["gaps"]["slab"] or 0) > GAPPED]
-    found["all, metal"] = [row for row in best if (row["gaps"]["slab"] or 0) <= GAPPED]
-    found["all, magnetic"] = [row for row in best if abs(row["moments"]["slab"]) > MAGNETIC]
-    found["all, not magnetic"] = [row for row in best if abs(row["moments"]["slab"]) <= MAGNETIC]
+    known = [row for row in best if row["gaps"] and row["gaps"]["slab"] is not None]
+    found["all, gapped"] = [row for row in known if row["gaps"]["slab"] > GAPPED]
+    found["all, metal"] = [row for row in known if row["gaps"]["slab"] <= GAPPED]
+    found["all, magnetic"] = [row for row in known if abs(row["moments"]["slab"]) > MAGNETIC]
+    found["all, not magnetic"] = [row for row in known if abs(row["moments"]["slab"]) <= MAGNETIC]
     for name in sorted({row["class"] for row in best}):
         found[f"all, {name}"] = [row for row in best if row["class"] == name]
     return found
@@ -174,6 +199,7 @@ def top20_rows(shard: Shard, settings: Settings) -> list[dict]:
         name = row["key"].split("|")[0].removeprefix("top20 ")
         line = {"material_id": name, "formula": row.get("formula", ""), "reason": row["reason"]}
         if "delta_e_sevennet" in row:
+            line["h_abstracts"] = abstracts(unpack_atoms(row["pose"]))
             line["delta_g_h_sevennet_eV"] = round(row["delta_e_sevennet"] + CORRECTION, 3)
         if row["reason"] == "":
             line["delta_g_h_dft_eV"] = round(row["delta_e_dft"] + CORRECTION, 3)
@@ -240,6 +266,107 @@ def draw(rows: list[dict], potentials: Shard, path: Path) -> None:
     save(figure, path)
 
 
+TOP20 = {
+    "material_id": "layer",
+    "formula": "formula",
+    "delta_g_h_sevennet_eV": "ΔG_H SevenNet",
+    "delta_g_h_dft_eV": "ΔG_H DFT",
+    "active_0.2eV": "active by DFT",
+    "h_abstracts": "H abstracts an atom",
+    "gap_eV": "gap",
+    "moment": "moment",
+    "dft_seconds": "core-seconds",
+    "reason": "why not",
+}
+GEOMETRY = {"host": "host", "what": "what", "dft_eV": "DFT", "sevennet_eV": "SevenNet"}
+SHOWN = {  # in docs/dft.md; everything is in dft_error.csv
+    "potential": "potential",
+    "n": "n",
+    "bias": "bias",
+    "mae": "MAE",
+    "mae interval": "95 %",
+    "rmse": "RMSE",
+    "slope": "slope",
+    "r": "r",
+    "mae_after_line": "after a line",
+}
+
+
+def markdown(rows: list[dict], columns: dict[str, str]) -> str:
+    """A table of some columns (name -> heading); what a row lacks stays empty."""
+    lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
+    for row in rows:
+        cells = []
+        for name in columns:
+            value = row.get(name, "")
+            cells.append(f"{value:.2f}" if isinstance(value, float) else str(value))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def error_tables(found: list[dict]) -> str:
+    """One table for all poses, then MAE and bias by group for all potentials."""
+    first = []
+    for row in found:
+        if row["group"] == "all":
+            interval = f"{row['mae_low95']:.2f}–{row['mae_high95']:.2f}" if "mae_low95" in row else ""
+            first.append(row | {"mae interval": interval})
+    names = sorted({row["potential"] for row in found})
+    lines = {}
+    for row in found:
+        line = lines.setdefault(row["group"], {"group": row["group"], "n": 0})
+        line["n"] = max(line["n"], row["n"])
+        bias = f" ({row['bias']:+.2f})" if "bias" in row else ""
+        line[row["potential"]] = f"{row['mae']:.2f}{bias}"
+    columns = {"group": "group", "n": "n"} | {name: name for name in names}
+    return (
+        "All poses:\n\n"
+        + markdown(first, SHOWN)
+        + "\n\nMAE (bias) by group:\n\n"
+        + markdown(list(lines.values()), columns)
+    )
+
+
+def count_table(shard: Shard, settings: Settings) -> str:
+    """Records by sample: with numbers, by split, failures by reason, core-hours."""
+    lines = {}
+    for row in shard.sorted_rows():
+        if row["sample"] == "reference" or row["settings"] != settings.key:
+            continue
+        line = lines.setdefault(
+            row["sample"],
+            {"sample": row["sample"], "records": 0, "done": 0, "val": 0, "hours": 0.0, "failed": {}},
+        )
+        line["records"] += 1
+        line["hours"] += row["seconds"] / 3600
+        if row["reason"]:
+            reason = re.sub(r"[:\d].*then", " then", row["reason"]).replace(":1", "")
+            line["failed"][reason] = line["failed"].get(reason, 0) + 1
+        else:
+            line["done"] += 1
+            line["val"] += row["split"] != "train"
+    for line in lines.values():
+        line["failed"] = "; ".join(f"{count} {reason}" for reason, count in sorted(line["failed"].items()))
+    columns = {
+        "sample": "sample",
+        "records": "records",
+        "done": "with ΔE_H",
+        "val": "of them val or test",
+        "hours": "core-hours",
+        "failed": "no numbers, and why",
+    }
+    return markdown(list(lines.values()), columns)
+
+
+def fill(path: Path, tables: dict[str, str]) -> None:
+    """Puts each table between its mark and the next end mark of a page."""
+    text = path.read_text()
+    for name, content in tables.items():
+        start = text.index(f"<!-- {name} -->") + len(f"<!-- {name} -->")
+        text = text[:start] + f"\n{content}\n" + text[text.index("<!-- end -->", start) :]
+    path.write_text(text)
+
+
 def build_parser():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -260,37 +387,26 @@ def main():
     shard, potentials = Shard(SHARDS / "dft.jsonl"), Shard(SHARDS / "dft_potentials.jsonl")
     settings = Settings(code=args.dft_calculator)
     rows = done(shard, settings)
+    rows += convergence_rows(rows)
     add_potentials(rows, potentials, args.potentials)
     found = table(rows, potentials)
     write_rows(args.out / "dft_error.csv", found, COLUMNS)
     top20 = top20_rows(shard, settings)
-    write_rows(
-        args.out / "dft_top20.csv",
-        top20,
-        [
-            "material_id",
-            "formula",
-            "delta_g_h_sevennet_eV",
-            "delta_g_h_dft_eV",
-            "active_0.2eV",
-            "gap_eV",
-            "moment",
-            "dft_seconds",
-            "reason",
-        ],
-    )
-    write_rows(args.out / "dft_geometry.csv", geometry_rows(rows), ["host", "what", "dft_eV", "sevennet_eV"])
+    write_rows(args.out / "dft_top20.csv", top20, list(TOP20))
+    geometry = geometry_rows(rows)
+    write_rows(args.out / "dft_geometry.csv", geometry, list(GEOMETRY))
     if potentials.rows:
         draw(rows, potentials, args.out / "dft_error.png")
+    convergence = read_rows(PUBLISHED / "dft_convergence.csv")
+    tables = {
+        "convergence": markdown(convergence, {name: name for name in convergence[0]}),
+        "counts": count_table(shard, settings),
+        "errors": error_tables(found),
+        "top20": markdown(top20, TOP20),
+        "geometry": markdown(geometry, GEOMETRY),
+    }
+    fill(ROOT / "docs" / "dft.md", tables)
     print(counts(shard))
-    print(f"core-hours: {sum(row.get('seconds', 0) for row in shard.rows.values()) / 3600:.1f}")
-    for row in found:
-        print(
-            "  ".join(
-                f"{row.get(name, '')!s:>{42 if name == 'group' else 20 if name == 'potential' else 7}}"
-                for name in COLUMNS
-            )
-        )
 
 
 if __name__ == "__main__":

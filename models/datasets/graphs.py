@@ -36,15 +36,15 @@ class LayerGraphs(InMemoryDataset):
         try:
             content, self.slices, *_ = saved
             self.data = Data.from_dict(content)
-            graphs = len(self)
-            for name in ("pos", "cell", "atomic_numbers", *LABELS, "uid"):
-                if len(self.slices[name]) != graphs + 1:
+            for name in ("pos", "cell", "atomic_numbers", *LABELS, "uid"):  # of one graph there are no slices
+                if self.slices is not None and len(self.slices[name]) != len(self) + 1:
                     raise ValueError(f"`{name}` of {len(self.slices[name]) - 1} graphs")
             for graph in self:
                 _check_shapes(graph)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} holds no graphs of material_dataset.py ({type(error).__name__}: {error}): make it again"
+                f"{path} holds no graphs of material_dataset.py ({type(error).__name__}: {error}): "
+                "make it again"
             ) from None
 
 
@@ -94,8 +94,11 @@ def labelled_layers(folders: Sequence[Path], split: str) -> list[Data]:
         ValueError: A file holds anything but graphs, or no graph can be trained on.
     """
     found = [folder for folder in folders if (Path(folder) / "processed" / f"{split}.pt").exists()]
+    for folder in folders:
+        if found and folder not in found:
+            print(f"{folder} has no {split} split")
     graphs, total = [], 0
-    for folder in found or folders[:1]:
+    for folder in found or folders[:1]:  # where none has it, LayerGraphs says so
         for graph in LayerGraphs(folder, split):
             total += 1
             if problem := problem_of(graph):

@@ -4,20 +4,18 @@
 as it is filled (models.evaluation.rows). What takes minutes is spread over processes by tasks.py.
 """
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import ase.db
 import pandas as pd
 from ase import Atoms
 from pymatgen.core import Composition
 
-from models.crystals.layer import NotALayer, extract_layer, reduced_formula, unpack_atoms
-from models.crystals.matching import Fingerprint, Register
-from models.crystals.thresholds import ABSURD
-from models.evaluation.metrics import E_HULL, is_stable, stability_score
+from models.crystals.elements import avoided
+from models.crystals.layer import unpack_atoms
+from models.crystals.matching import Fingerprint
+from models.crystals.thresholds import STABLE
+from models.evaluation.known import known_register, unique_of
 from models.evaluation.rows import Columns, numbers
 from models.evaluation.settings import Settings
 from models.evaluation.tasks import (
@@ -29,6 +27,7 @@ from models.evaluation.tasks import (
     relax_one,
     second_opinion,
 )
+from models.evaluation.verdicts import E_HULL, is_stable, stability_score
 from models.infra.shards import Shard
 from models.networks.csllm import CSLLM
 from models.networks.delta_g import predict_delta_g
@@ -36,6 +35,7 @@ from models.networks.dimenet import load_dimenet
 from models.networks.synthesis import load_synthesis
 from models.physics.hull import hull_for
 from models.physics.potentials import Potential
+from models.physics.pourbaix import Pourbaix, aqueous_columns
 
 Layers = Mapping[str, Atoms]
 
@@ -74,33 +74,38 @@ def relaxation(
 
 def stability(
     rows: pd.DataFrame, energies: Mapping[str, float], potential: Potential, settings: Settings, cache: Shard
-) -> Columns:
-    """E_form, E_hull and the stability score from the hull of the same potential.
+) -> tuple[Columns, dict[str, str]]:
+    """E_form, E_hull and the stability score from the hull of the same potential; stability in water.
 
     Args:
         energies: eV per cell of the relaxed layers.
         cache: competing phases relaxed with the potential.
+
+    Returns:
+        the columns, and the competing phases that were left out with the reason.
     """
     known = rows[rows["material_id"].isin(energies)]
     if known.empty:
-        return {}
+        return {}, {}
     hull, found = hull_for(potential, list(known["formula"]), settings.references, cache), {}
+    pourbaix = Pourbaix(hull)
     for name, formula, atoms in zip(known["material_id"], known["formula"], known["n_atoms"]):
-        units = atoms / Composition(formula).num_atoms
+        cell = f"({formula}){atoms / Composition(formula).num_atoms:.0f}"
         try:
-            place = hull.stability(f"({formula}){units:.0f}", energies[name])
+            place = hull.stability(cell, energies[name])
+            water = aqueous_columns(pourbaix, cell, energies[name], settings.max_pourbaix)
         except ValueError as error:  # an element without a reference phase costs this row its E_hull
             found[name] = {"error": str(error)}
             continue
-        absurd = f"E_hull {place.e_hull:.2f} eV/atom is absurd: not called stable"
+        alone = f"no competing phase known (E_hull {place.e_hull:.2f} eV/atom): not called stable"
         found[name] = {
             "e_form_eV_per_atom": place.e_form,
             "e_hull_eV_per_atom": place.e_hull,
             "hull_compounds": place.phases,
             "stability_score": stability_score(place.e_hull),
-            "error": absurd if place.e_hull < ABSURD else None,
-        }
-    return found
+            "error": alone if place.e_hull < STABLE and not place.competes else None,
+        } | water
+    return found, hull.failed
 
 
 def hydrogen(
@@ -161,33 +166,28 @@ def synthesizability(rows: pd.DataFrame, layers: Layers, settings: Settings) -> 
     return {name: {"p_synth": float(score)} for name, score in zip(known["material_id"], scores)}, said
 
 
-def novelty(layers: Layers, settings: Settings) -> Columns:
-    """unique: matches no earlier structure of the set; novel: matches nothing in the reference database;
-    known_as: what it matches.
+def novelty(rows: pd.DataFrame, layers: Layers, settings: Settings) -> Columns:
+    """unique: the most stable of its material in the set; novel: matches no template, no layer of the novelty
+    database and none that the generator learned from; known_as: what it matches, and where that is from.
     """
     fingerprints = {name: Fingerprint(atoms) for name, atoms in layers.items()}
-    reference = known_layers(settings.novelty_db, {print_.formula for print_ in fingerprints.values()})
-    seen, found = Register(), {}
+    e_hull = dict(zip(rows["material_id"], numbers(rows[E_HULL])))
+    unique, found = unique_of(fingerprints, e_hull), {}
+    formulas = {fingerprint.formula for fingerprint in fingerprints.values()}
+    known = known_register([settings.template_db, settings.novelty_db], settings.learned, formulas)
     for name, fingerprint in fingerprints.items():
-        match = reference.find(fingerprint)
-        found[name] = {
-            "unique": seen.find(fingerprint) is None,
-            "novel": match is None,
-            "known_as": match or "",
-        }
-        seen.add(name, fingerprint)
+        match = known.find(fingerprint)
+        found[name] = {"unique": name in unique, "novel": match is None, "known_as": match}
     return found
 
 
-def known_layers(path: Path, formulas: set[str]) -> Register:
-    """The layers of a database that have one of some reduced formulas."""
-    register = Register()
-    for entry in ase.db.connect(path).select():
-        atoms = entry.toatoms()
-        if reduced_formula(atoms) in formulas:
-            with contextlib.suppress(NotALayer):  # a row that is no layer cannot match one
-                register.add(entry.get("uid", str(entry.id)), Fingerprint(extract_layer(atoms).atoms))
-    return register
+def elements_to_avoid(rows: pd.DataFrame) -> Columns:
+    """The elements of each structure that one would not use (models.crystals.elements.AVOIDED)."""
+    found = {}
+    for name, formula in zip(rows["material_id"], rows["formula"]):
+        symbols = Composition(formula).as_dict() if formula else ()
+        found[name] = {"avoid_elements": " ".join(avoided(symbols))}
+    return found
 
 
 def second_delta_g(layers: Layers, second: Potential | None, settings: Settings, shard: Shard) -> Columns:

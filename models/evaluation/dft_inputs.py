@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from string import Template
 
@@ -174,6 +175,34 @@ def write_handoff(
     _write_calculation(Path(folder) / "h2", _molecule(), "H2", False)
     write_text(target / "README.txt", _readme(name, slab_h is not None, row, provenance))
     return target
+
+
+def remove_stale(folder: Path, names: Iterable[str]) -> list[str]:
+    """Takes away inputs of candidates of an earlier shortlist; what a calculation has put beside them stays.
+
+    Args:
+        folder: where all candidates go.
+        names: material_ids of the present shortlist.
+
+    Returns:
+        names of folders that stay because they hold results; they are printed.
+    """
+    kept, current = [], {"h2", *map(safe_name, names)}
+    for target in sorted(Path(folder).glob("*/README.txt")):
+        target = target.parent
+        if target.name in current:
+            continue
+        for part in (target / "slab", target / "slab_H"):
+            _remove(part, CALCULATION_FILES)
+            if part.is_dir() and not any(part.iterdir()):
+                part.rmdir()
+        _remove(target, [SCRIPT, "README.txt"])
+        if any(target.iterdir()):
+            kept.append(target.name)
+            print(f"no longer shortlisted, but it holds results of yours: {target}")
+        else:
+            target.rmdir()
+    return kept
 
 
 def safe_name(name: str) -> str:

@@ -12,7 +12,7 @@ from ase.data import covalent_radii
 from ase.data.colors import jmol_colors
 
 from models.crystals.layer import flipped
-from models.crystals.thresholds import ACTIVE, STABLE
+from models.crystals.thresholds import ACTIVE, BELOW_HULL, STABLE
 from models.evaluation.rows import records
 from models.infra.files import atomic
 
@@ -109,13 +109,14 @@ LABELS = {
     "two_d_rate": "two-dimensional crystal",
     "valid_rate": "valid: distances and SMACT",
     "stable_rate": "stable, E_hull < 0.1 eV/atom",
+    "no_competitor_rate": "no competing phase known",
     "novel_rate": "novel",
     "unique_rate": "unique",
     "sun_rate": "stable, unique and novel",
     "synthesis_rate": "called synthesizable",
     "reconstructed_rate": "reconstructs under H",
     "active_rate_0.2eV": "|ΔG_H| ≤ 0.2 eV",
-    "hit_rate_0.2eV": "hit: that, and stable",
+    "hit_rate_0.2eV": "hit: passes the chain of gates",
     "expected_hit_rate_0.1eV": "expected hits, |ΔG_H| ≤ 0.1 eV",
     "mae_delta_g_h_oracle_eV": "mean |ΔG_H|, oracle (eV)",
     "mae_delta_g_h_dimenet_eV": "mean |ΔG_H|, DimeNet++ (eV)",
@@ -180,7 +181,7 @@ def her_performance(sets: dict[str, pd.DataFrame], potential: str, path: Path) -
     parity.set(
         xlabel="ΔG_H, oracle (eV)", ylabel="ΔG_H, DimeNet++ (eV)", title="DimeNet++ against the oracle"
     )
-    corner, width = (e_hull[0], -ACTIVE), STABLE - e_hull[0]
+    corner, width = (BELOW_HULL, -ACTIVE), STABLE - BELOW_HULL
     hits.add_patch(plt.Rectangle(corner, width, 2 * ACTIVE, color="tab:green", alpha=0.15, lw=0))
     scatter(hits, sets, ("e_hull_eV_per_atom", "delta_g_h_oracle_eV"), (e_hull, energy))
     hits.set(xlabel="E_hull (eV/atom)", ylabel="ΔG_H, oracle (eV)", title="stable and active (green)")
@@ -203,6 +204,40 @@ def stability_curve(sets: dict[str, pd.DataFrame], potential: str, path: Path) -
         axis.set(xlabel=label, title=title)
     axes[0].plot([STABLE, STABLE], [0, 1], color="0.6", lw=1, ls="--")
     figure.tight_layout()
+    save(figure, path)
+
+
+def draw_funnel(funnels: dict[str, list[dict]], path: Path) -> None:
+    """How many of 100 submitted structures of each set pass each gate and all before it, with 95 % intervals;
+    pale: those that have failed none so far, where a gate was not computed for all.
+
+    Args:
+        funnels: set -> models.evaluation.funnel.funnel.
+    """
+    gates = [gate["gate"] for gate in next(iter(funnels.values()))]
+    figure, axis = plt.subplots(figsize=(8.5, 1.2 + len(gates) * (0.22 + 0.2 * len(funnels))))
+    height = 0.8 / len(funnels)
+    for k, (colour, (label, found)) in enumerate(zip(COLOURS, funnels.items())):
+        n = max(1, found[0]["rate"]["n"])
+        rows = np.arange(len(gates)) + (k - (len(funnels) - 1) / 2) * height
+        proven = np.array([gate["proven"] for gate in found])
+        possible = np.array([gate["possible"] for gate in found])
+        axis.barh(rows, 100 * possible / n, 0.9 * height, color=colour, alpha=0.25)
+        axis.barh(rows, 100 * proven / n, 0.9 * height, color=colour, label=f"{label}, {n} submitted")
+        for y, gate in zip(rows, found):
+            low, high = gate["rate"]["ci95"]
+            if low is not None:
+                axis.plot([100 * low, 100 * high], [y, y], color="0.25", lw=1)
+            unproven = f" ({gate['possible']})" if gate["possible"] > gate["proven"] else ""
+            axis.annotate(f"{gate['proven']}{unproven}", (101, y), va="center", fontsize=7.5, color=colour)
+    axis.set_yticks(range(len(gates)), gates)
+    axis.set(
+        xlim=(0, 112),
+        ylim=(len(gates) - 0.5, -0.5),
+        xlabel="% of all submitted that pass this gate and all above",
+    )
+    axis.set_xticks(range(0, 101, 20))
+    axis.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=3)
     save(figure, path)
 
 

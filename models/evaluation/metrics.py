@@ -11,36 +11,24 @@ import pandas as pd
 from scipy import stats
 from scipy.stats.contingency import relative_risk
 
-from models.crystals.thresholds import ABSURD, ACTIVE, OVERLAP_SCALE, STABLE, SYNTHESIZABLE, VERY_ACTIVE
+from models.crystals.thresholds import OVERLAP_SCALE, STABLE, SYNTHESIZABLE, VERY_ACTIVE
 from models.evaluation.rows import is_true, numbers, table
 from models.evaluation.schema import COMPARISON, SET_METRICS
+from models.evaluation.verdicts import (
+    DIMENET,
+    E_HULL,
+    ORACLE,
+    competing_phase_known,
+    is_active,
+    is_hit,
+    is_stable,
+    is_sun,
+)
 
 DRAWS = 2000  # of a bootstrap and of a permutation test: p is known to ± 0.005 at 0.05
 LEVEL = 0.95  # of every interval
 SHIFT = 0.05  # eV by which the correction in ΔG_H is varied
-ORACLE, DIMENET, E_HULL = "delta_g_h_oracle_eV", "delta_g_h_dimenet_eV", "e_hull_eV_per_atom"
 NOTHING = {"value": None, "ci95": [None, None], "n": 0}
-
-
-def stability_score(e_hull: float) -> float:
-    """exp(−max(0, E_form − E_stable^ref)), energies in eV/atom."""
-    return math.exp(-max(0.0, e_hull))
-
-
-def is_active(rows: pd.DataFrame, bound: float = ACTIVE) -> np.ndarray:
-    """[n] whether |ΔG_H| by the oracle is at most `bound` eV."""
-    return abs(numbers(rows[ORACLE])) <= bound
-
-
-def is_stable(rows: pd.DataFrame) -> np.ndarray:
-    """[n] whether a converged relaxation ended less than STABLE above the hull, and not absurdly below it."""
-    e_hull = numbers(rows[E_HULL])
-    return is_true(rows["converged"]) & (e_hull > ABSURD) & (e_hull < STABLE)
-
-
-def is_sun(rows: pd.DataFrame) -> np.ndarray:
-    """[n] whether stable, unique in its set, and novel."""
-    return is_stable(rows) & is_true(rows["unique"]) & is_true(rows["novel"])
 
 
 def pareto_front(costs: np.ndarray) -> np.ndarray:
@@ -67,13 +55,14 @@ def metric_samples(rows: pd.DataFrame) -> dict[str, np.ndarray]:
         "mae_delta_g_h_oracle_eV": abs(rows[ORACLE].dropna()),
         "delta_g_h_gap_eV": abs(existing[ORACLE]) - abs(existing[DIMENET]),
         "active_rate_0.2eV": is_active(rows),
-        "hit_rate_0.2eV": is_active(rows) & stable,
-        "hit_rate_0.1eV": is_active(rows, VERY_ACTIVE) & stable,
+        "hit_rate_0.2eV": is_hit(rows),
+        "hit_rate_0.1eV": is_hit(rows, VERY_ACTIVE),
         "expected_hit_rate_0.1eV": stable * rows["p_active"].fillna(0.0),
         "reconstructed_rate": rows["h_flags"].str.contains("reconstructed"),
         "stability_score": rows["stability_score"].dropna(),
         "synthesis_rate": numbers(rows["p_synth"]) >= SYNTHESIZABLE,
         "stable_rate": stable,
+        "no_competitor_rate": (numbers(rows[E_HULL]) < STABLE) & ~competing_phase_known(rows),
         "unique_rate": is_true(rows["unique"]),
         "novel_rate": is_true(rows["novel"]),
         "sun_rate": is_sun(rows),

@@ -8,7 +8,8 @@ import pandas as pd
 from ase import Atoms
 
 from models.evaluation import figures
-from models.evaluation.dft_inputs import write_handoff
+from models.evaluation.dft_inputs import remove_stale, write_handoff
+from models.evaluation.funnel import funnel, funnels_markdown, hit_gates
 from models.evaluation.metrics import aggregate, compare, flat, markdown, sensitivity
 from models.evaluation.provenance import SAME
 from models.evaluation.report import write_html
@@ -19,6 +20,7 @@ from models.evaluation.shortlist import agreement, ranked
 from models.infra.files import read_json, write_json, write_text
 
 NULLS = ("random_baseline", "substitution")  # model-free baselines
+FUNNEL_NOTE = "Structures that pass a gate and all before it; in brackets those that have failed none so far:"
 
 
 @dataclass
@@ -56,32 +58,38 @@ def write_outputs(
     metrics = {name: aggregate(rows, settings.seed)}
     for label, other in others.items():
         metrics[label] = compare(rows, other, settings.seed)
-    content = summary(name, evaluation, metrics, best, settings)
+    funnels = {label: funnel(found) for label, found in {name: rows, **others}.items()}
+    content = summary(name, evaluation, metrics, funnels, best, settings)
     write_table(out / "metrics.csv", rows)
     write_table(out / "shortlist.csv", best, SHORTLIST_COLUMNS)
     front = ranked(rows)
     write_table(out / "pareto.csv", front[is_true(front["pareto"])], SHORTLIST_COLUMNS)
     write_json(out / "metrics.json", content)
-    text = markdown(metrics)
+    text = f"{markdown(metrics)}\n\n{FUNNEL_NOTE}\n\n{funnels_markdown(funnels)}"
     write_text(out / "comparison.md", text + "\n")
     write_table(out / "comparison.csv", flat(metrics), [column.name for column in COMPARISON])
+    remove_stale(out / "dft", best["material_id"])
     for row in records(best):
         identity = row["material_id"]
         layer, pose = evaluation.relaxed[identity], evaluation.poses.get(identity)
         write_handoff(out / "dft", identity, layer, pose, row, evaluation.provenance)
-    drawn = draw(name, evaluation, others, metrics, out)
+    drawn = draw(name, evaluation, others, metrics, funnels, out)
     write_html(out / "report.html", name, evaluation, others, metrics, content["shortlist"], drawn)
     print("\n".join([text, "", *headline(content, rows), f"files in {out}"]))
     return content
 
 
-def summary(name: str, evaluation: Evaluation, metrics: dict, best: pd.DataFrame, settings: Settings) -> dict:
+def summary(
+    name: str, evaluation: Evaluation, metrics: dict, funnels: dict, best: pd.DataFrame, settings: Settings
+) -> dict:
     """The content of metrics.json (keys: models.evaluation.schema.SUMMARY)."""
     rows = evaluation.rows
     others = {label: found for label, found in metrics.items() if label != name}
     return {
         "set": name,
         "n": len(rows),
+        "hit_gates": hit_gates(rows),
+        "funnels": funnels,
         "metrics": metrics[name],
         "nulls": {label: found for label, found in others.items() if label in NULLS},
         "compared": {label: found for label, found in others.items() if label not in NULLS},
@@ -94,16 +102,22 @@ def summary(name: str, evaluation: Evaluation, metrics: dict, best: pd.DataFrame
 
 
 def draw(
-    name: str, evaluation: Evaluation, others: dict[str, pd.DataFrame], metrics: dict, out: Path
+    name: str,
+    evaluation: Evaluation,
+    others: dict[str, pd.DataFrame],
+    metrics: dict,
+    funnels: dict,
+    out: Path,
 ) -> list[Path]:
-    """The four figures; their paths."""
+    """The figures; their paths."""
     sets, potential = {name: evaluation.rows, **others}, evaluation.provenance["potential"]
-    names = ("her_performance", "stability_curve", "baseline_comparison", "generated_structures")
+    names = ("her_performance", "stability_curve", "baseline_comparison", "generated_structures", "funnel")
     paths = [out / f"{figure}.png" for figure in names]
     figures.her_performance(sets, potential, paths[0])
     figures.stability_curve(sets, potential, paths[1])
     figures.baseline_comparison(metrics, paths[2])
     figures.generated_structures(evaluation.rows, evaluation.relaxed, evaluation.poses, paths[3])
+    figures.draw_funnel(funnels, paths[4])
     return paths
 
 
@@ -125,8 +139,9 @@ def headline(content: dict, rows: pd.DataFrame) -> list[str]:
     for shift, found in content["sensitivity_to_correction"].items():
         shifts.append(f"{shift}: {found['hit_rate_0.2eV']['value'] * n:.0f}")
     lines += [
-        f"stable: {count['stable_rate']}; stable, unique and novel: {count['sun_rate']}",
-        f"hits, |ΔG_H| <= 0.2 eV by the oracle and stable: {count['hit_rate_0.2eV']} "
+        f"stable: {count['stable_rate']} (no competing phase known: {count['no_competitor_rate']}); "
+        f"stable, unique and novel: {count['sun_rate']}",
+        f"hits ({', '.join(content['hit_gates'])}): {count['hit_rate_0.2eV']} "
         f"(with the correction moved by {', '.join(shifts)}); "
         f"layers that reconstruct under H: {count['reconstructed_rate']}",
         *map(shortlist_line, content["shortlist"]),
@@ -151,6 +166,8 @@ def shortlist_line(row: dict) -> str:
     line = f"{row['rank']}. {row['material_id']} (class {row['candidate_class']}): {chance}"
     line += f", ΔG_H {', '.join(said)}"
     line += f"; E_hull {_signed(row['e_hull_eV_per_atom'])} eV/atom"
+    line += f"; holds {row['avoid_elements']}" if row["avoid_elements"] else ""
+    line += f"; stopped by: {row['stopped_by']}" if row["stopped_by"] else ""
     return line + (f"; phonons {row['phonons']}" if row["phonons"] else "")
 
 

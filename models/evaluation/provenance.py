@@ -42,7 +42,7 @@ def provenance(settings: Settings, potential: Potential, second: Potential | Non
         "second_potential": f"{second.name} ({second.note}; {SHARED})" if second else "none",
         "synthesizability": synthesis,
         "checkpoints": {path.name: file_hash(path) for path in needed_files(settings)},
-        "novelty_reference": settings.novelty_db.name,
+        "novelty_reference": [settings.novelty_db.name, settings.template_db.name, settings.learned.name],
         "hull_reference": settings.references.name,
         "delta_g_h_correction_eV": settings.correction,
         "oracle": oracle_in_words(settings),

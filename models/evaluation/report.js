@@ -137,6 +137,28 @@ function headline() {
     alone, el("div", {class: "cards"}, data.headline.map(headlineCard)), notes.length ? el("div", {class: "legend"}, notes) : null, table, more);
 }
 
+/* --- the funnel ---------------------------------------------------------------------------------------------------------------- */
+
+function funnelRow(gate, k) {
+  const bars = sets.map(set => {
+    const {proven, possible} = set.funnel[k], n = Math.max(1, set.points.length), width = count => `width:${100 * count / n}%`;
+    const open = possible > proven ? ` (${possible})` : "";
+    return el("div", {class: "gate-bar", style: `--colour:${set.colour}`}, el("div", {class: "gate-track"}, el("i", {style: width(possible)}), el("b", {style: width(proven)})),
+      el("span", {}, `${proven}${open}`));
+  });
+  return el("div", {class: "gate"}, el("div", {}, el("strong", {}, gate.gate), el("span", {class: "note"}, rich(gate.meaning))), el("div", {}, bars));
+}
+
+function funnel() {
+  if (!data.rows.length) return null;
+  const last = own.funnel.at(-1), open = last.possible > last.proven;
+  return section("Which structures are left",
+    "A candidate passes every gate from the top down. Dark: structures that pass the gate and all above it. Pale, in brackets: those that have failed none so far, where a gate was not computed for all of them.",
+    el("div", {class: "card"}, own.funnel.map(funnelRow)),
+    el("div", {class: "legend"}, sets.map(set => el("span", {}, setName(set), ` ${set.points.length} submitted`))),
+    open ? el("p", {}, `A hit is shown to be active and stable, and has failed no later gate that was computed for it.`) : null);
+}
+
 /* --- plots --------------------------------------------------------------------------------------------------------------------- */
 
 function ticks(low, high, count) {
@@ -443,7 +465,7 @@ function showFacts() {
   const scene = scenes.get(state.selected), row = rows.get(state.selected);
   const listed = data.shortlist.find(item => item.material_id === state.selected) ?? {}, merged = {...row, ...listed};
   if (!row && !listed.material_id) return facts.replaceChildren(el("p", {}, "Choose a structure in the list."));
-  const keys = ["layer_group", "e_hull_eV_per_atom", "delta_g_h_oracle_eV", "delta_g_h_dimenet_eV", "delta_g_h_second_eV", "p_active", "p_synth", "h_site", "thickness_A", "novel"];
+  const keys = ["layer_group", "e_hull_eV_per_atom", "delta_g_h_oracle_eV", "delta_g_h_dimenet_eV", "delta_g_h_second_eV", "p_active", "e_pourbaix_eV_per_atom", "avoid_elements", "p_synth", "h_site", "thickness_A", "novel", "known_as", "hit", "stopped_by"];
   const pairs = keys.filter(key => merged[key] !== null && merged[key] !== undefined).map(key => [data.labels[key], shown(merged[key], key)]);
   let remark = scene ? "Dashed: the unit cell, 1 Å of its vacuum drawn." : scenes.size < data.rows.length && data.undrawn ? "The page holds 3D views of the first structures only, and not of this one." : "No relaxed layer: nothing to draw.";
   if (scene && scene.hydrogen !== null) {
@@ -562,7 +584,7 @@ function lead() {
 document.title = `${own.title}: 2D crystals for hydrogen evolution`;
 document.getElementById("page").append(...[
   el("header", {}, el("h1", {}, "Two-dimensional crystals for hydrogen evolution: ", own.title), el("p", {}, lead())),
-  headline(), volcano(), structures(), distributions(), parity(), failures(), provenance(), figures()].filter(Boolean));
+  headline(), funnel(), volcano(), structures(), distributions(), parity(), failures(), provenance(), figures()].filter(Boolean));
 const first = [...data.shortlist, ...data.rows].find(item => scenes.has(item.material_id)) ?? data.rows[0];
 [state.yaw, state.pitch, state.zoom] = VIEWS.Tilted;
 if (first) select(first.material_id);

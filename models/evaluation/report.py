@@ -22,9 +22,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from models.crystals.thresholds import BOND_SCALE, STABLE, VERY_ACTIVE
-from models.evaluation.metrics import is_stable
+from models.evaluation.funnel import funnel
 from models.evaluation.rows import numbers, records
 from models.evaluation.schema import EV, PERCENT, PURE, SET_METRICS
+from models.evaluation.verdicts import is_stable
 from models.infra.files import write_text
 
 HERE = Path(__file__).parent
@@ -70,6 +71,11 @@ COLUMNS = {
     "rmsd_relaxed_A": "Moved when relaxed (Å)",
     "rank": "Rank",
     "candidate_class": "Class",
+    "hit": "Hit",
+    "stopped_by": "Stopped by",
+    "avoid_elements": "Elements to avoid",
+    "e_pourbaix_eV_per_atom": "Above Pourbaix hull (eV/atom)",
+    "known_as": "Known as",
     "phonons": "Phonons",
     "lowest_frequency_THz": "Lowest frequency (THz)",
     "elastic": "Elastic",
@@ -369,6 +375,7 @@ def set_content(label: str, rows: pd.DataFrame) -> dict:
         "name": label,
         "note": SET_NOTES.get(label, ""),
         "points": points(rows),
+        "funnel": funnel(rows),
         "parity": {key: parity(rows, key) for key in ("dimenet", "second")},
     }
 

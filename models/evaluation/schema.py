@@ -27,6 +27,7 @@ class Column:
     missing: str = ""
 
 
+DRY = "an element without dissolved species, or no E_hull"
 REFUSED = "not two-dimensional, or its relaxation failed"
 METRICS = (
     Column("material_id", "str", "", "name of the CIF without its ending; the key that joins all tables"),
@@ -133,11 +134,15 @@ METRICS = (
         "probability of being synthesizable, by the model that metrics.json names",
         REFUSED,
     ),
-    Column("unique", "bool", "", "the same as no earlier structure of the set", REFUSED),
+    Column("unique", "bool", "", "the most stable (E_hull) of its material in the set", REFUSED),
     Column(
-        "novel", "bool", "", "the same as no layer of the databases that novelty is judged against", REFUSED
+        "novel",
+        "bool",
+        "",
+        "the same as no template, no layer of --novelty-db and none that the generator learned from",
+        REFUSED,
     ),
-    Column("known_as", "str", "", "the known layer that it matches", "novel"),
+    Column("known_as", "str", "", "the known layer that it matches, and where that is from", "novel"),
     Column(
         "p_active",
         "float",
@@ -149,10 +154,12 @@ METRICS = (
         "candidate_class",
         "int",
         "",
-        "1: 2D, stable, unique, novel; 2: not novel or not unique; 3: not stable",
+        "1: 2D, stable, unique, novel; 2: not novel or not unique; 3: dissolves in water; 4: not stable",
         "no p_active",
     ),
-    Column("rank", "int", "", "place by class, then p_active, then E_hull", "no p_active"),
+    Column(
+        "rank", "int", "", "place by class, elements to avoid last, then p_active, then E_hull", "no p_active"
+    ),
     Column("pareto", "bool", "", "on the Pareto front of |ΔG_H| (oracle), E_hull and P_synth"),
     Column(
         "delta_g_h_second_eV", "float", "eV", "ΔG_H by the second potential", "not shortlisted, or no site"
@@ -167,6 +174,38 @@ METRICS = (
     ),
     Column("lowest_frequency_THz", "float", "THz", "lowest phonon, imaginary as negative", "no phonons"),
     Column("elastic", "str", "", "stable if the in-plane elastic tensor is positive definite", "no phonons"),
+    Column(
+        "e_pourbaix_eV_per_atom",
+        "float",
+        "eV/atom",
+        "energy above the Pourbaix hull of solids and ions at pH 0, the worse of 0 and −0.2 V (RHE)",
+        DRY,
+    ),
+    Column(
+        "e_dissolution_eV_per_atom",
+        "float",
+        "eV/atom",
+        "what it gains by dissolving without electron transfer, at pH 0",
+        DRY,
+    ),
+    Column("aqueous_products", "str", "", "what it decomposes to in water at pH 0", DRY),
+    Column(
+        "aqueous", "bool", "", "survives pH 0: e_pourbaix at most --max-pourbaix, and hardly soluble", DRY
+    ),
+    Column("e_pourbaix_base_eV_per_atom", "float", "eV/atom", "e_pourbaix at pH 14", DRY),
+    Column("e_dissolution_base_eV_per_atom", "float", "eV/atom", "e_dissolution at pH 14", DRY),
+    Column("aqueous_base_products", "str", "", "what it decomposes to in water at pH 14", DRY),
+    Column("aqueous_base", "bool", "", "survives pH 14", DRY),
+    Column(
+        "avoid_elements",
+        "str",
+        "",
+        "toxic or radioactive elements in it (models/crystals/elements.py)",
+        "none",
+    ),
+    Column("gate_passed", "str", "", "last gate of the unbroken chain that it passes", "not 2D"),
+    Column("stopped_by", "str", "", "the first gate that it does not pass", "passes all"),
+    Column("hit", "bool", "", "passes the chain up to active, and every later gate that was computed for it"),
     Column(
         "error", "str", "", "every remark on the structure, separated by semicolons", "nothing went wrong"
     ),
@@ -186,7 +225,11 @@ SHORTLIST_COLUMNS = (
     "delta_g_h_second_eV",
     "h_site",
     "e_hull_eV_per_atom",
+    "e_pourbaix_eV_per_atom",
+    "avoid_elements",
     "p_synth",
+    "hit",
+    "stopped_by",
     "phonons",
     "lowest_frequency_THz",
     "elastic",
@@ -331,8 +374,16 @@ SET_METRICS = (
         "stable_rate",
         ENERGY,
         "Stable",
-        "relaxed, and less than 0.1 eV/atom above the competing phases (E_hull)",
+        "relaxed, and less than 0.1 eV/atom above known competing phases (E_hull)",
         PERCENT,
+    ),
+    Metric(
+        "no_competitor_rate",
+        ENERGY,
+        "No competing phase known",
+        "E_hull < 0.1, but nothing competes, or it lies over 0.15 eV/atom below the hull: not stable",
+        PERCENT,
+        False,
     ),
     Metric(
         "stability_score", ENERGY, "Stability score", "mean of exp(−E_hull), 1 on the hull and below it", PURE
@@ -348,13 +399,11 @@ SET_METRICS = (
     Metric(
         "hit_rate_0.2eV",
         ACTIVITY,
-        "Active and stable",
-        "|ΔG_H| ≤ 0.2 eV by relaxed hydrogen, and stable as above",
+        "Hits",
+        "2D, valid, stable, |ΔG_H| ≤ 0.2 eV by relaxed hydrogen, and failing no later gate that was computed",
         PERCENT,
     ),
-    Metric(
-        "hit_rate_0.1eV", ACTIVITY, "Very active and stable", "|ΔG_H| ≤ 0.1 eV, and stable", PERCENT, False
-    ),
+    Metric("hit_rate_0.1eV", ACTIVITY, "Hits, strictly", "the same with |ΔG_H| ≤ 0.1 eV", PERCENT, False),
     Metric(
         "expected_hit_rate_0.1eV",
         ACTIVITY,
@@ -396,11 +445,18 @@ SET_METRICS = (
         "sun_rate",
         NEWS,
         "Stable, unique and new",
-        "no copy of another one in the set, nor of a layer in the reference database",
+        "no copy of another one in the set, nor of a known layer, nor of one that the generator learned from",
         PERCENT,
     ),
-    Metric("unique_rate", NEWS, "Unique", "matches no earlier structure of the set", PERCENT, False),
-    Metric("novel_rate", NEWS, "New", "matches no layer of the reference database", PERCENT, False),
+    Metric("unique_rate", NEWS, "Unique", "one structure of each material, the most stable", PERCENT, False),
+    Metric(
+        "novel_rate",
+        NEWS,
+        "New",
+        "matches no known layer, nor one that the generator learned from",
+        PERCENT,
+        False,
+    ),
     Metric(
         "synthesis_rate",
         NEWS,
@@ -412,6 +468,9 @@ SET_METRICS = (
 SUMMARY = {  # keys of metrics.json
     "set": "name of the set",
     "n": "structures submitted",
+    "hit_gates": "gates that a hit has passed: those needed, and those computed for any structure of the set",
+    "funnels": "set → gate by gate: structures proven (they pass all so far), possible (they failed none so "
+    "far), computed (of those possible before), and the rate of the proven",
     "metrics": "metric → value, ci95 (95 % interval; null where it cannot be had), n",
     "nulls": "the same for the model-free baselines, with difference, difference_ci95 and p_value",
     "compared": "the same for the other sets",

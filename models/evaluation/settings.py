@@ -4,6 +4,9 @@ import argparse
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from models.crystals.ase_database import row_ids
+from models.infra.cli import real, whole
+from models.infra.files import shipped
 from models.physics.hydrogen import CORRECTION
 
 
@@ -14,14 +17,17 @@ class Settings:
     potential: str = "auto"
     potential_checkpoint: Path | None = None
     second_potential: str = "chgnet"
-    dimenet: Path = Path("models/weights/dimenet.pt")
-    synthesis: Path = Path("models/weights/synthesis.pt")
+    dimenet: Path = shipped("models/weights/dimenet.pt")
+    synthesis: Path = shipped("models/weights/synthesis.pt")
     csllm: str | None = None
     csllm_base: str | None = None
     csllm_dtype: str = "auto"
-    references: Path = Path("data/reference_phases.db")
-    novelty_db: Path = Path("data/her2d.db")
-    validation: Path = Path("data/validation.json")
+    references: Path = shipped("data/reference_phases.db")
+    novelty_db: Path = shipped("data/her2d.db")
+    template_db: Path = shipped("data/her2d.db")
+    learned: Path = shipped("models/weights/best_diffusion_model.known.json.gz")
+    validation: Path = shipped("data/validation.json")
+    max_pourbaix: float = 0.5  # eV/atom; metastable up to here (Singh et al., Chem. Mater. 29, 10159 (2017))
     correction: float = CORRECTION
     oracle: str = "relaxed"
     oracle_for: str = "all"
@@ -38,18 +44,24 @@ class Settings:
 def needed_files(settings: Settings) -> list[Path]:
     """Files that an evaluation reads."""
     classifier = [] if settings.csllm else [settings.synthesis]
-    return [settings.dimenet, *classifier, settings.references, settings.novelty_db, settings.validation]
+    known = [settings.novelty_db, settings.template_db, settings.learned]
+    needed = [settings.dimenet, *classifier, settings.references, *known, settings.validation]
+    return list(dict.fromkeys(needed))
 
 
 def check_files(settings: Settings) -> None:
-    """Says that a file is missing before hours of work.
+    """Says that a file is missing, or that a database is none, before hours of work.
 
     Raises:
         FileNotFoundError: names the first file that does not exist.
+        DatabaseError: names the database that holds no row, or is none.
     """
     for path in needed_files(settings):
         if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist: see --help for the flag that names it")
+            raise FileNotFoundError(f"{path} is no file: see --help for the flag that names it")
+    row_ids(settings.novelty_db, "--novelty-db")
+    row_ids(settings.template_db, "--template-db")
+    row_ids(settings.references, "--references")
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
@@ -70,7 +82,11 @@ def _add_data_flags(group, cifs: Path, compare: list[Path]) -> None:
     add("--cifs", type=Path, default=cifs, help="folder of CIFs to score")
     add("--compare", type=Path, nargs="*", default=compare, help="metrics.csv of other sets to put beside it")
     add("--references", type=Path, help="competing phases of the hull")
-    add("--novelty-db", type=Path, help="database that decides what is novel")
+    add("--novelty-db", type=Path, help="database of known layers; what matches one is not novel")
+    add("--template-db", type=Path, help="database that the generator took its templates from, known too")
+    add(
+        "--learned", type=Path, help="fingerprints of the generator's training set (CHECKPOINT.known.json.gz)"
+    )
     add("--validation", type=Path, help="the oracle's error against DFT (python -m data.build.validate)")
 
 
@@ -85,7 +101,9 @@ def _add_model_flags(group) -> None:
     add("--csllm", help="CSLLM: folder or hub name; takes the classifier's place")
     add("--csllm-base", help="base model of the CSLLM adapters, if it is not where their config says")
     add("--csllm-dtype", help="torch dtype of CSLLM, e.g. bfloat16; auto is the checkpoint's")
-    add("--correction", type=float, help="ΔE_ZPE − TΔS in ΔG_H, eV")
+    aqueous = "eV/atom above the Pourbaix hull up to which a layer counts as stable in water"
+    add("--max-pourbaix", type=real(0), help=aqueous)
+    add("--correction", type=real(), help="ΔE_ZPE − TΔS in ΔG_H, eV")
 
 
 def _add_effort_flags(group) -> None:
@@ -94,9 +112,9 @@ def _add_effort_flags(group) -> None:
     add("--oracle", choices=("relaxed", "rigid", "none"), help=relaxed)
     stable = "stable: the oracle only for layers below 0.1 eV/atom, half the time; hits are the same"
     add("--oracle-for", choices=("all", "stable"), help=stable)
-    add("--oracle-sites", type=int, help="sites where H alone is relaxed, 0 for all")
-    add("--shortlist", type=int, help="candidates for the second potential and for DFT")
-    add("--phonons", type=int, help="phonons and elastic constants of so many of the best")
-    add("--fmax", type=float, help="force at which a relaxation has converged, eV/Å")
-    add("--relax-steps", type=int, help="most steps of a relaxation")
-    add("--jobs", type=int, help="processes, one thread each")
+    add("--oracle-sites", type=whole(0), help="sites where H alone is relaxed, 0 for all")
+    add("--shortlist", type=whole(0), help="candidates for the second potential and for DFT")
+    add("--phonons", type=whole(0), help="phonons and elastic constants of so many of the best")
+    add("--fmax", type=real(1e-4), help="force at which a relaxation has converged, eV/Å")
+    add("--relax-steps", type=whole(1), help="most steps of a relaxation")
+    add("--jobs", type=whole(1), help="processes, one thread each")

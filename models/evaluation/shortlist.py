@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from models.crystals.thresholds import ABSURD, AGREE, VERY_ACTIVE
-from models.evaluation.metrics import DIMENET, E_HULL, ORACLE, interval, is_stable, is_sun, pareto_front
+from models.crystals.thresholds import AGREE, VERY_ACTIVE
+from models.evaluation.metrics import interval, pareto_front
 from models.evaluation.rows import Columns, is_true, numbers, records
+from models.evaluation.verdicts import DIMENET, E_HULL, ORACLE, competing_phase_known, is_stable, is_sun
 from models.infra.files import read_json
 
 DIMENET_STD, SECOND = "delta_g_h_dimenet_std_eV", "delta_g_h_second_eV"
@@ -61,18 +62,19 @@ def p_active(rows: pd.DataFrame, sigma: float) -> np.ndarray:
 
 
 def candidate_class(rows: pd.DataFrame) -> np.ndarray:
-    """[n] 1: two-dimensional, stable, unique, novel; 2: not novel or not unique; 3: not stable."""
+    """[n] 1: 2D, stable, unique, novel; 2: not novel or not unique; 3: dissolves in water; 4: not stable."""
     stable = is_true(rows["two_d"]) & is_stable(rows)
-    return np.select([stable & is_sun(rows), stable], [1, 2], 3)
+    dissolves = ~rows["aqueous"].fillna(True).to_numpy(bool)  # what is not known counts as resistant
+    return np.select([~stable, dissolves, is_sun(rows)], [4, 3, 1], 2)
 
 
 def ranked(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows that have a P(|ΔG_H| <= VERY_ACTIVE), best first: by class, then by that probability, then by
-    E_hull.
+    """The rows that have a P(|ΔG_H| <= VERY_ACTIVE), best first: by class, then those of elements that one
+    would use, then by that probability, then by E_hull.
     """
     known = rows[rows["p_active"].notna()]
-    order = np.lexsort([numbers(known[E_HULL]), -numbers(known["p_active"]), candidate_class(known)])
-    return known.iloc[order]
+    keys = [candidate_class(known), known["avoid_elements"] != "", -numbers(known["p_active"])]
+    return known.iloc[np.lexsort([numbers(known[E_HULL]), *reversed(keys)])]
 
 
 def ranking(rows: pd.DataFrame, sigma: float) -> Columns:
@@ -95,8 +97,8 @@ def ranking(rows: pd.DataFrame, sigma: float) -> Columns:
 def pareto_costs(rows: pd.DataFrame) -> np.ndarray:
     """[n, 3] |ΔG_H| by the oracle, E_hull, −P_synth; NaN where a structure cannot be on the front."""
     costs = np.column_stack([abs(numbers(rows[ORACLE])), numbers(rows[E_HULL]), -numbers(rows["p_synth"])])
-    costs[(costs[:, 1] <= ABSURD) | ~is_true(rows["converged"])] = np.nan
-    costs[:, 1] = np.maximum(costs[:, 1], 0)  # what lies below the hull lies on it: mostly a phase is missing
+    costs[~competing_phase_known(rows) | ~is_true(rows["converged"])] = np.nan
+    costs[:, 1] = np.maximum(costs[:, 1], 0)  # what lies a little below the hull lies on it
     return costs
 
 

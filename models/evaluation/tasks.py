@@ -5,10 +5,11 @@ A task takes an item (material_id, ASE layer), the oracle of its process (which 
 models.evaluation.settings.Settings, and returns plain JSON.
 """
 
+import ast
 import json
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from ase import Atoms
@@ -18,7 +19,7 @@ from models.crystals.layer import NotALayer, extract_layer, min_distance_ratio, 
 from models.crystals.matching import layer_group, rmsd
 from models.crystals.thresholds import OVERLAP_SCALE
 from models.evaluation.settings import Settings
-from models.infra.files import digest
+from models.infra.files import ROOT, digest
 from models.infra.shards import Shard
 from models.physics.hydrogen import HydrogenOracle
 from models.physics.parallel import OracleSettings, run_with_oracle
@@ -28,11 +29,27 @@ from models.physics.potentials import Potential, relax_layer
 RELAXATION = ("fmax", "relax_steps")  # settings that a relaxed layer depends on
 ADSORPTION = ("correction", "oracle", "oracle_sites")  # settings that the oracle's answer depends on
 EVERYTHING = RELAXATION + ADSORPTION
-VERSION = 2  # of what the tasks return; kept results of another one are computed again
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)  # what may have a docstring
+
+
+@cache
+def code_version() -> str:
+    """Changes with the code that results depend on, but not with its docstrings, comments and format."""
+    paths = [Path(__file__)]
+    for room in ("crystals", "physics"):
+        paths += sorted((ROOT / "models" / room).glob("*.py"))
+    trees = []
+    for path in paths:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, DOCUMENTED) and ast.get_docstring(node):
+                node.body = node.body[1:]
+        trees.append(ast.dump(tree))
+    return digest(" ".join(trees))
 
 
 def item_key(item: tuple, settings: Settings, note: str, depends: tuple[str, ...] = EVERYTHING) -> str:
-    """Changes with the structure, with the settings that its result depends on, and with VERSION.
+    """Changes with the structure, with the code, and with the settings that its result depends on.
 
     Args:
         note: provenance of the potential.
@@ -40,8 +57,8 @@ def item_key(item: tuple, settings: Settings, note: str, depends: tuple[str, ...
     """
     name, atoms = item
     content = atoms if isinstance(atoms, str) else json.dumps(pack_atoms(atoms))
-    values = [f"version {VERSION}", *(str(getattr(settings, field)) for field in depends)]
-    return f"{name}:{digest(' '.join([content, note, *values]))}"
+    values = [str(getattr(settings, field)) for field in depends]
+    return f"{name}:{digest(' '.join([content, note, code_version(), *values]))}"
 
 
 def computed(

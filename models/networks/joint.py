@@ -2,21 +2,32 @@
 scales, and how it is validated.
 """
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from ase import Atoms
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from models.datasets.graphs import LABELS
+from models.crystals.matching import Fingerprint, layer_group, rmsd
+from models.crystals.thresholds import SAME_SYMPREC
+from models.datasets.graphs import LABELS, graph_atoms
 from models.infra.files import digest
 from models.networks.diffusion import LOSS_WEIGHTS, MAX_E_HULL, Diffusion, joint_loss, raw_lattice
 from models.networks.egnn import DenoisingEGNN
-from models.networks.layers import collate
+from models.networks.layers import collate, layers_of, to_atoms
+from models.networks.sampler import Sampler
+from models.networks.settings import MISSION, GeneratorSettings
 
 VALIDATION_SEED = 1234  # the same noise at every validation, so that epochs can be compared
 CHANNELS = ("coordinates", "z", "lattice", "elements")  # the diffusion term of the loss
+# What is drawn during training: so many real validation layers, noised and denoised again in so many updates;
+# from t = 0.5, where the generator starts, and from pure noise
+SAMPLES, SAMPLING_STEPS = 16, 50
+STARTS = {"template": 0.5, "noise": 1.0}
 
 
 @dataclass
@@ -169,6 +180,40 @@ def validate(
             found.add({"total": total, **terms}, len(index))
     without = unconditional.named()
     return means.named() | {f"unconditional_{name}": without[name] for name in CHANNELS}
+
+
+@torch.no_grad()
+def sample_metrics(network: nn.Module, diffusion: Diffusion, graphs: list[Data], device: str) -> dict:
+    """What the generator's own update makes of a few validation layers with their elements given.
+
+    Returns:
+        For each of STARTS `{start}_match` (share that is the real layer again), `{start}_symmetric` (share
+        with a layer group beyond p1), and `{start}_rmsd_A` (median distance to the real layer, relaxed by the
+        method of its database; NaN from pure noise, where no atom is where it was).
+    """
+    chosen = np.linspace(0, len(graphs) - 1, min(SAMPLES, len(graphs))).round().astype(int)
+    real = [graph_atoms(graphs[k]) for k in chosen]
+    found = {}
+    for name, level in STARTS.items():
+        generator = torch.Generator().manual_seed(VALIDATION_SEED)
+        sampler = Sampler(network, diffusion, GeneratorSettings(guide=MISSION), generator)  # unguided
+        layers, start = layers_of(real).to(device), round(level * diffusion.steps)
+        noised, lattice = sampler.noised(layers, start) if level < 1 else sampler.prior(layers)
+        drawn = to_atoms(sampler.denoise(noised, lattice, start, SAMPLING_STEPS).to("cpu"))
+        rows = np.array([_compared(*pair) for pair in zip(real, drawn)])  # [n, 3]
+        found[f"{name}_match"], found[f"{name}_symmetric"] = rows[:, :2].mean(0).tolist()
+        found[f"{name}_rmsd_A"] = float(np.median(rows[:, 2])) if level < 1 else math.nan
+    return found
+
+
+def _compared(real: Atoms, drawn: Atoms) -> tuple[float, float, float]:
+    """Whether a drawn layer is the real one, whether it has symmetry, and how far its atoms are (Å)."""
+    try:
+        same = Fingerprint(real).same(Fingerprint(drawn))
+        symmetric = layer_group(drawn, SAME_SYMPREC) not in ("p1", "?")
+        return float(same), float(symmetric), rmsd(drawn, real)
+    except Exception:  # an untrained network draws what no symmetry finder takes: no match
+        return 0.0, 0.0, math.inf
 
 
 @torch.no_grad()

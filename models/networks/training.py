@@ -253,8 +253,10 @@ class Trainer:
             Whether this epoch is the best so far.
 
         Raises:
-            Diverged: The validation loss is not finite; what was written before stays.
+            Diverged: No step was taken, or the validation loss is not finite; what was written before stays.
         """
+        if self.steps and self.skipped == self.steps:
+            self._diverged(f"no step of epoch {len(self.history) + 1} has a finite gradient")
         if not math.isfinite(row[judged_by]):
             self._diverged(f"{judged_by} is {row[judged_by]:g} after epoch {len(self.history) + 1}")
         best = all(row[judged_by] < earlier[judged_by] for earlier in self.history)

@@ -25,6 +25,7 @@ from models.infra.files import digest
 MAGNETIC = {"V": 2.0, "Cr": 3.0, "Mn": 4.0, "Fe": 3.0, "Co": 2.0, "Ni": 1.0}
 HYDROGEN_MOMENT = 1.0  # μB that H starts with where there is spin
 WEAK = 1.2  # eV: H bound more weakly than this to a layer without spin may keep its own (docs/dft.md)
+ATTEMPTS = 2  # at a density that converges, the second one gentler
 H2_BOX = 10.0  # Å, edge of the cube of the H2 molecule
 MISSING = "GPAW is not installed: `make dft` installs it (conda-forge's gpaw package works as well)"
 
@@ -82,7 +83,7 @@ class Energy:
         moment: μB per cell, 0 without spin.
         gap: eV between the states next to the Fermi level on the k-points taken; None where the
             calculator does not tell.
-        attempts: 2 where only gentle mixing converged.
+        attempts: how many it took, of ATTEMPTS.
         seconds: of processor time, failed attempts included.
     """
 
@@ -155,13 +156,14 @@ def boxed(atoms: Atoms, height: float) -> Atoms:
     return copy
 
 
-def gpaw_calculator(settings: Settings, kpoints, spin: bool, gentle: bool) -> BaseCalculator:
+def gpaw_calculator(settings: Settings, kpoints, spin: bool, attempt: int = 0) -> BaseCalculator:
     """GPAW set up by the settings.
 
     Args:
         kpoints: grid (n1, n2, n3), Γ-centred, or points [K, 3].
         spin: whether the density is spin-polarised.
-        gentle: Davidson and slow mixing, for what the fast way does not converge.
+        attempt: 0, or 1 for slow mixing. The eigensolver is Davidson's in both: residual minimisation is a
+            third faster on gapped layers and did not converge on metals (SnTe2, NbSI).
 
     Raises:
         DftError: GPAW is not installed.
@@ -170,13 +172,14 @@ def gpaw_calculator(settings: Settings, kpoints, spin: bool, gentle: bool) -> Ba
         raise DftError(MISSING)
     import gpaw
 
-    mode = {"name": "pw", "ecut": settings.cutoff} if settings.mode == "pw" else "lcao"
-    options = {} if settings.mode == "pw" else {"basis": settings.mode, "h": 0.18}
+    options = {}
     if settings.mode == "pw":
-        options["eigensolver"] = (
-            "davidson"  # rmm-diis is a third faster, and failed on a metal (SnTe2) where this did not
-        )
-    if gentle:
+        mode = {"name": "pw", "ecut": settings.cutoff}
+        options["eigensolver"] = "davidson"
+    else:
+        mode = "lcao"
+        options |= {"basis": settings.mode, "h": 0.18}
+    if attempt:
         options["mixer"] = {"name": "pulay", "beta": 0.02, "nmaxold": 5, "weight": 100.0}
     points = {"size": kpoints, "gamma": True} if isinstance(kpoints, tuple) else kpoints
     if not isinstance(kpoints, tuple):
@@ -193,13 +196,13 @@ def gpaw_calculator(settings: Settings, kpoints, spin: bool, gentle: bool) -> Ba
             "energy": settings.tolerance / 16,  # eV per valence electron
             "eigenstates": settings.tolerance / 50,  # eV² per valence electron
         },
-        maxiter=150 if gentle else 60,
+        maxiter=150 if attempt else 60,
         txt=None,
         **options,
     )
 
 
-def calculator_factory(name: str) -> Callable[[Settings, object, bool, bool], BaseCalculator]:
+def calculator_factory(name: str) -> Callable[[Settings, object, bool, int], BaseCalculator]:
     """The function behind `--dft-calculator`: gpaw_calculator for "gpaw", else `module:factory` with the
     same arguments.
 
@@ -218,7 +221,7 @@ def calculator_factory(name: str) -> Callable[[Settings, object, bool, bool], Ba
 
 
 def converge(atoms: Atoms, settings: Settings, kpoints, spin: bool) -> tuple[Energy, Atoms]:
-    """Single point, once more with gentle mixing where it does not converge.
+    """Single point; where it does not converge, once more with gentle mixing.
 
     Returns:
         The energy, and the atoms with the calculator that converged.
@@ -227,12 +230,12 @@ def converge(atoms: Atoms, settings: Settings, kpoints, spin: bool) -> tuple[Ene
         DftError: both attempts failed; the message says how.
     """
     make, begin, reasons = calculator_factory(settings.code), core_seconds(), []
-    for attempt, gentle in enumerate((False, True), 1):
+    for attempt in range(ATTEMPTS):
         work = atoms.copy()
         if spin:
             moments = MAGNETIC | {"H": HYDROGEN_MOMENT}
             work.set_initial_magnetic_moments([moments.get(symbol, 0.0) for symbol in work.symbols])
-        work.calc = make(settings, kpoints, spin, gentle)
+        work.calc = make(settings, kpoints, spin, attempt)
         try:
             energy = float(work.get_potential_energy())
         except (DftError, TimeoutError):
@@ -244,7 +247,7 @@ def converge(atoms: Atoms, settings: Settings, kpoints, spin: bool) -> tuple[Ene
             reasons.append("energy is not finite")
             continue
         moment = float(work.get_magnetic_moment()) if spin else 0.0
-        return Energy(energy, moment, _gap(work.calc), attempt, core_seconds() - begin), work
+        return Energy(energy, moment, _gap(work.calc), attempt + 1, core_seconds() - begin), work
     raise DftError("; with gentle mixing: ".join(reasons))
 
 
@@ -266,7 +269,7 @@ def half_hydrogen(settings: Settings) -> tuple[float, float]:
     """(½ E(H2) in eV, bond length in Å), the bond relaxed."""
     molecule = Atoms("H2", [(0, 0, 0), (0, 0, 0.75)], cell=[H2_BOX] * 3, pbc=True)
     molecule.center()
-    molecule.calc = calculator_factory(settings.code)(settings, (1, 1, 1), False, False)
+    molecule.calc = calculator_factory(settings.code)(settings, (1, 1, 1), False, 0)
     BFGS(molecule, logfile=None).run(fmax=0.02, steps=20)
     return float(molecule.get_potential_energy()) / 2, float(molecule.get_distance(0, 1))
 

@@ -18,6 +18,9 @@ def row(number: int, seed: int = 11, hit: bool = True, template: str = "a", **ch
     """A structure that is stable, and active or not."""
     filled = {
         "material_id": f"gen_{number:04d}_X",
+        "two_d": True,
+        "valid": True,
+        "h_flags": "adsorbed:1",
         "converged": True,
         "e_hull_eV_per_atom": 0.0,
         "hull_compounds": 3,
@@ -57,7 +60,7 @@ def test_power_against_the_normal_approximation():
 
 
 def test_rankings_are_by_expected_distance_and_of_unique_rows():
-    heads = dict.fromkeys(guidance.structure_generator.HEADS, 0.0)
+    heads = dict.fromkeys(guidance.HEADS, 0.0)
     heads |= {"head_p_synth": 0.5, "head_delta_g_h_std_eV": 0.1}
     far, unstable = heads | {"head_delta_g_h_eV": 0.5}, heads | {"head_e_hull_eV_per_atom": 0.9}
     rows = [

@@ -15,7 +15,7 @@ from ase.optimize import BFGS
 
 from models.crystals.sites import Site, adsorption_sites, roomy, with_hydrogen
 from models.evaluation import dft_inputs
-from models.evaluation.dft_inputs import kpoint_mesh, safe_name, write_handoff
+from models.evaluation.dft_inputs import kpoint_mesh, remove_stale, safe_name, write_handoff
 from models.physics.hydrogen import CORRECTION
 from tests.layers import known
 
@@ -240,3 +240,19 @@ def test_the_gpaw_script_runs_with_another_calculator(tmp_path):
     mesh = kpoint_mesh(read(target / "slab" / "POSCAR"))
     assert f"'size': {mesh}" in done.stdout and "'size': (1, 1, 1)" in done.stdout
     assert done.stdout.count("dipolelayer") == 1  # a flat sheet has no dipole, with H it has
+
+
+def test_inputs_of_an_earlier_shortlist_go_and_results_stay(tmp_path, capsys):
+    """A second run with another shortlist leaves no candidate of the first, but whatever DFT wrote there."""
+    layer = known("1H-MoS2")
+    for name in ("old", "computed", "new"):
+        write_handoff(tmp_path, name, layer, posed(layer), ROW, PROVENANCE)
+    (tmp_path / "computed/slab/OUTCAR").write_text("hours of work")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/POSCAR").write_text("not ours")
+    before = files(tmp_path / "new") | files(tmp_path / "h2")
+    assert remove_stale(tmp_path, ["new"]) == ["computed"] and "computed" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"computed", "h2", "mine", "new"}
+    assert files(tmp_path / "computed") == {"slab/OUTCAR": b"hours of work"}
+    assert files(tmp_path / "new") | files(tmp_path / "h2") == before
+    assert remove_stale(tmp_path / "none", []) == []

@@ -21,17 +21,20 @@ from ase.io import read, write
 from layers import disguised, known
 
 from data.build.pack import adsorption_records, evaluated_rows
-from geo_utils import evaluate, read_cifs
+from geo_utils import evaluate
 from models.crystals.gates import gates
 from models.crystals.layer import dimension, extract_layer
 from models.crystals.matching import rmsd
-from models.evaluation import columns
+from models.crystals.structure_files import read_structures
+from models.evaluation import columns, tasks
+from models.evaluation.known import write_known
 from models.evaluation.metrics import aggregate
 from models.evaluation.outputs import NULLS, headline
 from models.evaluation.rows import join, read_table, table
-from models.evaluation.schema import COLUMNS
+from models.evaluation.schema import COLUMNS, SUMMARY
 from models.evaluation.settings import Settings
 from models.evaluation.tasks import computed, item_key
+from models.evaluation.verdicts import GATES
 from models.infra.files import ROOT
 from models.infra.shards import Shard
 from models.networks.synthesis import Forest, SynthesisModel, save_synthesis
@@ -79,12 +82,18 @@ def thick() -> Atoms:
 BROKEN = {
     "monolayer": (periodic(known("1H-MoS2")), (1, 2), True, True, ""),
     "monolayer in disguise": (disguised(known("1H-MoS2"), 3), (1, 2), True, True, ""),
-    "overlapping atoms": (overlapping(), (1, 2), True, False, ""),
+    "overlapping atoms": (overlapping(), (1, 2), True, False, "overlap as submitted"),
     "molecule": (water(), (1, 0), False, True, "molecule"),
     "3D crystal": (bulk("NaCl", "rocksalt", a=5.64), (1, 3), False, True, "3D network"),
     "bilayer": (bilayer(), (2, 2), False, True, "2 component"),
-    "layered bulk": (periodic(known("1H-MoS2"), 3.12 + 3.5), (1, 2), False, True, "3.5 Å between the layers"),
-    "vacuum of 9.9": (periodic(known("graphene"), 9.9), (1, 2), False, True, "9.9 Å between the layers"),
+    "layered bulk": (
+        periodic(known("1H-MoS2"), 3.12 + 3.5),
+        (1, 2),
+        False,
+        True,
+        "3.50 Å between the layers",
+    ),
+    "vacuum of 9.9": (periodic(known("graphene"), 9.9), (1, 2), False, True, "9.90 Å between the layers"),
     "vacuum of 10.1": (periodic(known("graphene"), 10.1), (1, 2), True, True, ""),
     "thick slab": (thick(), (1, 2), False, True, "thick"),
 }
@@ -113,7 +122,7 @@ def test_valid_needs_sensible_composition_and_distances():
 @pytest.mark.skipif(not BASELINE.is_dir(), reason=f"{BASELINE} is missing: set HER2D_REFERENCE_DATA")
 def test_the_baseline_is_not_two_dimensional():
     """By the bond graph 3 of the 52 are one 2D component, and those are 1 to 3.6 Å from their next image."""
-    structures = read_cifs(BASELINE)
+    structures = read_structures(BASELINE)
     assert len(structures) == 52 and not any(isinstance(atoms, str) for _, atoms in structures)
     assert sum(dimension(atoms) == (1, 2) for _, atoms in structures) == 3
     rows = [gates(atoms)[0] for _, atoms in structures]
@@ -127,19 +136,19 @@ def test_unreadable_files_are_named_and_cost_one_row(tmp_path):
     (tmp_path / "b.cif").write_text("this is no CIF")
     (tmp_path / "c.cif").write_text("")
     write(tmp_path / "a.cif", bulk("Cu"))
-    found = dict(read_cifs(tmp_path))
+    found = dict(read_structures(tmp_path))
     assert list(found) == ["a", "b", "c"]
     assert isinstance(found["a"], Atoms) and "unreadable" in found["b"] and "unreadable" in found["c"]
     with pytest.raises(FileNotFoundError, match="--cifs"):
-        read_cifs(tmp_path / "none")
+        read_structures(tmp_path / "none")
 
 
 def test_files_that_differ_in_their_ending_alone_are_two_structures(tmp_path):
     write(tmp_path / "a.cif", bulk("Cu"))
     (tmp_path / "a.cif").rename(tmp_path / "a.CIF")
     write(tmp_path / "a.cif", bulk("Al"))
-    found = dict(read_cifs(tmp_path))
-    assert {name: str(atoms.symbols) for name, atoms in found.items()} == {"a.cif": "Al", "a": "Cu"}
+    found = dict(read_structures(tmp_path))
+    assert {name: str(atoms.symbols) for name, atoms in found.items()} == {"a.cif": "Al", "a.CIF": "Cu"}
 
 
 # --- what a result depends on
@@ -221,6 +230,9 @@ def run(tmp_path_factory, untrained_dimenet):
         extract_layer(sheet(2.57)).atoms, EMT()
     )  # from another start; below fmax 0.03 it would buckle
     ase.db.connect(folder / "known.db").write(layer.atoms, uid="known")
+    copper = sheet(metal="Cu")  # of a formula that no structure of the set has
+    ase.db.connect(folder / "templates.db").write(copper, uid="template")
+    write_known(folder / "learned.json.gz", [folder / "templates.db"])
 
     forests = [Forest(1, 1, 1), Forest(1, 1, 1)]
     for forest in forests:
@@ -242,6 +254,10 @@ def run(tmp_path_factory, untrained_dimenet):
         folder / "references.db",
         "--novelty-db",
         folder / "known.db",
+        "--template-db",
+        folder / "templates.db",
+        "--learned",
+        folder / "learned.json.gz",
         "--second-potential",
         "layers:scaled_emt",
         "--shortlist",
@@ -283,9 +299,9 @@ def test_the_oracle_may_be_kept_for_stable_layers(run, monkeypatch):
     flags = json.loads((run / "test.py" / "config.json").read_text())
     settings = {name: flags[name] for name in Settings.__dataclass_fields__}
     settings |= {"oracle_for": "stable", "second_potential": "none"}
-    for name in ("dimenet", "synthesis", "references", "novelty_db", "validation"):
+    for name in ("dimenet", "synthesis", "references", "novelty_db", "template_db", "learned", "validation"):
         settings[name] = Path(settings[name])
-    found = evaluate(read_cifs(run / "cifs"), Settings(**settings), run / "test.py", resume=True)
+    found = evaluate(read_structures(run / "cifs"), Settings(**settings), run / "test.py", resume=True)
     before, after = rows_of(run)["delta_g_h_oracle_eV"], found.rows.set_index("material_id")
     assert seen == [("relax_one", 6), ("adsorb_one", 2)]
     twins = ["a_sheet", "b_twin"]
@@ -343,6 +359,8 @@ def test_the_numbers_of_a_row_by_hand(run):
     assert found["hull_compounds"] == 0
     assert found["stability_score"] == pytest.approx(np.exp(-max(0, e_form)), abs=1e-3)
     assert found["rmsd_relaxed_A"] == pytest.approx(rmsd(start, relaxed.atoms), abs=1e-3)
+    assert "Al" in found["aqueous_products"] and found["e_pourbaix_eV_per_atom"] > 0.3  # Al dissolves in acid
+    assert not found["aqueous"] and found["stopped_by"] == "stable"
     assert found["p_synth"] == pytest.approx(0.7)
 
 
@@ -384,8 +402,9 @@ def test_what_the_oracle_says_becomes_training_data(run):
 
 def test_twins_and_known_layers_are_found(run):
     rows = rows_of(run).loc[["a_sheet", "b_twin", "c_platinum"]]
-    assert list(rows["unique"]) == [True, False, True] and list(rows["novel"]) == [False, False, True]
-    assert list(rows["known_as"]) == ["known", "known", ""]
+    assert rows["unique"][:2].sum() == 1 and rows["unique"]["c_platinum"], "one of the twins, the stabler"
+    assert list(rows["novel"]) == [False, False, True]
+    assert list(rows["known_as"]) == ["known (known)", "known (known)", ""]
     energies = rows[["e_form_eV_per_atom", "delta_g_h_oracle_eV", "delta_g_h_dimenet_eV"]].to_numpy()
     np.testing.assert_allclose(energies[0], energies[1], atol=0.02)
     assert (abs(energies[0] - energies[2]) > 0.03).any(), "another sheet has other energies"
@@ -393,7 +412,13 @@ def test_twins_and_known_layers_are_found(run):
 
 def test_the_files_are_there_and_say_where_they_come_from(run):
     out = run / "evaluate_external.py"
-    for name in ("her_performance", "stability_curve", "baseline_comparison", "generated_structures"):
+    for name in (
+        "her_performance",
+        "stability_curve",
+        "baseline_comparison",
+        "generated_structures",
+        "funnel",
+    ):
         assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     content = json.loads((out / "metrics.json").read_text())
     assert "EMT" in content["provenance"]["potential"] and content["provenance"]["seed"] == 0
@@ -402,6 +427,10 @@ def test_the_files_are_there_and_say_where_they_come_from(run):
     promised = "two_d_rate valid_rate mae_delta_g_h_dimenet_eV mae_delta_g_h_oracle_eV stability_score "
     promised += "synthesis_rate stable_rate"
     assert set(f"{promised} unique_rate novel_rate sun_rate".split()) <= set(content["metrics"])
+    assert set(content) == set(SUMMARY), "docs/outputs.md names every key"
+    assert content["hit_gates"][:5] == list(GATES)[:5] and "aqueous" in content["hit_gates"]
+    assert [gate["proven"] for gate in content["funnels"]["cifs"]][:3] == [4, 4, 0]
+    assert "| stable | 0 |" in (out / "comparison.md").read_text()
     assert {"shortlist.csv", "comparison.md", "comparison.csv", "report.html"} <= {
         path.name for path in out.iterdir()
     }
@@ -473,6 +502,7 @@ def test_headline_counts_and_refuses():
     content = {
         "n": 6,
         "metrics": aggregate(rows),
+        "hit_gates": ["2D", "stable"],
         "shortlist": [],
         "sensitivity_to_correction": {},
         "second_opinion": {"both_within_0.2eV": nothing},
@@ -485,3 +515,17 @@ def test_headline_counts_and_refuses():
 
 def test_shipped_baselines_are_called_so():
     assert all((ROOT / "results_external" / name).is_dir() for name in NULLS)
+
+
+def test_kept_results_are_those_of_the_present_code(monkeypatch, tmp_path):
+    """A key changes when a statement of the code does, and not when its docstrings and comments do."""
+    (tmp_path / "models/crystals").mkdir(parents=True)
+    code = tmp_path / "models/crystals/layer.py"
+    monkeypatch.setattr(tasks, "ROOT", tmp_path)
+    keys = []
+    for text in ('"""Doc."""\nX = 1.3\n', '"""Other doc."""\nX = 1.3  # Å\n', "X = 1.4\n"):
+        code.write_text(text)
+        tasks.code_version.cache_clear()
+        keys.append(item_key(("x", known("h-BN")), Settings(), "a note"))
+    tasks.code_version.cache_clear()
+    assert keys[0] == keys[1] != keys[2]

@@ -17,15 +17,12 @@ from models.evaluation.metrics import (
     effective_number,
     flat,
     interval,
-    is_stable,
-    is_sun,
     markdown,
     metric_samples,
     p_value,
     pareto_front,
     rate_ratio,
     sensitivity,
-    stability_score,
 )
 from models.evaluation.rows import join, table
 from models.evaluation.schema import SET_METRICS
@@ -38,6 +35,7 @@ from models.evaluation.shortlist import (
     ranking,
     within,
 )
+from models.evaluation.verdicts import is_stable, is_sun, stability_score
 
 GOOD = {
     "two_d": True,
@@ -52,6 +50,8 @@ GOOD = {
     "periodic_directions": 2,
     "converged": True,
     "min_dist_ratio": 0.9,
+    "hull_compounds": 3,
+    "h_flags": "adsorbed:1",
 }
 
 
@@ -179,7 +179,9 @@ def candidate(material_id="x", **changes):
         "converged": True,
         "unique": True,
         "novel": True,
+        "valid": True,
         "e_hull_eV_per_atom": 0.01,
+        "hull_compounds": 3,
         "delta_g_h_oracle_eV": 0.0,
         "h_flags": "adsorbed:1",
     }
@@ -258,9 +260,9 @@ def test_pareto_front_by_comparing_every_pair():
 
 
 def test_stable_needs_a_converged_relaxation_and_a_sane_energy():
-    cases = [(0.05, True), (0.15, True), (-1.5, True), (0.0, False), (None, True), (0.0, None)]
-    rows = table([{"e_hull_eV_per_atom": hull, "converged": done} for hull, done in cases])
-    assert is_stable(rows).tolist() == [True, False, False, False, False, False]
+    cases = [(0.05, True), (-0.14, True), (0.15, True), (-1.5, True), (0.0, False), (None, True), (0.0, None)]
+    rows = table([{"e_hull_eV_per_atom": e, "converged": done, "hull_compounds": 2} for e, done in cases])
+    assert is_stable(rows).tolist() == [True, True, False, False, False, False, False]
     assert is_sun(table([GOOD, GOOD | {"novel": None}, GOOD | {"unique": False}])).tolist() == [
         True,
         False,
@@ -309,16 +311,23 @@ def test_ranking_puts_class_before_probability_and_stability_last():
             candidate("far", delta_g_h_oracle_eV=0.6),
             candidate("near", delta_g_h_oracle_eV=0.2),
             candidate("near, stabler", delta_g_h_oracle_eV=0.2, e_hull_eV_per_atom=-0.1),
-            candidate("absurd", e_hull_eV_per_atom=-3.0),
+            candidate("nothing competes", e_hull_eV_per_atom=-3.0),
             candidate("desorbs", delta_g_h_oracle_eV=None),
             {"material_id": "refused"},
         ]
     )
     rows = join(rows, ranking(rows, 0.5))
     best = ranked(rows)
-    assert list(best["material_id"]) == ["near, stabler", "near", "far", "known", "absurd", "unstable"]
+    assert list(best["material_id"]) == [
+        "near, stabler",
+        "near",
+        "far",
+        "known",
+        "nothing competes",
+        "unstable",
+    ]
     assert list(best["rank"]) == [1, 2, 3, 4, 5, 6]
-    assert candidate_class(best).tolist() == list(best["candidate_class"]) == [1, 1, 1, 2, 3, 3]
+    assert candidate_class(best).tolist() == list(best["candidate_class"]) == [1, 1, 1, 2, 4, 4]
     assert rows.iloc[-2:][["rank", "p_active", "candidate_class"]].isna().all(axis=None)
     assert not rows["pareto"].any()  # without P_synth there is no front
     rows["p_synth"] = np.where(rows["material_id"] == "far", 0.9, 0.5)

@@ -61,6 +61,8 @@ def good_row(name: str, formula: str, rng) -> dict:
         "min_dist_ratio": 0.95,
         "converged": True,
         "e_hull_eV_per_atom": float(rng.normal(0.1, 0.1)),
+        "hull_compounds": 4,
+        "h_flags": "adsorbed:1",
         "delta_g_h_oracle_eV": oracle,
         "delta_g_h_dimenet_eV": oracle + float(rng.normal(0, 0.3)),
         "delta_g_h_dimenet_std_eV": 0.2,
@@ -270,7 +272,8 @@ def test_parity_stands_beside_a_mean_that_leaves_one_out():
 
 def test_points_are_plain_and_stable_means_what_the_evaluator_says():
     cases = [(0.05, True), (0.15, True), (-1.5, True), (0.0, False), (None, True)]
-    rows = table([{"e_hull_eV_per_atom": hull, "converged": done} for hull, done in cases])
+    rows = [{"e_hull_eV_per_atom": e_hull, "converged": done, "hull_compounds": 1} for e_hull, done in cases]
+    rows = table(rows)
     found = points(rows)
     assert [point["stable"] for point in found] == metric_samples(rows)["stable_rate"].astype(bool).tolist()
     assert found[4]["hull"] is None and found[0]["oracle_j0"] is None
@@ -288,10 +291,10 @@ def test_every_metric_of_the_evaluator_has_words():
 
 
 def test_causes_are_counted_once_whatever_numbers_they_hold():
-    absurd = "E_hull {} eV/atom is absurd: not called stable"
-    errors = [absurd.format(-1.2), absurd.format(-3) + "; no site adsorbs H", "not 2D: 12 component(s)", ""]
+    alone = "no competing phase known (E_hull {} eV/atom): not called stable"
+    errors = [alone.format(-1.2), alone.format(-3) + "; no site adsorbs H", "not 2D: 12 component(s)", ""]
     assert causes(pd.Series(errors)) == [
-        ["E_hull … eV/atom is absurd", 2],
+        ["no competing phase known (E_hull … eV/atom)", 2],
         ["no site adsorbs H", 1],
         ["not 2D", 1],
     ]

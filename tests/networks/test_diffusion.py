@@ -13,6 +13,7 @@ from models.networks.diffusion import (
     SHOWN,
     Z_SPREAD,
     Diffusion,
+    Noised,
     channel_losses,
     joint_loss,
     mask_slots,
@@ -125,7 +126,6 @@ def test_off_equilibrium_loss_by_hand_and_for_the_property_heads_alone():
 
 
 # --- the wrapped normal
-# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -214,7 +214,6 @@ def test_wrapped_normal_score_limits():
 
 
 # --- lattice and schedule
-# --------------------------------------------------------------------------------------------------
 
 
 def test_lattice_round_trip_recovers_the_metric():
@@ -276,7 +275,6 @@ def test_schedule_identities():
 
 
 # --- forward noise
-# ---------------------------------------------------------------------------------------------------------
 
 
 def in_cell(displacement, cell):
@@ -333,7 +331,7 @@ def test_isotropic_in_angstrom_and_wrapped_in_an_elongated_cell():
         lattice_std=(1e-5,) * 3, lattice_mean=Diffusion().encode_lattice(cell[None], torch.tensor([1]))[0]
     )
     t = int((d.sigmas - 1.0).abs().argmin())
-    noised = d.noise(layers, torch.full((count,), t), torch.Generator().manual_seed(0))[0]
+    noised = d.noise(layers, torch.full((count,), t), torch.Generator().manual_seed(0)).layers
     moved = (noised.frac_coords - layers.frac_coords)[:, 0]
     for n in ([1, 0], [0, 1], [0, 3], [1, 1]):
         g = 2 * math.pi * torch.linalg.inv(cell) @ torch.tensor(n).float()
@@ -367,7 +365,6 @@ def test_forward_noise_leaves_padding_alone_and_keeps_templates():
 
 
 # --- slots and losses
-# ------------------------------------------------------------------------------------------------------
 
 
 def test_mask_slots_hides_whole_slots_only():
@@ -425,35 +422,23 @@ def test_property_losses_by_hand_and_unknown_labels_count_for_nothing():
 
 def test_channel_losses_by_hand():
     layers = batch(CELLS["square"], 1, 3)
-    noised = layers.replace(atomic_numbers=torch.tensor([[42, MASK, MASK]]))
+    hidden = layers.replace(atomic_numbers=torch.tensor([[42, MASK, MASK]]))
     logits = torch.randn(1, 2, 120, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    score, v_z, v_lattice = (
-        torch.zeros(1, 3, 2).double(),
-        torch.zeros(1, 3).double(),
-        torch.zeros(1, 3).double(),
-    )
-    spread = torch.tensor([2.0]).double()
-    perfect = channel_losses(
-        Denoised(score, v_z, v_lattice, logits, None), layers, noised, score, v_z, v_lattice, spread
-    )
+    score, v_z, v_lattice = torch.zeros(1, 3, 2), torch.zeros(1, 3), torch.zeros(1, 3)
+    noised = Noised(hidden, torch.zeros(1, 3), score, v_z, v_lattice)
+    spread = torch.tensor([2.0])
+    perfect = channel_losses(Denoised(score, v_z, v_lattice, logits, None), layers, noised, spread)
     assert all(perfect[name].item() == 0 for name in ("coordinates", "z", "lattice"))
     assert perfect["elements"].item() == pytest.approx(
         -logits[0, 0].log_softmax(-1)[16].item()
     )  # S is slot 0, hidden; Mo is shown
-    off = channel_losses(
-        Denoised(score + 0.1, v_z + 0.2, v_lattice + 0.3, logits, None),
-        layers,
-        noised,
-        score,
-        v_z,
-        v_lattice,
-        spread,
-    )
+    wrong = Denoised(score + 0.1, v_z + 0.2, v_lattice + 0.3, logits, None)
+    off = channel_losses(wrong, layers, noised, spread)
     assert [off[n].item() for n in ("coordinates", "z", "lattice")] == pytest.approx(
         [0.01, 0.04 / 2**2, 0.09]
     )
     shown = channel_losses(
-        Denoised(score, v_z, v_lattice, logits, None), layers, layers, score, v_z, v_lattice, spread
+        Denoised(score, v_z, v_lattice, logits, None), layers, noised._replace(layers=layers), spread
     )
     assert shown["elements"].item() == 0  # nothing hidden, nothing to say
 
@@ -534,6 +519,6 @@ def test_joint_loss_does_not_depend_on_padding_of_the_model_input():
         dirty = as_double(mask_slots(dirty, torch.Generator().manual_seed(3)))
         dirty.atomic_numbers[:, :3] = torch.tensor([42, MASK, MASK])
         out = model(dirty, torch.tensor([0.4]).double(), lattice.double())
-        results.append(channel_losses(out, clean, dirty, s, z, v_l, torch.ones(1).double()))
+        results.append(channel_losses(out, clean, Noised(dirty, lattice, s, z, v_l), torch.ones(1).double()))
     for name, value in results[0].items():
         assert value.item() == pytest.approx(results[1][name].item(), rel=1e-9), name

@@ -10,7 +10,7 @@ from ase.neighborlist import neighbor_list
 
 from data.build.prototypes import PROTOTYPES
 from models.networks.egnn import CONDITIONS, DenoisingEGNN, neighbours
-from models.networks.layers import MASK, Layers, layers_of
+from models.networks.layers import MASK, Layers, layers_of, reduction
 
 TOLERANCE = 1e-7  # in float64; the contract asks for 1e-5
 ATOMS = {p.name: p.atoms() for p in PROTOTYPES}
@@ -105,7 +105,6 @@ def lone_atom(b=2.6, gamma=100.0):
 
 
 # --- neighbours against ASE
-# ------------------------------------------------------------------------------------------------
 
 
 def assert_nearest(layers: Layers, k):
@@ -139,9 +138,35 @@ def test_neighbours_are_those_of_ase(name, rattle):
     assert_nearest(one(name, rattle), 20)
 
 
-@pytest.mark.parametrize("matrix", [[[1, 1], [0, 1]], [[1, 0], [-1, 1]], [[2, 1], [1, 1]], [[0, 1], [1, 0]]])
-def test_neighbours_in_skewed_cells(matrix):
-    assert_nearest(skew(one("MoS2-2H"), matrix), 20)
+SKEWED = [
+    [[1, 1], [0, 1]],
+    [[1, 0], [-1, 1]],
+    [[2, 1], [1, 1]],
+    [[0, 1], [1, 0]],
+    [[1, 0], [4, 1]],  # b + 4a: the nearest images are not among −3 … 3 of these rows
+    [[1, -7], [0, 1]],
+    [[8, 5], [11, 7]],
+]
+
+
+@pytest.mark.parametrize("name", ["MoS2-2H", "SnS"])
+@pytest.mark.parametrize("matrix", SKEWED)
+def test_neighbours_in_skewed_cells(matrix, name):
+    assert_nearest(skew(one(name), matrix), 20)
+
+
+def test_reduction_gives_a_short_basis_of_the_same_lattice():
+    generator = torch.Generator().manual_seed(0)
+    cell = torch.randn(500, 2, 2, generator=generator, dtype=torch.float64)
+    cell = cell[torch.linalg.det(cell).abs() > 0.05]
+    skews = torch.tensor([SKEWED[k % len(SKEWED)] for k in range(len(cell))], dtype=torch.float64)
+    basis = reduction(skews @ cell)
+    assert (basis == basis.round()).all() and (torch.linalg.det(basis).abs().round() == 1).all()
+    a, b = (basis @ skews @ cell).unbind(1)
+    shortest = torch.minimum((a * a).sum(-1), (b * b).sum(-1))
+    assert ((a * b).sum(-1).abs() <= 0.501 * shortest + 1e-9).all()
+    again = reduction(basis @ skews @ cell)
+    assert (again == torch.eye(2, dtype=torch.float64)).all()
 
 
 @pytest.mark.parametrize("b, gamma", [(2.6, 100), (2.5, 120), (2.5, 60), (4.0, 90)])
@@ -159,7 +184,7 @@ def test_neighbours_in_a_supercell_and_with_atoms_outside_the_cell():
 
 
 def test_the_envelope_hides_a_broken_tie():
-    """At the (K+1)-th distance the weight is zero, so it does not matter which of the tied images was taken."""
+    """At the (K+1)-th distance the weight is zero, so it does not matter which tied image was taken."""
     layers = one("graphene", rattle=0.0)  # shells of 3, 6, 3, 6, ...: K = 5 cuts through the second
     _, vectors, weight = neighbours(layers, 5)
     assert (weight[0, :, 3:].abs() < 1e-9).all() and (weight[0, :, :3] > 0.1).all()
@@ -176,7 +201,6 @@ def test_neighbours_of_a_padded_batch_ignore_the_padding():
 
 
 # --- symmetries
-# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -304,7 +328,6 @@ def test_it_is_a_smooth_function_of_the_atoms(model):
 
 
 # --- conditions
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_property_heads_do_not_see_the_condition(model):

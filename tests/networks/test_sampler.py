@@ -3,6 +3,7 @@ here.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 from models.networks.diffusion import Diffusion, wrapped_normal_score
 from models.networks.egnn import CONDITIONS, Denoised, DenoisingEGNN, Heads
 from models.networks.layers import MASK, Layers
-from models.networks.sampler import LANGEVIN_STEP, Guide, Sampler, kept_times
+from models.networks.sampler import LANGEVIN_STEP, Sampler, kept_times
+from models.networks.settings import MISSION, GeneratorSettings, Guide
 
 ELEMENTS = (8, 16, 42)  # that the fake model draws
 CELL = torch.tensor([[3.2, 0.0], [-2.0, 3.6]])
@@ -27,6 +29,17 @@ def one_thread():
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def mission(**changes) -> Guide:
+    """The mission's L_target; nothing guides but what is named."""
+    return replace(MISSION, **changes)
+
+
+def sampler_of(model, diffusion, seed=0, noise_scale=1.0, **guide) -> Sampler:
+    """The full update, guided by what is named."""
+    settings = GeneratorSettings(guide=mission(**guide), noise_scale=noise_scale)
+    return Sampler(model, diffusion, settings, seeded(seed))
 
 
 def layers_like(count, numbers=(42, 16, 16), slots=(1, 0, 0)) -> Layers:
@@ -129,7 +142,7 @@ def recovered():
     for start, steps in ((1000, 1000), (1000, 200), (1000, 50), (500, 200), (500, 50)):
         d = fixed_cell()
         model = Exact(d)
-        sampler, layers = Sampler(model, d, Guide(), seeded(start + steps)), layers_like(count)
+        sampler, layers = sampler_of(model, d, start + steps), layers_like(count)
         if start == 1000:
             x, lattice = sampler.prior(layers)
         else:  # data, noised by the forward process
@@ -199,11 +212,10 @@ def test_less_noise_narrows_the_distribution_as_the_update_says(scale):
     d = fixed_cell()
     count, start = 400, 500
     x = layers_like(count).replace(frac_coords=Exact.sites.repeat(count, 1, 1), z=Exact.m_z.repeat(count, 1))
-    x, _ = Sampler(Exact(d), d, Guide(), seeded(1)).noised(x, start)
+    x, _ = sampler_of(Exact(d), d, 1).noised(x, start)
     lattice = torch.zeros(count, 3)
     found = [
-        Sampler(Exact(d), d, Guide(), seeded(seed), noise_scale=scale).denoise(x, lattice, start, 50)
-        for seed in (2, 3)
+        sampler_of(Exact(d), d, seed, noise_scale=scale).denoise(x, lattice, start, 50) for seed in (2, 3)
     ]
     assert same(*found) is (scale == 0)
     away = displacement(found[0], Exact.sites)
@@ -222,7 +234,7 @@ def test_the_corrector_settles_at_the_exact_marginal_from_a_wrong_one(t):
     """
     d = fixed_cell()
     model, count = Exact(d), 400
-    sampler = Sampler(model, d, Guide(), seeded(3))
+    sampler = sampler_of(model, d, 3)
     abar, sigma2 = d.alphas_cumprod[t].item(), d.sigmas[t].item() ** 2
     x = layers_like(count).replace(
         frac_coords=model.sites.repeat(count, 1, 1), z=abar**0.5 * model.m_z.repeat(count, 1)
@@ -247,11 +259,11 @@ def test_the_corrector_settles_at_the_exact_marginal_from_a_wrong_one(t):
 
 
 def test_exact_score_in_a_breathing_cell():
-    """With a lattice channel of real width the noise keeps its size in Å, and the atoms end on their sites."""
+    """With a lattice of real width the noise keeps its size in Å, and the atoms end on their sites."""
     d = Diffusion(lattice_mean=(0.47, 0.68, -0.12), lattice_std=(0.24, 0.27, 0.13))
     model = Exact(d)
     model.width, model.m_l, model.s_l = 1e-3, torch.zeros(3), 1.0
-    sampler = Sampler(model, d, Guide(), seeded(4))
+    sampler = sampler_of(model, d, 4)
     x, lattice = sampler.prior(layers_like(500))
     times = kept_times(1000, 200)
     for t, s in zip(times, times[1:]):
@@ -266,7 +278,6 @@ def test_exact_score_in_a_breathing_cell():
 
 
 # --- guidance
-# --------------------------------------------------------------------------------------------------------------
 
 
 class Network(DenoisingEGNN):
@@ -333,28 +344,26 @@ def trained_scale():
 @pytest.mark.parametrize("start", [1000, 400])
 def test_no_guidance_is_the_plain_sampler_to_the_bit(network, start):
     d, layers, times = trained_scale(), layers_like(4), kept_times(start, 12)
-    x, lattice = Sampler(network, d, Guide(), seeded(1)).prior(layers)
-    found = Sampler(network, d, Guide(cfg_scale=0.0, gradient_scale=0.0), seeded(2)).denoise(
-        x, lattice, start, 12
-    )
+    x, lattice = sampler_of(network, d, 1).prior(layers)
+    found = sampler_of(network, d, 2, cfg_scale=0.0, gradient_scale=0.0).denoise(x, lattice, start, 12)
     assert network.asked == 0 and len(network.calls) == 12 and all(c is None for c in network.calls)
     assert same(found, plain(network, d, x, lattice, times, seeded(2)))
     # cfg_scale = 1 is the conditional network alone
     network.calls.clear()
-    guide = Guide(cfg_scale=1.0, delta_g_h=0.1, e_hull=0.05)
-    conditional = Sampler(network, d, guide, seeded(2)).denoise(x, lattice, start, 12)
+    conditional = sampler_of(network, d, 2, cfg_scale=1.0, delta_g_h=0.1, e_hull=0.05)
+    conditional = conditional.denoise(x, lattice, start, 12)
     assert len(network.calls) == 12
     given = torch.tensor([[0.1, 0.05, 1.0]]).repeat(4, 1)
     assert same(conditional, plain(network, d, x, lattice, times, seeded(2), given))
     assert not same(conditional, found)
     # and a gradient, however weak, is not the plain sampler
-    guided = Sampler(network, d, Guide(gradient_scale=1.0), seeded(2)).denoise(x, lattice, start, 12)
+    guided = sampler_of(network, d, 2, gradient_scale=1.0).denoise(x, lattice, start, 12)
     assert network.asked == 12 and not same(guided, found)
 
 
 def test_classifier_free_guidance_extrapolates_on_every_channel(network):
     d, layers = trained_scale(), layers_like(3)
-    sampler = Sampler(network, d, Guide(cfg_scale=2.5, synthesizable=False, delta_g_h=-0.2), seeded())
+    sampler = sampler_of(network, d, cfg_scale=2.5, synthesizable=False, delta_g_h=-0.2)
     x, lattice = sampler.prior(layers)
     time = torch.full((3,), 0.6)
     with torch.no_grad():
@@ -367,47 +376,49 @@ def test_classifier_free_guidance_extrapolates_on_every_channel(network):
 
 
 def test_conditions_stand_in_the_order_of_the_network():
-    given = Guide(delta_g_h=0.3, e_hull=0.1).conditions(2, "cpu")
+    given = mission(delta_g_h=0.3, e_hull=0.1).conditions(2, "cpu")
     assert CONDITIONS == ("delta_g_h", "e_hull", "synthesizable")
     torch.testing.assert_close(given, torch.tensor([[0.3, 0.1, 1.0]] * 2))
-    assert torch.isnan(Guide(synthesizable=False).conditions(1, "cpu")[0, 2])
+    assert torch.isnan(mission(synthesizable=False).conditions(1, "cpu")[0, 2])
 
 
 def test_target_loss_by_hand():
     heads = Heads(*torch.tensor([[0.4, 0.25, 3.0, 7.0], [-0.2, -1.0, 3.0, 7.0]]).T)
-    torch.testing.assert_close(Guide(delta_g_h=0.1, e_hull=0.05).loss(heads), torch.tensor([0.3 + 0.2, 0.3]))
     torch.testing.assert_close(
-        Guide(delta_g_h=0.1, e_hull=0.05, weight_e_hull=3).loss(heads), torch.tensor([0.3 + 3 * 0.2, 0.3])
+        mission(delta_g_h=0.1, e_hull=0.05).loss(heads), torch.tensor([0.3 + 0.2, 0.3])
+    )
+    torch.testing.assert_close(
+        mission(delta_g_h=0.1, e_hull=0.05, weight_e_hull=3).loss(heads), torch.tensor([0.3 + 3 * 0.2, 0.3])
     )
 
 
 def test_elements_outside_the_list_cost_everything():
     numbers = torch.tensor([[42, 16, 16, 0], [80, 16, 0, 0], [42, 0, 0, 0]])
     assert (
-        Guide(elements=frozenset({"Mo", "S"})).allows(numbers).tolist() == [True, False, True]
-        and Guide().allows(numbers).all()
+        mission(elements=frozenset({"Mo", "S"})).allows(numbers).tolist() == [True, False, True]
+        and mission().allows(numbers).all()
     )
 
 
 def test_the_uncertainty_averages_the_distance_over_the_spread():
-    """Against draws; and of two layers predicted at the target the one that the members agree on is the better."""
+    """Against draws; of two layers at the target the one that the members agree on is better."""
     zero = torch.zeros(4)
     heads = Heads(torch.tensor([0.2, 0.0, 0.0, -1.5]), zero, zero, torch.tensor([0.3, 0.3, 0.1, 0.2]))
     draws = heads.delta_g_h + 0.5 * heads.delta_g_h_std * torch.randn(
         400_000, 4, generator=torch.Generator().manual_seed(0)
     )
-    loss = Guide(delta_g_h=-0.1, uncertainty_weight=0.5).loss(heads)
+    loss = mission(delta_g_h=-0.1, uncertainty_weight=0.5).loss(heads)
     torch.testing.assert_close(loss, (draws + 0.1).abs().mean(0), atol=1e-3, rtol=0)
-    loss = Guide(uncertainty_weight=1.0).loss(heads)
+    loss = mission(uncertainty_weight=1.0).loss(heads)
     assert loss[2] < loss[1] < loss[0] < loss[3]
     exact = torch.zeros(1, 4, requires_grad=True)
-    gradient = torch.autograd.grad(Guide(uncertainty_weight=0.0).loss(Heads(*exact.T)).sum(), exact)[0]
+    gradient = torch.autograd.grad(mission(uncertainty_weight=0.0).loss(Heads(*exact.T)).sum(), exact)[0]
     assert torch.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("start, steps", [(1000, 60), (500, 60)])
 def test_gradient_of_a_linear_head_shifts_each_channel_by_what_the_update_says(start, steps):
-    """|∇L| is constant here, so mean_s = A mean_t − η ∇L σ² can be followed in scalars, channel by channel."""
+    """|∇L| is constant here, so mean_s = A mean_t − η ∇L σ² can be followed in scalars."""
     count, eta, slope = 500, 0.5, 0.7
     d = fixed_cell()
     gradient_z = slope * torch.tensor([1.0, -1.0, 0.0])
@@ -419,7 +430,7 @@ def test_gradient_of_a_linear_head_shifts_each_channel_by_what_the_update_says(s
     ends = []
     for scale in (0.0, eta):
         model = Linear(d)
-        sampler = Sampler(model, d, Guide(gradient_scale=scale), seeded(3))
+        sampler = sampler_of(model, d, 3, gradient_scale=scale)
         x = layers_like(count).replace(
             z=model.m_z.repeat(count, 1), frac_coords=model.sites.repeat(count, 1, 1)
         )
@@ -433,7 +444,7 @@ def test_gradient_of_a_linear_head_shifts_each_channel_by_what_the_update_says(s
 
 
 def test_gradient_on_the_torus_is_in_angstrom():
-    """ΔG falls along the Cartesian x of atom 0, in a skewed cell: the shift is along x, of the size the update says."""
+    """ΔG falls along the Cartesian x of atom 0, in a skewed cell: so is the shift."""
     count, eta, slope, start, steps = 500, 0.5, 0.6, 500, 60
     d = fixed_cell()
 
@@ -445,7 +456,7 @@ def test_gradient_on_the_torus_is_in_angstrom():
     ends = []
     for scale in (0.0, eta):
         model = Linear(d)
-        sampler = Sampler(model, d, Guide(gradient_scale=scale), seeded(3))
+        sampler = sampler_of(model, d, 3, gradient_scale=scale)
         x, lattice = sampler.noised(
             layers_like(count).replace(frac_coords=model.sites.repeat(count, 1, 1)), start
         )
@@ -461,7 +472,7 @@ def test_gradient_on_the_torus_is_in_angstrom():
 
 
 def test_gradient_of_the_lattice_changes_the_area():
-    """ΔG = k log det(cell) = k tr S: the gradient on the standardised lattice is k · std on both diagonal entries."""
+    """ΔG = k log det(cell) = k tr S: its gradient is k · std on both diagonal entries."""
     count, eta, k, start, steps = 300, 0.5, 2.0, 1000, 60
     d = Diffusion(lattice_mean=(0.5, 0.6, -0.1), lattice_std=(0.2, 0.3, 0.1))
 
@@ -471,7 +482,7 @@ def test_gradient_of_the_lattice_changes_the_area():
 
     ends = []
     for scale in (0.0, eta):
-        sampler = Sampler(Area(d), d, Guide(gradient_scale=scale), seeded(3))
+        sampler = sampler_of(Area(d), d, 3, gradient_scale=scale)
         x, lattice = sampler.prior(layers_like(count))
         ends.append(d.encode_lattice(sampler.denoise(x, lattice, start, steps).cell, torch.full((count,), 3)))
     unit = recursion(d, kept_times(start, steps), Exact.s_l, 1.0, push=eta)[0]
@@ -488,7 +499,7 @@ def test_guidance_pulls_a_quadratic_head_to_its_minimum_and_not_past_its_bound()
             return 0.5 * (layers.z[:, 2] - layers.z[:, 0] - 1.0) ** 2
 
     def thickness(scale, bound=0.0):
-        sampler = Sampler(Bowl(d), d, Guide(gradient_scale=scale, e_hull=bound), seeded(3))
+        sampler = sampler_of(Bowl(d), d, 3, gradient_scale=scale, e_hull=bound)
         end = sampler.denoise(*sampler.prior(layers_like(300)), 1000, 60)
         return (end.z[:, 2] - end.z[:, 0]).mean().item()
 
@@ -513,7 +524,7 @@ def test_the_gradient_is_capped_and_keeps_its_direction():
     for factor, eta in ((1e6, 2.0), (1e-3, 2.0)):
         model = Steep(d)
         model.factor = factor
-        sampler = Sampler(model, d, Guide(gradient_scale=eta), seeded())
+        sampler = sampler_of(model, d, gradient_scale=eta)
         x, lattice = sampler.prior(layers_like(4))
         plane, z, free = sampler._gradient(x, lattice, torch.full((4,), 0.5))
         assert plane.shape == (4, 3, 2) and z.shape == (4, 3) and free.shape == (4, 3)
@@ -527,7 +538,7 @@ def test_the_gradient_is_capped_and_keeps_its_direction():
             np.testing.assert_allclose(z, [[eta, -eta, 0]] * 4, rtol=1e-3)
 
 
-# --- elements, times, seeds ------------------------------------------------------------------------------------------------
+# --- elements, times, seeds
 
 
 def hidden_layers(count):
@@ -553,7 +564,7 @@ class FiveAtoms(Exact):
 @pytest.mark.parametrize("start, steps", [(1000, 30), (300, 5), (2, 10)])
 def test_every_masked_slot_is_revealed_once_with_one_element(start, steps):
     d = fixed_cell()
-    sampler = Sampler(FiveAtoms(d), d, Guide(), seeded(2))
+    sampler = sampler_of(FiveAtoms(d), d, 2)
     x, lattice = sampler.prior(hidden_layers(200))
     end = sampler.denoise(x, lattice, start, steps)
     assert_whole(end)
@@ -564,7 +575,7 @@ def test_every_masked_slot_is_revealed_once_with_one_element(start, steps):
 
 def test_slots_are_revealed_evenly_in_time_and_then_left_alone():
     d, count = fixed_cell(), 400
-    sampler = Sampler(FiveAtoms(d), d, Guide(), seeded(2))
+    sampler = sampler_of(FiveAtoms(d), d, 2)
     x, lattice = sampler.prior(hidden_layers(count))
     times = kept_times(1000, 20)
     for t, s in zip(times, times[1:]):
@@ -577,7 +588,7 @@ def test_slots_are_revealed_evenly_in_time_and_then_left_alone():
 
 
 def test_function_evaluations_are_counted(network):
-    """One an update, two with guidance to a condition at s ≠ 1, three more for a gradient, one for a look at L_target."""
+    """One an update, two with a condition at s ≠ 1, three more for a gradient, one for L_target."""
     d, layers = trained_scale(), layers_like(4)
     for settings, each in (
         ({}, 1),
@@ -585,7 +596,7 @@ def test_function_evaluations_are_counted(network):
         ({"cfg_scale": 2.0}, 2),
         ({"cfg_scale": 2.0, "gradient_scale": 1.0}, 5),
     ):
-        sampler = Sampler(network, d, Guide(**settings), seeded())
+        sampler = sampler_of(network, d, **settings)
         sampler.denoise(*sampler.prior(layers), 1000, 12)
         assert sampler.nfe == 12 * each * 4
     sampler.target_loss(layers)
@@ -594,7 +605,7 @@ def test_function_evaluations_are_counted(network):
 
 def test_given_elements_are_never_changed():
     d = fixed_cell()
-    sampler = Sampler(Exact(d), d, Guide(), seeded(2))
+    sampler = sampler_of(Exact(d), d, 2)
     layers = layers_like(20, numbers=(42, MASK, MASK))
     end = sampler.denoise(*sampler.prior(layers), 1000, 10)
     assert (end.atomic_numbers[:, 0] == 42).all()
@@ -604,7 +615,7 @@ def test_given_elements_are_never_changed():
 def test_propose_elements_fills_all_and_moves_nothing():
     d = fixed_cell()
     model = FiveAtoms(d)
-    sampler = Sampler(model, d, Guide(), seeded(2))
+    sampler = sampler_of(model, d, 2)
     x, lattice = sampler.prior(hidden_layers(50))
     end = sampler.propose_elements(x, lattice, 500)
     assert_whole(end)
@@ -627,7 +638,7 @@ def test_temperature_sharpens_the_proposal():
             return out
 
     def share(temperature):
-        sampler = Sampler(Leaning(d), d, Guide(), seeded(2))
+        sampler = sampler_of(Leaning(d), d, 2)
         x, lattice = sampler.prior(layers_like(1800, numbers=(MASK,), slots=(0,)))
         return (
             (sampler.propose_elements(x, lattice, 500, temperature).atomic_numbers == 42)
@@ -644,7 +655,7 @@ def test_same_seed_same_result(network):
     d = trained_scale()
 
     def draw(seed):
-        sampler = Sampler(network, d, Guide(cfg_scale=1.5, gradient_scale=1.0), seeded(seed))
+        sampler = sampler_of(network, d, seed, cfg_scale=1.5, gradient_scale=1.0)
         return sampler.denoise(*sampler.prior(layers_like(3, numbers=(MASK,) * 3)), 1000, 8)
 
     first = draw(5)
@@ -664,7 +675,7 @@ def test_prior_matches_the_forward_process_at_the_last_time():
     """Pure noise is what the forward process ends in: same spread of z, lattice and coordinates."""
     count, d = 4000, trained_scale()
     layers = layers_like(count).replace(z=torch.tensor([[-1.5, 0.0, 1.5]]).repeat(count, 1))
-    sampler = Sampler(None, d, Guide(), seeded(1))
+    sampler = sampler_of(None, d, 1)
     (drawn, lattice), (noised, lattice_t) = sampler.prior(layers), sampler.noised(layers, d.steps)
     assert drawn.z.var().item() == pytest.approx(noised.z.var().item(), rel=0.08)
     assert drawn.z.sum(1).abs().max() < 1e-4

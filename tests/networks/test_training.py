@@ -165,6 +165,9 @@ def test_weights_that_run_away_end_the_training_and_the_last_good_ones_stay(tmp_
     with pytest.raises(Diverged, match=r"diverged: 10 steps in a row .*best of 1 epochs is in .*--lr"):
         for _ in range(PATIENCE):
             trainer.step(trainer.model.weight.sum() * math.inf, "x")
+    with pytest.raises(Diverged, match="no step of epoch 2"):
+        trainer.end_epoch({"val": 0.1}, judged_by="val")
+    trainer.steps += 1  # one step of the epoch was good, yet the averaged weights are not
     with pytest.raises(Diverged, match="val is nan after epoch 2"):
         trainer.end_epoch({"val": math.nan}, judged_by="val")
     assert args.out.read_bytes() == kept and len(read_rows(tmp_path / "m.log.csv")) == 1

@@ -106,23 +106,23 @@ class Stubborn(Calculator):
 asked = []
 
 
-def only_gentle(settings, kpoints, spin, gentle):
-    asked.append(gentle)
-    return Stubborn(gentle)
+def only_gentle(settings, kpoints, spin, attempt):
+    asked.append(attempt)
+    return Stubborn(attempt == 1)
 
 
-def never(settings, kpoints, spin, gentle):
+def never(settings, kpoints, spin, attempt):
     return Stubborn(False)
 
 
-def pairwise(settings, kpoints, spin, gentle):
+def pairwise(settings, kpoints, spin, attempt):
     return LennardJones(sigma=1.0, epsilon=0.2, rc=4.0)
 
 
 def test_what_does_not_converge_is_tried_once_more():
     asked.clear()
     energy, _ = dft.converge(honeycomb(), Settings(code=f"{__name__}:only_gentle"), (1, 1, 1), False)
-    assert asked == [False, True] and energy.attempts == 2 and energy.energy == -2.0 and energy.gap is None
+    assert asked == [0, 1] and energy.attempts == 2 and energy.energy == -2.0 and energy.gap is None
     with pytest.raises(DftError, match="does not converge; with gentle mixing: .*does not converge"):
         dft.converge(honeycomb(), Settings(code=f"{__name__}:never"), (1, 1, 1), False)
 

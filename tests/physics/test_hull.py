@@ -10,7 +10,7 @@ from ase.calculators.emt import EMT
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition
 
-from models.evaluation.metrics import stability_score
+from models.evaluation.verdicts import stability_score
 from models.infra.shards import Shard
 from models.physics.hull import (
     Hull,

@@ -1,0 +1,132 @@
+"""What the generator leaves behind: a CIF a structure, generated.csv, and on demand all of it relaxed."""
+
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.io import write
+
+from models.crystals.layer import reduced_formula, unpack_atoms
+from models.crystals.matching import layer_group
+from models.crystals.symmetry import layer_operations
+from models.evaluation.metrics import pareto_front
+from models.evaluation.schema import GENERATED
+from models.evaluation.settings import Settings
+from models.evaluation.tasks import RELAXATION, computed, relax_one
+from models.infra.files import write_rows, write_text
+from models.infra.shards import Shard
+from models.networks.proposals import HEADS, head_properties, opinions
+from models.networks.settings import Guide
+from models.physics.potentials import load_potential
+
+COLUMNS = [column.name for column in GENERATED]
+UNSURE = 0.5  # eV of the members' spread beyond which ΔG_H is said to be a guess
+
+
+def write_structures(found: list[dict], kept: set[int], guide: Guide, out: Path) -> dict[str, Atoms]:
+    """One CIF for each structure that is kept, and generated.csv with all of them; CIFs of an earlier run are
+    removed.
+
+    Args:
+        found: as Generator.run gives them.
+        kept: their numbers.
+
+    Returns:
+        material_id -> layer of those kept.
+    """
+    for stale in out.glob("gen_*.cif"):
+        stale.unlink()
+    rows, structures = [], {}
+    front = _front(opinions(found), guide)
+    for k, row in enumerate(found):
+        atoms = unpack_atoms(row["atoms"])
+        identity = f"gen_{k:04d}_{atoms.get_chemical_formula(empirical=True)}"  # no brackets in a file's name
+        columns = {
+            "material_id": identity,
+            "formula": reduced_formula(atoms),
+            "template": row["template"],
+            "layer_group": layer_group(atoms),
+            "pareto": front[k],
+            "kept": k in kept,
+            "nfe": row["nfe"],
+            "seconds": row["seconds"],
+        }
+        rows.append(columns | dict(zip(HEADS, row["heads"])))
+        if k in kept:
+            structures[identity] = atoms
+            write_cif(out / f"{identity}.cif", atoms)
+    write_rows(out / "generated.csv", rows, COLUMNS)
+    return structures
+
+
+def write_cif(path: Path, atoms: Atoms) -> None:
+    """CIF of a layer with its layer group and the Wyckoff position of each atom in it.
+
+    CIF has no item for a layer group: the symbol and the number stand under names of our own, which readers
+        pass
+    over. Every atom is listed, so a reader needs no operations.
+    """
+    found = layer_operations(atoms)
+    letters = found.wyckoff or ("a",) * len(atoms)
+    write(path, atoms, format="cif", loop_keys={"_atom_site_Wyckoff_symbol": [letters]})
+    text = path.read_text()
+    head, rest = text.split("\n", 1)
+    group = f"_her2d_layer_group_name_H-M '{found.group}'\n_her2d_layer_group_number {found.number}"
+    write_text(path, f"{head}\n{group}\n{rest}")
+
+
+def _front(heads: np.ndarray, guide: Guide) -> np.ndarray:
+    """[n] which structures are on the Pareto front of |ΔG_H − target|, E_hull above 0, and P_synth."""
+    return pareto_front(
+        np.column_stack([abs(heads[:, 0] - guide.delta_g_h), np.maximum(heads[:, 1], 0), -heads[:, 2]])
+    )
+
+
+def summary(found: list[dict], kept: set[int], guide: Guide) -> list[str]:
+    """Lines that say what was drawn."""
+    heads = opinions(found)
+    formulas = {reduced_formula(unpack_atoms(found[k]["atoms"])) for k in kept}
+    lines = [f"{len(kept)} of {len(found)} structures as CIFs, {len(formulas)} formulas"]
+    if not np.isnan(heads).all():
+        unsure = sum(heads[k, 3] > UNSURE for k in kept)
+        lines.append(
+            f"ΔG_H by the heads is uncertain by more than {UNSURE} eV on {unsure} of them; "
+            f"{_front(heads, guide).sum()} of all are on the Pareto front"
+        )
+    return lines
+
+
+def refine(structures: dict[str, Atoms], model, settings: Settings, folder: Path, resume: bool) -> list[str]:
+    """Relaxes the structures with the potential: FOLDER/*.cif, and refined.csv with the heads' opinion before
+    and after.
+
+    Args:
+        structures: material_id -> layer.
+        model: whose heads judge.
+        settings: of the evaluator: potential, device, processes.
+
+    Returns:
+        lines that say how many there are, and name what failed or left two dimensions.
+    """
+    potential = load_potential(settings.potential, settings.potential_checkpoint, settings.device)
+    tasks, shard = list(structures.items()), Shard(folder / "relaxed.jsonl", resume)
+    checkpoint = settings.potential_checkpoint
+    found = computed(relax_one, tasks, settings, potential, checkpoint, shard, "refining", RELAXATION)
+    for stale in folder.glob("gen_*.cif"):
+        stale.unlink()
+    rows, lines = [], []
+    for (name, atoms), result in zip(tasks, found):
+        if not result.get("relaxed"):
+            lines.append(f"not refined: {name}: {result.get('lost') or result['row'].get('error')}")
+            continue
+        relaxed = unpack_atoms(result["relaxed"])
+        write(folder / f"{name}.cif", relaxed)
+        row = {column: result["row"].get(column) for column in ("rmsd_relaxed_A", "converged")}
+        before, after = head_properties(model, [atoms, relaxed], settings.device).tolist()
+        for head, x, y in zip(HEADS, before, after):
+            row |= {head: f"{x:.4f}", f"{head}_refined": f"{y:.4f}"}
+        rows.append({"material_id": name} | row)
+    if rows:
+        write_rows(folder / "refined.csv", rows, list(rows[0]))
+    count = f"{len(rows)} of {len(structures)} structures refined with {potential.name} in {folder}"
+    return [*lines, f"{count}: report them apart from the others"]

@@ -1,0 +1,282 @@
+"""From templates to drawn structures: what each one starts from, which elements it gets, and which are kept.
+
+A template of the database loses its elements, is noised to t0, gets elements proposed by the model, takes the
+size of their bonds, is noised again and denoised. Beside the model stand the model-free baselines: random
+elements in a random template, substitution into the nearest prototype, and real layers of the test split.
+"""
+
+import time
+from collections.abc import Collection, Iterator
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor
+from tqdm import tqdm
+
+from models.crystals.layer import NotALayer, extract_layer, pack_atoms, reduced_formula, unpack_atoms
+from models.crystals.symmetry import layer_operations, maximal_subgroups, symmetrized
+from models.crystals.templates import Templates, by_substitution, spread, substitute
+from models.infra.shards import Shard
+from models.networks.diffusion import Diffusion
+from models.networks.egnn import DenoisingEGNN, Heads
+from models.networks.layers import MASK, Layers, layers_of, to_atoms
+from models.networks.sampler import Sampler
+from models.networks.settings import GeneratorSettings, Guide
+from models.networks.symmetry import Symmetry
+
+# Columns of generated.csv, in the order of head_properties.
+HEADS = ["head_delta_g_h_eV", "head_e_hull_eV_per_atom", "head_p_synth", "head_delta_g_h_std_eV"]
+
+SUBGROUP_SHARE = 0.5  # of the structures with --symmetry subgroup that lose part of their template's group
+
+Start = tuple[str, Atoms]  # name of the prototype, and the layer
+
+
+# --- what a structure starts from
+
+
+def start_structures(
+    templates: Templates, count: int, settings: GeneratorSettings, rng: np.random.Generator
+) -> list[list[Start]]:
+    """What each of `count` structures may start from: several templates where the model chooses."""
+    if settings.method == "substitution":
+        found = by_substitution(templates, count, rng, settings.formula)
+    elif settings.method == "held-out":
+        found = templates.held_out(count, rng)
+    elif settings.formula:
+        found = spread(templates, settings.formula, count)
+    else:
+        choices = min(settings.templates, settings.proposals) if settings.method == "diffusion" else 1
+        return [[templates.draw(rng) for _ in range(choices)] for _ in range(count)]
+    return [[start] for start in found]
+
+
+def substituted(template: Atoms, symbols) -> Atoms:
+    """The template with the elements `symbols` [N], scaled to the new bond lengths."""
+    return substitute(template, dict(zip(template.symbols, symbols)))
+
+
+def recipe(start: Start) -> tuple[str, str]:
+    """What makes two starts the same: the name of the template and the reduced formula."""
+    name, atoms = start
+    return name, reduced_formula(atoms)
+
+
+def random_elements(batch: list[list[Start]], templates: Templates, rng) -> Iterator[Atoms]:
+    """Model-free baseline: every slot of a random template gets a random element of the database."""
+    elements = templates.elements()
+    for ((_, atoms),) in batch:
+        old = sorted(set(atoms.symbols))
+        yield substitute(atoms, dict(zip(old, rng.choice(elements, len(old), replace=False))))
+
+
+# --- from a start to a denoised layer
+
+
+def hide(layers: Layers) -> Layers:
+    """Layers without their elements."""
+    return layers.replace(atomic_numbers=torch.where(layers.mask, MASK, 0))
+
+
+def diffuse(batch: list[list[Start]], sampler: Sampler, taken: Collection = ()) -> tuple[list[str], Layers]:
+    """From templates to denoised layers: propose elements, substitute, noise to the level, denoise.
+
+    Args:
+        batch: for each structure what it may start from.
+        taken: recipes that are not to be chosen again.
+
+    Returns:
+        names of the templates that were taken, and the layers.
+    """
+    settings = sampler.settings
+    top = sampler.diffusion.steps
+    start = round(settings.noise_level * top)
+    if start == top or settings.formula:
+        chosen = [starts[0] for starts in batch]
+    else:
+        chosen = propose(batch, sampler, start, taken)
+    layers = layers_of([atoms for _, atoms in chosen]).to(settings.device)
+    if start == top and not settings.formula:
+        layers = hide(layers)
+    symmetry = symmetry_of(chosen, sampler)
+    if start == top and symmetry is None:
+        noised, lattice = sampler.prior(layers)
+    else:
+        noised, lattice = sampler.noised(layers, start, symmetry)
+    return [name for name, _ in chosen], sampler.denoise(noised, lattice, start, settings.steps, symmetry)
+
+
+def symmetry_of(starts: list[Start], sampler: Sampler) -> Symmetry | None:
+    """The operations that each structure of a batch is diffused under; None for --symmetry none."""
+    kind, found = sampler.settings.symmetry, []
+    if kind == "none":
+        return None
+    for _, atoms in starts:
+        operations = layer_operations(atoms)
+        if kind == "subgroup" and torch.rand(1, generator=sampler.generator).item() < SUBGROUP_SHARE:
+            subgroups = maximal_subgroups(operations)
+            if subgroups:
+                which = torch.randint(len(subgroups), (1,), generator=sampler.generator).item()
+                operations = operations.subset(subgroups[which])
+        found.append(operations)
+    return Symmetry.of(found, max(len(atoms) for _, atoms in starts)).to(sampler.settings.device)
+
+
+def propose(batch: list[list[Start]], sampler: Sampler, start: int, taken: Collection = ()) -> list[Start]:
+    """Templates with elements proposed by the model; of `proposals` for each, one is drawn with weights
+    exp(−L_target / τ).
+
+    The k-th proposal starts from the k-th template of a structure, from the first again when they run out.
+    A recipe that was taken before is passed over while another is left.
+
+    Args:
+        start: integer time at which the network is asked for elements.
+    """
+    settings = sampler.settings
+    candidates = [_proposal(batch, k, sampler, start) for k in range(settings.proposals)]  # [K][B]
+    if settings.proposals == 1:
+        return candidates[0]
+    losses = []
+    for found in candidates:
+        layers = layers_of([atoms for _, atoms in found])
+        losses.append(sampler.target_loss(layers.to(settings.device)))
+    losses = torch.stack(losses, 1).cpu()  # [B, K]
+    # Gumbel's trick: the order of these keys is a draw without replacement by exp(−L_target / τ).
+    gumbel = -torch.log(-torch.log(torch.rand(losses.shape, generator=sampler.generator)))
+    orders = (gumbel - losses / settings.tau).argsort(1, descending=True)  # [B, K]
+    chosen, taken = [], set(taken)
+    for row, order in enumerate(orders.tolist()):
+        ranked = [candidates[k][row] for k in order]
+        pick = next((start for start in ranked if recipe(start) not in taken), ranked[0])
+        taken.add(recipe(pick))
+        chosen.append(pick)
+    return chosen
+
+
+def _proposal(batch: list[list[Start]], k: int, sampler: Sampler, start: int) -> list[Start]:
+    """The k-th proposal of each structure of a batch."""
+    templates = [starts[k % len(starts)] for starts in batch]
+    hidden = hide(layers_of([atoms for _, atoms in templates]).to(sampler.settings.device))
+    noised, lattice = sampler.noised(hidden, start, symmetry_of(templates, sampler))
+    filled = sampler.propose_elements(noised, lattice, start, sampler.settings.temperature)
+    proposed = to_atoms(filled.to("cpu"))
+    return [(name, substituted(own, atoms.symbols)) for (name, own), atoms in zip(templates, proposed)]
+
+
+def presentable(atoms: Atoms, symprec: float) -> Atoms:
+    """The layer in the convention, symmetrised by the layer group that it has within `symprec` Å.
+
+    What is no single layer is returned as it came: the evaluator says so.
+    """
+    try:
+        layer = extract_layer(atoms).atoms
+        return extract_layer(symmetrized(layer, layer_operations(layer, symprec))).atoms
+    except NotALayer:
+        return atoms
+
+
+# --- what the heads say of finished structures, and which are kept
+
+
+@torch.no_grad()
+def head_properties(model: DenoisingEGNN, structures: list[Atoms], device="cpu") -> Tensor:
+    """The guide's own opinion [n, 4] of finished structures, in the order of HEADS."""
+    layers = layers_of(structures).to(device)
+    heads = model.properties(layers, torch.zeros(len(layers), device=device)).to("cpu")
+    return heads.replace(synth_logit=heads.synth_logit.sigmoid()).stacked()
+
+
+def opinions(found: list[dict]) -> np.ndarray:
+    """The heads' opinion [n, 4] of drawn structures, in the order of HEADS; NaN where no model made them."""
+    return np.array([[float(x or "nan") for x in row["heads"]] for row in found])
+
+
+def recipe_of(row: dict) -> tuple[str, str]:
+    """The recipe of a drawn structure."""
+    return recipe((row["template"], unpack_atoms(row["atoms"])))
+
+
+def best(found: list[dict], count: int, guide: Guide) -> set[int]:
+    """Which `count` structures have the lowest L_target by the heads; a recipe's second one after all first
+    ones.
+    """
+    losses = guide.loss(Heads(*torch.tensor(opinions(found)).T))  # the loss does not look at P_synth
+    for k, row in enumerate(found):
+        if not guide.allows(torch.tensor([row["atoms"]["numbers"]])).item():
+            losses[k] = torch.inf
+    first, again, taken = [], [], set()
+    for k in losses.argsort().tolist():
+        (again if recipe_of(found[k]) in taken else first).append(k)
+        taken.add(recipe_of(found[k]))
+    return set([*first, *again][:count])
+
+
+class Generator:
+    """Draws structures, a batch at a time.
+
+    Args:
+        settings: how.
+        templates: what to start from, selected already.
+        model, diffusion: as trained; None where settings.method needs no model.
+    """
+
+    def __init__(
+        self,
+        settings: GeneratorSettings,
+        templates: Templates,
+        model: DenoisingEGNN | None = None,
+        diffusion: Diffusion | None = None,
+    ):
+        self.settings, self.templates, self.model, self.diffusion = settings, templates, model, diffusion
+
+    def run(self, count: int, shard: Shard, identity: str) -> list[dict]:
+        """`count` drawn structures; batches that the shard holds under `identity` are taken from there.
+
+        Returns:
+            {"atoms", "template", "heads", "nfe", "seconds"} each: the packed layer, the name of its template,
+            HEADS as text, and its share of the batch's function evaluations and of the seconds of one core.
+        """
+        size = self.settings.batch_size
+        starts = start_structures(
+            self.templates, count, self.settings, np.random.default_rng(self.settings.seed)
+        )
+        taken = set()
+        for first in tqdm(range(0, count, size), desc="batches"):
+            keys = [f"{identity}:{k}" for k in range(first, min(first + size, count))]
+            if keys[-1] not in shard.rows:
+                for key, row in zip(keys, self.draw(starts[first : first + size], first, taken)):
+                    shard.append(key, row)
+            taken |= {recipe_of(shard.rows[key]) for key in keys}
+        return [shard.rows[f"{identity}:{k}"] for k in range(count)]
+
+    def draw(self, batch: list[list[Start]], first: int, taken: Collection = ()) -> list[dict]:
+        """One batch; seeded by the number `first` of its first structure, so that an interruption changes
+        nothing.
+        """
+        begin = time.process_time()
+        draw = self._without_model if self.model is None else self._denoised
+        names, structures, heads, nfe = draw(batch, first, taken)
+        cost = {"nfe": nfe, "seconds": round((time.process_time() - begin) / len(batch), 3)}
+        return [
+            {"atoms": pack_atoms(atoms), "template": name, "heads": head} | cost
+            for atoms, name, head in zip(structures, names, heads)
+        ]
+
+    def _without_model(self, batch, first, taken):
+        names = [name for ((name, _),) in batch]
+        structures = [atoms for ((_, atoms),) in batch]
+        if self.settings.method == "random":
+            rng = np.random.default_rng([self.settings.seed, first])
+            structures = list(random_elements(batch, self.templates, rng))
+        return names, structures, [[""] * len(HEADS)] * len(batch), 0
+
+    def _denoised(self, batch, first, taken):
+        settings = self.settings
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + first)
+        sampler = Sampler(self.model, self.diffusion, settings, generator)
+        names, layers = diffuse(batch, sampler, taken)
+        structures = [presentable(atoms, settings.symprec) for atoms in to_atoms(layers.to("cpu"))]
+        heads = head_properties(self.model, structures, settings.device).tolist()
+        text = [[f"{x:.4f}" for x in row] for row in heads]
+        return names, structures, text, round(sampler.nfe / len(batch))
