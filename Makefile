@@ -1,4 +1,4 @@
-# make run: install and run the five stages; make test: install and test; make retrain: stages 1-3 from the embedded data;
+# make run: install and run the five stages; make test: install and test; make test-long: all tests, 50 kills a stage, docs/reliability.md; make retrain: stages 1-3 from the embedded data;
 # make dimenet: the ensemble of stage 1, with HOSTS=DIR of further hosts (python -m data.build --hosts); make nulls: unguided, reseeded, filtered
 # and real held-out sets beside the run's; make gates: the confusion table of the 2D gate;
 # make benchmark-generator: what the generator draws beside its null and its ceiling, DB=c2db.db for real layers;
@@ -21,7 +21,7 @@ MEMBERS = $(DIMENET)/members
 ADAPT := --epochs 12 --lr 5e-4
 NUM ?= 24
 
-.PHONY: run test retrain dimenet install data nulls benchmark-generator study gates lint dft dft-data
+.PHONY: run test test-long retrain dimenet install data nulls benchmark-generator study gates lint dft dft-data
 
 install: .venv/installed
 .venv/installed: requirements.txt requirements-dev.txt
@@ -103,6 +103,10 @@ dft-data: dft
 test: install
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pytest
+
+test-long: install
+	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m tests.robustness --long
 
 lint: install
 	$(BIN)/python -m ruff format .
