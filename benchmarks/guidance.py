@@ -378,7 +378,7 @@ def summary(name: str, rows: pd.DataFrame, arm: Arm, others: dict[str, pd.DataFr
 def judged_by_oracle(name: str, rows: pd.DataFrame, arm: Arm, others: dict[str, pd.DataFrame]) -> dict:
     """What of the summary needs the oracle."""
     samples, found = metric_samples(rows), {}
-    unseen = rows[[formula != "" and split_of(formula) != "train" for formula in rows["formula"]]]
+    unseen = rows[[formula != "" and split_of(formula) == "test" for formula in rows["formula"]]]
     distinct = lambda rows, metric: metric_samples(rows)[metric] * is_true(rows["unique"])
     for metric in HITS:
         found[f"distinct {metric}"] = interval(distinct(rows, metric), rate=True)
