@@ -168,9 +168,9 @@ BOUNDS = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--long", action="store_true", help="50 kills a stage, and the tests marked long")
-    parser.add_argument("--kills", type=int, help="kills a stage, 2 or 50 by default")
+    parser.add_argument("--kills", type=int, help="kills a stage, 1 or 50 by default")
     args = parser.parse_args()
-    os.environ["HER2D_KILLS"] = str(args.kills or (50 if args.long else 2))
+    os.environ["HER2D_KILLS"] = str(args.kills or (50 if args.long else 1))
     counts, begin = Counts(), datetime.now(UTC)
     marks = ["-m", ""] if args.long else []
     status = pytest.main([*marks, *(str(ROOT / "tests" / name) for name in TESTS)], plugins=[counts])

@@ -194,7 +194,7 @@ def stages(root: Path) -> dict[str, Stage]:
         "pretrain_dimenet": Stage(pretrain_dimenet.main, [*records, *SURROGATE], "m.pt"),
         "material_dataset": Stage(material_dataset.main, [*labelled, "--device", "cpu"], "layers"),
         "optimization": Stage(
-            optimization.main, [*graphs, "--epochs", 4, "--batch-atoms", 16, *NETWORK], "m.pth"
+            optimization.main, [*graphs, "--epochs", 3, "--batch-atoms", 16, *NETWORK], "m.pth"
         ),
         "structure_generator": Stage(
             structure_generator.main,
