@@ -63,6 +63,7 @@ def child(stage: Stage, folder: Path, *more: str) -> int:
         status = end.code if isinstance(end.code, int) else 1
     finally:
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(status)
 
 
