@@ -116,7 +116,7 @@ def pack_layers(layers, hull: Hull, path: Path, potential: str) -> tuple[list[st
 
 
 def _flagged(slab: Atoms, end: np.ndarray, site: dict) -> str:
-    """Why a site's end is no adsorption, judged anew but for what only the builder saw; empty if it is one."""
+    """Why a site's end is no adsorption, judged anew but for what only the builder saw; else empty."""
     pose = Atoms([*slab.numbers, 1], end, cell=slab.cell, pbc=slab.pbc)
     reconstructed = "reconstructed" if site["flag"] == "reconstructed" else ""
     return (

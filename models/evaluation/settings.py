@@ -6,7 +6,7 @@ from pathlib import Path
 
 from models.crystals.ase_database import row_ids
 from models.infra.cli import real, whole
-from models.infra.files import shipped
+from models.infra.files import read_json, shipped
 from models.physics.hydrogen import CORRECTION
 
 
@@ -57,7 +57,7 @@ def check_files(settings: Settings) -> None:
 
     Raises:
         FileNotFoundError: names the first file that does not exist.
-        DatabaseError: names the database that holds no row, or is none.
+        ValueError: names the file that is damaged or holds something else.
     """
     for path in needed_files(settings):
         if not path.is_file():
@@ -65,6 +65,30 @@ def check_files(settings: Settings) -> None:
     row_ids(settings.novelty_db, "--novelty-db")
     row_ids(settings.template_db, "--template-db")
     row_ids(settings.references, "--references")
+    read_json(settings.validation)
+    _check_models(settings)
+
+
+def _check_models(settings: Settings) -> None:
+    """Loads the models once, so that a broken checkpoint is said before the work that needs it last.
+
+    Raises:
+        ValueError: names the file.
+    """
+    from models.networks.dimenet import load_dimenet  # late: the pool's processes need no networks
+    from models.networks.synthesis import load_synthesis
+
+    loads = {settings.dimenet: load_dimenet}
+    if not settings.csllm:
+        loads[settings.synthesis] = load_synthesis
+    for path, load in loads.items():
+        try:
+            load(path)
+        except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"{path} holds another kind of model ({reason}): see --help for its flag"
+            ) from None
 
 
 def settings_from(args: argparse.Namespace) -> Settings:

@@ -107,7 +107,10 @@ def sleeper(path: str):
 
 
 def test_processes_end_with_a_killed_parent(tmp_path):
-    job = "from test_build import *; from models.infra.jobs import run_jobs; run_jobs(sleeper, {'a': 'pid'}, Shard(Path('s')), 1, print, (), '')"
+    job = (
+        "from test_build import *; from models.infra.jobs import run_jobs;"
+        "run_jobs(sleeper, {'a': 'pid'}, Shard(Path('s')), 1, print, (), '')"
+    )
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests:{ROOT}/tests/build"}
     parent = subprocess.Popen(
         [sys.executable, "-c", f"if __name__ == '__main__':\n    {job}"], cwd=tmp_path, env=environment

@@ -74,10 +74,22 @@ KINDS = {  # kind -> parts of test ids
         "test_what_a_killed_writer",
         "test_a_shard_loses",
     ),
-    "Flags out of range": ("test_flags_out_of_range", "test_an_error_is_one_line"),
+    "Flags out of range, and files that are needed last, refused before the work": (
+        "test_flags_out_of_range",
+        "test_an_error_is_one_line",
+        "test_late",
+    ),
 }
 TESTS = ("infra", "robustness", "datasets/test_lmdb_data.py")
 TESTS += ("crystals/test_structure_files.py", "crystals/test_ase_database.py")
+
+
+def kind_of(test: str) -> str | None:
+    """Kind of a test by its id; None for those that are not counted."""
+    for kind, parts in KINDS.items():
+        if any(part in test for part in parts):
+            return kind
+    return None
 
 
 class Counts:
@@ -113,8 +125,8 @@ def document(counts: Counts, long: bool, seconds: float) -> str:
         f"Made by `python -m tests.robustness{' --long' if long else ''}` ({form}, "
         f"{os.environ['HER2D_KILLS']} kills a stage, {seconds:.0f} s) on {datetime.now(UTC):%Y-%m-%d}. "
         "`make test` runs the short form, `make test-long` the long one.",
-        "A case is one input, or one kill. *Handled*: refused or counted with a message that says what to do, or "
-        "read as what it means. *Lost or wrong*: anything else. *Executed*: anything in the input ran.",
+        "A case is one input, or one kill. *Handled*: refused or counted with a message that says what to "
+        "do, or read as what it means. *Lost or wrong*: anything else. *Executed*: something in it ran.",
         "",
         "| kind | cases | handled | lost or wrong | executed |",
         "|---|---|---|---|---|",
@@ -139,15 +151,16 @@ BOUNDS = [
     "| a structure | 500 atoms, lengths 0.5–1000 Å, lattice planes ≥ 1 Å, no two nuclei within 0.5 Å "
     "| `models/crystals/cif.py` |",
     "| a structure file | 16 MB unpacked | `models/crystals/structure_files.py` |",
-    "| an item of a pool (relaxation, adsorption, phonons) | 1 h, 8 GiB beside the model; a process that dies is "
-    "started again and its item tried once more | `models/infra/jobs.py` |",
-    "| an LMDB record | 2,000 atoms, 64 MB, 256 MiB + 100 × its size in memory | `models/datasets/lmdb_data.py` |",
+    "| an item of a pool (relaxation, adsorption, phonons) | 1 h, 8 GiB beside the model; where a process "
+    "dies its item is tried once more | `models/infra/jobs.py` |",
+    "| an LMDB record | 2,000 atoms, 64 MB, 256 MiB + 100 × its size in memory "
+    "| `models/datasets/lmdb_data.py` |",
     "| a row of a database | 256 MiB in memory | `models/crystals/ase_database.py` |",
     "| a checkpoint | 1 GiB + 4 × its size in memory, no compressed archive | `models/infra/files.py` |",
     "",
-    "Memory is bounded by the kernel (RLIMIT_DATA, Linux). Exit status: 0 done, 1 an error in one line, 2 a wrong "
-    "flag, 3 done but some items are lost (`--resume` tries them again), 130 and 143 stopped. `HER2D_DEBUG=1` "
-    "shows tracebacks.",
+    "Memory is bounded by the kernel (RLIMIT_DATA, Linux). Exit status: 0 done, 1 an error in one line, 2 a "
+    "wrong flag, 3 done but some items are lost (`--resume` tries them again), 130 and 143 stopped. "
+    "`HER2D_DEBUG=1` shows tracebacks.",
     "",
 ]
 

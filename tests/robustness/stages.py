@@ -25,8 +25,11 @@ import structure_generator
 from models.crystals.templates import substitute
 from models.datasets.graphs import layer_graph
 from models.datasets.lmdb_data import write_lmdb
+from models.infra.files import save_checkpoint
 from models.infra.runs import run_script
+from models.networks.diffusion import Diffusion
 from models.networks.dimenet import PeriodicDimeNetPlusPlus, save_dimenet
+from models.networks.egnn import DenoisingEGNN
 from models.networks.synthesis import Forest, SynthesisModel, save_synthesis
 
 NETWORK = "--channels 16 --vectors 4 --trunk 1 --conditional 1 --neighbours 8 --device cpu".split()
@@ -63,6 +66,7 @@ def child(stage: Stage, folder: Path, *more: str) -> int:
         status = end.code if isinstance(end.code, int) else 1
     finally:
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(status)
 
 
@@ -147,6 +151,10 @@ def write_inputs(root: Path) -> None:
         root / "dimenet.pt", PeriodicDimeNetPlusPlus(hidden_channels=8, out_emb_channels=8, int_emb_size=4)
     )
     save_synthesis(root / "synthesis.pt", SynthesisModel(Forest(1, 1, 1), Forest(1, 1, 1)))
+    model, diffusion = DenoisingEGNN(16, 4, 1, 1, 8), Diffusion()
+    weights = {"model": model.state_dict(), "hparams": model.hparams}
+    schedule = {"diffusion": diffusion.state_dict(), "diffusion_hparams": diffusion.hparams}
+    save_checkpoint(root / "generator.pth", weights | schedule)
     write_evaluation(root)
 
 
@@ -165,7 +173,7 @@ def write_evaluation(root: Path) -> None:
 
 
 def stages(root: Path) -> dict[str, Stage]:
-    """The stages on these inputs; the generator needs the checkpoint that `optimization` leaves."""
+    """The stages on these inputs."""
     graphs = ["--data", root / "graphs", "--off-equilibrium", ""]
     drawn = ["--db", root / "layers.db", "--checkpoint", root / "generator.pth"]
     judged = [

@@ -27,9 +27,6 @@ NAMES = ("pretrain_dimenet", "material_dataset", "optimization", "structure_gene
 def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("stages")
     stages.write_inputs(root)
-    whole = root / "first"
-    stages.finish(stages.stages(root)["optimization"], whole)
-    (whole / "m.pth").rename(root / "generator.pth")
     return root
 
 
@@ -94,8 +91,11 @@ def plain(content: object) -> object:
     if isinstance(content, torch.Tensor):
         return str(content.dtype), tuple(content.shape), content.numpy().tobytes()
     if isinstance(content, dict):
-        return {key: plain(value) for key, value in content.items() if key not in ("args", "run")}
-    return [plain(value) for value in content] if isinstance(content, (list, tuple)) else content
+        kept = {key: value for key, value in content.items() if key not in ("args", "run", "seconds")}
+        return {key: plain(value) for key, value in kept.items()}
+    if isinstance(content, (list, tuple)):
+        return [plain(value) for value in content]
+    return repr(content) if isinstance(content, float) else content  # NaN is NaN
 
 
 def without_time(row: dict) -> dict:
