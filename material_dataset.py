@@ -23,7 +23,7 @@ from models.crystals.thresholds import MAX_THICKNESS, OVERLAP_SCALE
 from models.datasets.graphs import layer_graph
 from models.evaluation.figures import parity
 from models.infra.cli import add_system, real, whole
-from models.infra.files import atomic, digest, file_hash, write_json
+from models.infra.files import atomic, digest, file_hash, shipped, write_json
 from models.infra.runs import resolve, run_script
 from models.infra.shards import Shard
 from models.networks.delta_g import predict_delta_g
@@ -211,13 +211,15 @@ def build_parser():
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     data = parser.add_argument_group("data")
-    data.add_argument("--db", type=Path, default=Path("data/her2d.db"), help="ASE database in C2DB's schema")
+    data.add_argument(
+        "--db", type=Path, default=shipped("data/her2d.db"), help="ASE database in C2DB's schema"
+    )
     data.add_argument("--max-atoms", type=whole(1), default=20, help="drop larger cells")
     data.add_argument("--max-e-hull", type=real(), default=0.3, help="drop rows above this, eV/atom")
     data.add_argument("--limit", type=whole(0), default=0, help="read only the first so many rows, 0 for all")
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--dimenet", type=Path, default=Path("models/weights/dimenet.pt"), help="checkpoint of stage 1"
+        "--dimenet", type=Path, default=shipped("models/weights/dimenet.pt"), help="checkpoint of stage 1"
     )
     model.add_argument("--correction", type=real(), default=CORRECTION, help="ΔE_ZPE − TΔS in ΔG_H, eV")
     model.add_argument(

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from models.datasets.graphs import labelled_layers, off_equilibrium_graphs
 from models.evaluation.figures import plot_loss_curve
 from models.infra.cli import add_system, real, whole
-from models.infra.files import load_checkpoint, read_rows, write_json
+from models.infra.files import load_checkpoint, read_rows, shipped, write_json
 from models.infra.runs import resolve, run_script
 from models.networks.diffusion import LOSS_WEIGHTS, Diffusion, joint_loss, off_equilibrium_loss
 from models.networks.egnn import DenoisingEGNN
@@ -38,11 +38,11 @@ from models.networks.layers import collate
 from models.networks.training import Trainer, add_optimisation, beside, refuse_other_arguments
 
 DEFAULTS = dict(
-    epochs=100,  # the validation error of the shipped weights still fell slowly at 72 from trained weights
-    lr=1e-3,  # usual for Adam at this width; with the warm-up no run has diverged
+    epochs=100,  # the best epoch of the shipped weights' last run was its last, the 72nd
+    lr=1e-3,  # usual for Adam at this width
     warmup=0.04,  # 500 steps on C2DB: Adam's second moments are worth nothing in the first steps
     weight_decay=1e-4,  # hardly any: noise and masks are drawn anew each time, which regularises enough
-    clip=1.0,  # about the usual norm: rare noise levels must not set the direction
+    clip=1.0,  # rare noise levels must not set the direction: the log says how many steps it caps
     ema=0.999,  # averages over 1,000 steps, some seven epochs of C2DB
 )
 # Of AdamW. The second moment over 100 steps, not 1,000: the scale of the gradient changes with the noise
@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--off-equilibrium",
         type=Path,
-        default=Path("data/perturbed.pt"),
+        default=shipped("data/perturbed.pt"),
         help="bent layers with energies, for the E_hull head alone; '' for none",
     )
     model = parser.add_argument_group("model")

@@ -16,7 +16,7 @@ from models.crystals.templates import Templates
 from models.evaluation.generated import refine, summary, write_structures
 from models.evaluation.settings import Settings
 from models.infra.cli import add_system, real, whole
-from models.infra.files import ROOT, digest, file_hash
+from models.infra.files import digest, file_hash, shipped
 from models.infra.runs import resolve, run_script
 from models.infra.shards import Shard
 from models.networks.proposals import Generator, best, fitting
@@ -41,7 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_data(flag: Callable) -> None:
-    flag("--db", type=Path, default=ROOT / "data/her2d.db", help="ASE database that the templates come from")
+    flag(
+        "--db", type=Path, default=shipped("data/her2d.db"), help="ASE database that the templates come from"
+    )
     flag("--formula", help="fix the composition, e.g. MoS2")
     flag("--template", help="only templates of this prototype")
     flag("--num-atoms", type=whole(1), help="only templates with so many atoms")
@@ -57,7 +59,7 @@ def add_data(flag: Callable) -> None:
 
 
 def add_model(flag: Callable) -> None:
-    weights = ROOT / "models/weights/best_diffusion_model.pth"
+    weights = shipped("models/weights/best_diffusion_model.pth")
     methods = "without the model: random elements in random templates, or related ones in the nearest (two "
     methods += "baselines); or real layers of the test split (the ceiling)"
     level = "t0 in (0, 1] that templates are noised to; 1 is pure noise"

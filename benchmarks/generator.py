@@ -24,7 +24,7 @@ from models.crystals.split import split_of
 from models.crystals.templates import Templates, spread
 from models.evaluation.metrics import flat, interval, markdown
 from models.evaluation.rows import read_table, write_table
-from models.infra.files import ROOT, file_hash, read_json, write_text
+from models.infra.files import ROOT, file_hash, read_json, shipped, write_text
 from models.infra.shards import Shard
 from models.networks.layers import to_atoms
 from models.networks.proposals import diffuse, head_properties, presentable
@@ -252,12 +252,15 @@ def main():
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument(
-        "--db", type=Path, default=Path("data/her2d.db"), help="templates, held-out layers, and what is novel"
+        "--db",
+        type=Path,
+        default=shipped("data/her2d.db"),
+        help="templates, held-out layers, and what is novel",
     )
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        default=Path("models/weights/best_diffusion_model.pth"),
+        default=shipped("models/weights/best_diffusion_model.pth"),
         help="from stage 3",
     )
     parser.add_argument("--num", type=int, default=256, help="structures a set")

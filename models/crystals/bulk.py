@@ -19,7 +19,8 @@ from models.crystals.templates import chemical_distance, substitute
 MAX_PROTOTYPE_ATOMS = (
     14  # of a primitive cell; a relaxation's cost grows with it, and few stable phases need more
 )
-SCREENED = 40  # candidates of one system whose energy is looked at, most likely first
+MAX_CELL_ATOMS = 60  # of a conventional cell; reducing the larger ones takes a minute, and none is used
+SCREENED = 24  # candidates of one system whose energy is looked at, most likely first
 
 # Elements between which no ionic bond forms: pairs of them take METALLIC prototypes, all others IONIC ones.
 NONMETALS = frozenset("H B C N O F Si P S Cl Ge As Se Br Sb Te I".split())
@@ -92,6 +93,8 @@ def aflow() -> dict[str, Atoms]:
 
     found = {}
     for entry in AFLOW_PROTOTYPE_LIBRARY:
+        if len(entry["snl"].structure) > MAX_CELL_ATOMS:
+            continue
         structure, tag = entry["snl"].structure.get_primitive_structure(), entry["tags"]["aflow"]
         atoms = AseAtomsAdaptor.get_atoms(structure, msonable=False)
         found.setdefault(tag, atoms)

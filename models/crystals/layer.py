@@ -144,7 +144,7 @@ def _component(root: int, neighbours: list, offsets: np.ndarray, seen: np.ndarra
 
 
 def _integer_basis(vectors: Iterable[tuple[int, int, int]]) -> np.ndarray:
-    """Row echelon basis [rank, 3] of the lattice spanned by integer vectors: Euclid's algorithm on columns."""
+    """Row echelon basis [rank, 3] of the lattice that integer vectors span, by Euclid's algorithm."""
     rows = np.array([v for v in vectors if any(v)], int).reshape(-1, 3)
     done = 0
     for column in range(3):
@@ -210,8 +210,8 @@ def dimension(atoms: Atoms, scale: float = BOND_SCALE) -> tuple[int, int]:
 
 
 def completed(atoms: Atoms) -> Atoms:
-    """A copy whose missing lattice vectors are filled in, with room for the atoms; a layer may come without a c
-    vector.
+    """A copy whose missing lattice vectors are filled in, with room for the atoms; a layer may come without
+    c.
     """
     copy = atoms.copy()
     cell = atoms.cell.complete().array.copy()

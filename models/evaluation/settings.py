@@ -6,6 +6,7 @@ from pathlib import Path
 
 from models.crystals.ase_database import row_ids
 from models.infra.cli import real, whole
+from models.infra.files import read_json, shipped
 from models.physics.hydrogen import CORRECTION
 
 
@@ -16,16 +17,16 @@ class Settings:
     potential: str = "auto"
     potential_checkpoint: Path | None = None
     second_potential: str = "chgnet"
-    dimenet: Path = Path("models/weights/dimenet.pt")
-    synthesis: Path = Path("models/weights/synthesis.pt")
+    dimenet: Path = shipped("models/weights/dimenet.pt")
+    synthesis: Path = shipped("models/weights/synthesis.pt")
     csllm: str | None = None
     csllm_base: str | None = None
     csllm_dtype: str = "auto"
-    references: Path = Path("data/reference_phases.db")
-    novelty_db: Path = Path("data/her2d.db")
-    template_db: Path = Path("data/her2d.db")
-    learned: Path = Path("models/weights/best_diffusion_model.known.json.gz")
-    validation: Path = Path("data/validation.json")
+    references: Path = shipped("data/reference_phases.db")
+    novelty_db: Path = shipped("data/her2d.db")
+    template_db: Path = shipped("data/her2d.db")
+    learned: Path = shipped("models/weights/best_diffusion_model.known.json.gz")
+    validation: Path = shipped("data/validation.json")
     max_pourbaix: float = 0.5  # eV/atom; metastable up to here (Singh et al., Chem. Mater. 29, 10159 (2017))
     correction: float = CORRECTION
     oracle: str = "relaxed"
@@ -53,7 +54,7 @@ def check_files(settings: Settings) -> None:
 
     Raises:
         FileNotFoundError: names the first file that does not exist.
-        DatabaseError: names the database that holds no row, or is none.
+        ValueError: names the file that is damaged or holds something else.
     """
     for path in needed_files(settings):
         if not path.is_file():
@@ -61,6 +62,30 @@ def check_files(settings: Settings) -> None:
     row_ids(settings.novelty_db, "--novelty-db")
     row_ids(settings.template_db, "--template-db")
     row_ids(settings.references, "--references")
+    read_json(settings.validation)
+    _check_models(settings)
+
+
+def _check_models(settings: Settings) -> None:
+    """Loads the models once, so that a broken checkpoint is said before the work that needs it last.
+
+    Raises:
+        ValueError: names the file.
+    """
+    from models.networks.dimenet import load_dimenet  # late: the pool's processes need no networks
+    from models.networks.synthesis import load_synthesis
+
+    loads = {settings.dimenet: load_dimenet}
+    if not settings.csllm:
+        loads[settings.synthesis] = load_synthesis
+    for path, load in loads.items():
+        try:
+            load(path)
+        except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"{path} holds another kind of model ({reason}): see --help for its flag"
+            ) from None
 
 
 def settings_from(args: argparse.Namespace) -> Settings:

@@ -15,7 +15,14 @@ from pymatgen.core import Composition
 from torch import Tensor
 from tqdm import tqdm
 
-from models.crystals.layer import NotALayer, extract_layer, pack_atoms, reduced_formula, unpack_atoms
+from models.crystals.layer import (
+    NotALayer,
+    NotAStructure,
+    extract_layer,
+    pack_atoms,
+    reduced_formula,
+    unpack_atoms,
+)
 from models.crystals.symmetry import layer_operations, maximal_subgroups, symmetrized
 from models.crystals.templates import Templates, by_substitution, spread, substitute
 from models.infra.shards import Shard
@@ -212,7 +219,7 @@ def presentable(atoms: Atoms, symprec: float) -> Atoms:
     try:
         layer = extract_layer(atoms).atoms
         return extract_layer(symmetrized(layer, layer_operations(layer, symprec))).atoms
-    except NotALayer:
+    except (NotALayer, NotAStructure):
         return atoms
 
 

@@ -20,7 +20,7 @@ from models.crystals.layer import min_distance_ratio, pack_atoms, unpack_atoms
 from models.crystals.thresholds import OVERLAP_SCALE, STABLE
 from models.infra.files import digest
 from models.infra.shards import Shard
-from models.physics.hull import MAX_ENERGY, Hull, Phase, relax_phase
+from models.physics.hull import MAX_ENERGY, RELAXATION, Hull, Phase, relax_phase
 
 MAX_ELEMENTS = 3  # systems of more elements are searched by their subsystems: four-element prototypes are few
 NEAR = 0.25  # eV/atom above the hull at the volume of no pressure; what lies higher is not relaxed
@@ -158,22 +158,25 @@ def phases_of(row: dict) -> list[Phase]:
     return [_phase(phase["name"], unpack_atoms(phase["atoms"]), phase["energy"]) for phase in row["phases"]]
 
 
-def undecided(hull: Hull, structures: list[tuple[str, float]]) -> list[str]:
-    """Formulas of the structures (formula, eV) that the hull, as known, would let pass as stable: more
-    competitors can only change the verdict of those. Elements without a reference phase are passed over.
+def blank_systems(hull: Hull, structures: list[tuple[str, float]]) -> list[tuple[str, ...]]:
+    """The chemical systems to search: those in which the hull holds no compound, inside the structures
+    (formula, eV) that it would let pass as stable. More competitors can only change the verdict of those.
+
+    Structures with an element that has no reference phase are passed over.
     """
-    found = []
+    found = set()
     for formula, energy in structures:
         try:
-            if hull.stability(formula, energy).e_hull < STABLE:
-                found.append(formula)
+            e_hull = hull.stability(formula, energy).e_hull
         except ValueError:
             continue
-    return found
+        if e_hull < STABLE:
+            found |= {system for system in systems_of(formula) if not hull.compounds(system)}
+    return sorted(found, key=lambda system: (len(system), system))
 
 
 def extend(hull: Hull, potential, structures: list[tuple[str, float]], cache: Shard, budget: int) -> Counter:
-    """Searches the chemical systems, and those inside them, of the structures that would pass as stable.
+    """Searches the systems that hold nothing yet and decide about a structure (`blank_systems`).
 
     Args:
         hull: of the same potential; grows.
@@ -186,13 +189,12 @@ def extend(hull: Hull, potential, structures: list[tuple[str, float]], cache: Sh
         What to report: systems searched now, taken from the cache, phases added, and failures by reason.
     """
     counts = Counter()
-    if budget == 0:
-        return counts
-    wanted = sorted({system for formula in undecided(hull, structures) for system in systems_of(formula)})
-    todo = [system for system in sorted(wanted, key=len) if hull.searched.get("-".join(system), 0) < budget]
+    todo = blank_systems(hull, structures) if budget else []
     for system in tqdm(todo, desc="competing phases", mininterval=2):
         name = "-".join(system)
-        key = f"{name}:{digest(potential.note)}"
+        if hull.searched.get(name, 0) >= budget:
+            continue
+        key = f"{name}:{digest(potential.note + RELAXATION)}"
         row = cache.rows.get(key)
         if row and row["budget"] >= budget:
             hull.add(phases_of(row))

@@ -45,6 +45,7 @@ RELAX_FMAX, RELAX_STEPS = 0.05, 120  # eV/Å
 RELAXATION = f" fmax {RELAX_FMAX} steps {RELAX_STEPS}"  # part of the key of what is remembered
 DEFAULT = ROOT / "data" / "reference_phases.db"
 POINTS = ROOT / "data" / "hull_points.csv"
+WATER = {"O", "H"}
 ON_THE_LINE = 1e-4  # eV/atom below the elements; less is no compound
 
 
@@ -216,6 +217,10 @@ class Hull:
             hull.add_points(read_points(points))
         return hull
 
+    def compounds(self, symbols) -> int:
+        """How many phases hold exactly these elements."""
+        return len(self.systems.get(frozenset(Element(symbol) for symbol in symbols), []))
+
     def inside(self, elements: frozenset) -> list[PDEntry]:
         """The phases of a chemical system and of the systems inside it."""
         found = []
@@ -318,7 +323,8 @@ def relax_phase(atoms: Atoms, calculator, steps: int = RELAX_STEPS) -> tuple[Ato
 
 
 def hull_for(potential, formulas, path: Path, cache: Shard, points: Path | None = POINTS) -> Hull:
-    """Hull of a potential over the chemical systems of some formulas.
+    """Hull of a potential over the chemical systems of some formulas, with O and H, for what water makes of
+    them.
 
     The stored energies serve the potential that made them; for any other potential the phases inside these
     chemical systems are relaxed with it, once (`cache`). A phase that fails is left out and named in the
@@ -338,7 +344,7 @@ def hull_for(potential, formulas, path: Path, cache: Shard, points: Path | None 
         )
     if known["potential"] == potential.name:
         return Hull.read(path, points)
-    systems = [{el.symbol for el in Composition(formula).elements} for formula in formulas]
+    systems = [{el.symbol for el in Composition(formula).elements} | WATER for formula in formulas]
     inside = lambda symbols: any(set(symbols) <= system for system in systems)
     hull = Hull([], potential.name)
     everything = readable_rows(path, Counter(), "--references")

@@ -31,9 +31,10 @@ from models.evaluation.known import write_known
 from models.evaluation.metrics import aggregate
 from models.evaluation.outputs import NULLS, headline
 from models.evaluation.rows import join, read_table, table
-from models.evaluation.schema import COLUMNS
+from models.evaluation.schema import COLUMNS, SUMMARY
 from models.evaluation.settings import Settings
 from models.evaluation.tasks import computed, item_key
+from models.evaluation.verdicts import GATES
 from models.infra.files import ROOT
 from models.infra.shards import Shard
 from models.networks.synthesis import Forest, SynthesisModel, save_synthesis
@@ -426,6 +427,10 @@ def test_the_files_are_there_and_say_where_they_come_from(run):
     promised = "two_d_rate valid_rate mae_delta_g_h_dimenet_eV mae_delta_g_h_oracle_eV stability_score "
     promised += "synthesis_rate stable_rate"
     assert set(f"{promised} unique_rate novel_rate sun_rate".split()) <= set(content["metrics"])
+    assert set(content) == set(SUMMARY), "docs/outputs.md names every key"
+    assert content["hit_gates"][:5] == list(GATES)[:5] and "aqueous" in content["hit_gates"]
+    assert [gate["proven"] for gate in content["funnels"]["cifs"]][:3] == [4, 4, 0]
+    assert "| stable | 0 |" in (out / "comparison.md").read_text()
     assert {"shortlist.csv", "comparison.md", "comparison.csv", "report.html"} <= {
         path.name for path in out.iterdir()
     }

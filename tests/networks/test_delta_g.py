@@ -1,4 +1,4 @@
-"""ΔG_H by DimeNet++ is a property of the layer, not of how it is described; and one bad layer costs one row."""
+"""ΔG_H by DimeNet++ is a property of the layer, not of its description; one bad layer costs one row."""
 
 import numpy as np
 import pytest
