@@ -31,6 +31,7 @@ from models.networks.joint import (
     random_batch,
     sample_metrics,
     silence_untaught_heads,
+    symmetry_of,
     validate,
 )
 from models.networks.layers import collate
@@ -105,6 +106,13 @@ def add_loss(group: argparse._ArgumentGroup) -> None:
     # by themselves all three are absent in 0.3 % of the graphs: guidance needs the unconditional model too
     group.add_argument(
         "--drop-all", type=real(0, 1), default=0.1, help="share of the graphs with all conditions dropped"
+    )
+    # for generation inside a layer group; off, as the shipped weights were trained without
+    group.add_argument(
+        "--symmetric-share",
+        type=real(0, 1),
+        default=0.0,
+        help="share of the batches whose noise keeps the layer group of each layer",
     )
     group.add_argument(
         "--sample-every",
@@ -199,8 +207,11 @@ def train_epoch(
         batch = [data.train[k] for k in index]
         layers, labels = (part.to(args.device) for part in collate(batch))
         labels = labels.replace(e_hull=labels.e_hull - joint.offsets(batch))
+        symmetry = None
+        if args.symmetric_share and torch.rand(1, generator=generator).item() < args.symmetric_share:
+            symmetry = symmetry_of(batch).to(args.device)
         loss, terms = joint_loss(
-            joint.network, diffusion, layers, labels, weights, args.drop, generator, args.drop_all
+            joint.network, diffusion, layers, labels, weights, args.drop, generator, args.drop_all, symmetry
         )
         if data.bent:
             batch = random_batch(data.bent, bent_count, generator)

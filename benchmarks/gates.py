@@ -32,7 +32,7 @@ WIRES = "C Si Ge Sn P As S Se Te Al Ga In Cu Ag Au Pt Pd Ni Fe Mo W".split()
 
 
 def bilayer(layer: Atoms) -> Atoms:
-    """A layer on itself, its outermost nuclei apart by the sum of their van der Waals radii (Alvarez 2013)."""
+    """A layer on itself, outermost nuclei apart by the sum of their van der Waals radii (Alvarez 2013)."""
     z = layer.positions[:, 2]
     gap = vdw_radii[layer.numbers[z.argmax()]] + vdw_radii[layer.numbers[z.argmin()]]
     upper = layer.positions + [0, 0, np.ptp(z) + gap]

@@ -31,7 +31,7 @@ from models.networks.proposals import diffuse, head_properties, presentable
 from models.networks.sampler import Sampler, load_generator
 from models.networks.settings import MISSION, GeneratorSettings
 
-UNGUIDED = ["--gradient-scale", 0, "--cfg-scale", 0, "--proposals", 1, "--best-of", 1]
+UNGUIDED = ["--gradient-scale", 0, "--cfg-scale", 0, "--proposals", 1, "--best-of", 1, "--elements", "any"]
 DE_NOVO = ["--noise-level", "1", "--noise-scale", "1"]
 SETS = {
     "template start": [],

@@ -19,7 +19,8 @@ PUBLISHED = ROOT / "results" / "published"
 READMES = ("README.md", "README.zh-CN.md")
 SCRIPTS = "pretrain_dimenet material_dataset optimization structure_generator test evaluate_external".split()
 FOREIGN = {"--no-deps"}  # flags of other programs
-AWAITED = {"../results/published/dft_error.png"}  # drawn by `make dft-data` once its data set is published
+# drawn by `make dft-data` once its data set is published
+AWAITED = {"../results/published/dft_error.png"}
 PAGES = sorted(
     path
     for pattern in ("*.md", "docs/*.md", "models/*.md", "models/weights/*.md", "data/*.md")

@@ -111,6 +111,8 @@ def made(tmp_path_factory):
         4,
         "--jobs",
         1,
+        "--hull-phases",
+        0,
         "--shortlist",
         1,
         "--phonons",

@@ -67,9 +67,10 @@ def add_potentials(rows: list[dict], shard: Shard, names: list[str]) -> None:
         if not todo:
             continue
         potential = load_potential(name)
+        title = name.rpartition(":")[2] if ":" in name else potential.name
         half_h2 = hydrogen_energy(potential.calculator)
-        for row in tqdm(todo, desc=potential.name):
-            begin, result = time.time(), {"record": row["key"], "potential": potential.name, "spec": name}
+        for row in tqdm(todo, desc=title):
+            begin, result = time.time(), {"record": row["key"], "potential": title, "spec": name}
             try:
                 host, pose = roomy(unpack_atoms(row["host"])), roomy(unpack_atoms(row["pose"]))
                 energy, slab = (
@@ -246,14 +247,15 @@ def draw(rows: list[dict], potentials: Shard, path: Path) -> None:
                 edgecolor=colour,
                 lw=1,
             )
-            if filled:
-                difference.append(row["delta_e"] - record["delta_e_dft"])
+            difference.append(row["delta_e"] - record["delta_e_dft"])
         axis.axline((0, 0), slope=1, color="0.6", lw=1)
         axis.axvspan(-CORRECTION - 0.2, -CORRECTION + 0.2, color="0.92", zorder=0)
         mae, bias = np.abs(difference).mean(), np.mean(difference)
-        axis.set_title(f"{name}\nrandom layers: n = {len(difference)}, MAE {mae:.2f}, bias {bias:+.2f} eV")
-    for axis in axes[-1]:
-        axis.set_xlabel("ΔE_H by DFT (eV)")
+        axis.set_title(f"{name}\nn = {len(difference)}, MAE {mae:.2f}, bias {bias:+.2f} eV")
+    for column in range(across):
+        last = axes[(len(names) - 1 - column) // across, column]  # the lowest panel that is drawn
+        last.set_xlabel("ΔE_H by DFT (eV)")
+        last.tick_params(labelbottom=True)
     for axis in axes[:, 0]:
         axis.set_ylabel("ΔE_H by the potential (eV)")
     for axis in axes.flat[len(names) :]:

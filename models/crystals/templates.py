@@ -5,7 +5,7 @@ would replace them by.
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -211,35 +211,57 @@ def nearest_prototypes(templates: Templates, formula: str) -> Iterator[tuple[str
             yield name, substitute(atoms, elements)
 
 
-def related_formula(templates: Templates, rng: np.random.Generator) -> str:
+def related_formula(
+    templates: Templates, rng: np.random.Generator, allowed: Collection[str] | None = None
+) -> str:
     """A formula by analogy: a random template with every element replaced by a random one of its group.
 
     One that the templates hold already is drawn again, TRIES times at most.
+
+    Args:
+        allowed: symbols that may be put in, those of the templates where None.
+
+    Raises:
+        ValueError: none of TRIES templates has relatives among the allowed symbols.
     """
-    elements = templates.elements()
+    elements = [symbol for symbol in templates.elements() if allowed is None or symbol in allowed]
     known = {composition.reduced_formula for composition in templates.compositions}
+    formula = None
     for _ in range(TRIES):
         composition = templates.compositions[rng.integers(len(templates.compositions))]
+        choices = [(relatives(element.symbol, elements), amount) for element, amount in composition.items()]
+        if not all(symbols for symbols, _ in choices):
+            continue
         amounts = {}
-        for element, amount in composition.items():
-            amounts.setdefault(str(rng.choice(relatives(element.symbol, elements))), amount)
+        for symbols, amount in choices:
+            amounts.setdefault(str(rng.choice(symbols)), amount)
         formula = Composition(amounts).reduced_formula
         if len(amounts) == len(composition) and formula not in known:
             break
+    if formula is None:
+        raise ValueError(f"no template has relatives of all its elements among {', '.join(elements)}")
     return formula
 
 
 def by_substitution(
-    templates: Templates, count: int, rng: np.random.Generator, formula: str | None = None
+    templates: Templates,
+    count: int,
+    rng: np.random.Generator,
+    formula: str | None = None,
+    allowed: Collection[str] | None = None,
 ) -> list[tuple[str, Atoms]]:
     """The model-free baseline: (name of the prototype, layer) of `count` formulas, each in its nearest
     prototype.
 
-    With a `formula` given, that formula in its nearest prototypes, one after the other.
+    With a `formula` given, that formula in its nearest prototypes, one after the other; else of the `allowed`
+    elements, any where None.
     """
     if formula:
         return spread(templates, formula, count)
-    return [next(nearest_prototypes(templates, related_formula(templates, rng))) for _ in range(count)]
+    found = []
+    for _ in range(count):
+        found.append(next(nearest_prototypes(templates, related_formula(templates, rng, allowed))))
+    return found
 
 
 def spread(templates: Templates, formula: str, count: int) -> list[tuple[str, Atoms]]:

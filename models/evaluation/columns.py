@@ -33,6 +33,7 @@ from models.networks.csllm import CSLLM
 from models.networks.delta_g import predict_delta_g
 from models.networks.dimenet import load_dimenet
 from models.networks.synthesis import load_synthesis
+from models.physics.competitors import extend
 from models.physics.hull import hull_for
 from models.physics.potentials import Potential
 from models.physics.pourbaix import Pourbaix, aqueous_columns
@@ -88,9 +89,13 @@ def stability(
     if known.empty:
         return {}, {}
     hull, found = hull_for(potential, list(known["formula"]), settings.references, cache), {}
-    pourbaix = Pourbaix(hull)
+    cells = {}
     for name, formula, atoms in zip(known["material_id"], known["formula"], known["n_atoms"]):
-        cell = f"({formula}){atoms / Composition(formula).num_atoms:.0f}"
+        cells[name] = f"({formula}){atoms / Composition(formula).num_atoms:.0f}"
+    weighed = [(cell, energies[name]) for name, cell in cells.items()]
+    extend(hull, potential, weighed, cache, settings.hull_phases)
+    pourbaix = Pourbaix(hull)
+    for name, cell in cells.items():
         try:
             place = hull.stability(cell, energies[name])
             water = aqueous_columns(pourbaix, cell, energies[name], settings.max_pourbaix)

@@ -40,12 +40,13 @@ def write_structures(found: list[dict], kept: set[int], guide: Guide, out: Path)
     front = _front(opinions(found), guide)
     for k, row in enumerate(found):
         atoms = unpack_atoms(row["atoms"])
-        identity = f"gen_{k:04d}_{atoms.get_chemical_formula(empirical=True)}"  # no brackets in a file's name
+        plain = "diverged" if atoms is None else atoms.get_chemical_formula(empirical=True)
+        identity = f"gen_{k:04d}_{plain}"  # no brackets in a file's name
         columns = {
             "material_id": identity,
-            "formula": reduced_formula(atoms),
+            "formula": "" if atoms is None else reduced_formula(atoms),
             "template": row["template"],
-            "layer_group": layer_group(atoms),
+            "layer_group": "" if atoms is None else layer_group(atoms),
             "pareto": front[k],
             "kept": k in kept,
             "nfe": row["nfe"],
@@ -86,7 +87,11 @@ def summary(found: list[dict], kept: set[int], guide: Guide) -> list[str]:
     """Lines that say what was drawn."""
     heads = opinions(found)
     formulas = {reduced_formula(unpack_atoms(found[k]["atoms"])) for k in kept}
-    lines = [f"{len(kept)} of {len(found)} structures as CIFs, {len(formulas)} formulas"]
+    lost = sum(row["atoms"] is None for row in found)
+    lines = []
+    if lost:
+        lines.append(f"{lost} of {len(found)} have diverged and are not written: lower the guide's scales")
+    lines += [f"{len(kept)} of {len(found)} structures as CIFs, {len(formulas)} formulas"]
     if not np.isnan(heads).all():
         unsure = sum(heads[k, 3] > UNSURE for k in kept)
         lines.append(

@@ -27,6 +27,9 @@ class Settings:
     template_db: Path = shipped("data/her2d.db")
     learned: Path = shipped("models/weights/best_diffusion_model.known.json.gz")
     validation: Path = shipped("data/validation.json")
+    hull_phases: int = (
+        3  # relaxations in a chemical system of which no compound is known; 15 to 20 s of a core
+    )
     max_pourbaix: float = 0.5  # eV/atom; metastable up to here (Singh et al., Chem. Mater. 29, 10159 (2017))
     correction: float = CORRECTION
     oracle: str = "relaxed"
@@ -132,6 +135,10 @@ def _add_model_flags(group) -> None:
 
 def _add_effort_flags(group) -> None:
     add = group.add_argument
+    competitors = (
+        "competing phases relaxed in each chemical system that decides and holds none yet, 0 for none"
+    )
+    add("--hull-phases", type=whole(0), help=competitors)
     relaxed = "whether the layer relaxes with its H; none: no hydrogen but DimeNet++'s"
     add("--oracle", choices=("relaxed", "rigid", "none"), help=relaxed)
     stable = "stable: the oracle only for layers below 0.1 eV/atom, half the time; hits are the same"

@@ -106,8 +106,8 @@ class CSLLM:
 
         if not (folder / "adapter_model.safetensors").is_file():
             raise CSLLMError(
-                f"{folder} has no adapter_model.safetensors: weights in a pickle (.bin) are not read, because "
-                "a pickle is a program; save them as safetensors"
+                f"{folder} has no adapter_model.safetensors: weights in a pickle (.bin) are not read, for a "
+                "pickle is a program; save them as safetensors"
             )
 
         from peft import PeftModel

@@ -281,6 +281,7 @@ def joint_loss(
     drop: float = 0.15,
     generator: torch.Generator | None = None,
     drop_all: float = 0.0,
+    symmetry: Symmetry | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L_total = E‖ε − ε_θ(x_t, t)‖² + λ1 ‖ΔG_H − ΔG_H*‖₁ + λ2 ‖E_hull − E_hull*‖² + λ3 BCE(P_synth, y_synth).
 
@@ -289,12 +290,13 @@ def joint_loss(
         weights: of the four diffusion channels, λ1, λ2, λ3, and of the head of the standard deviation.
         drop: probability with which each condition is replaced by its learned null.
         drop_all: probability with which all conditions of a graph are, together.
+        symmetry: of the layers, where the noise is to keep it.
 
     Returns:
         total loss, and its unweighted terms by name.
     """
     t = diffusion.random_times(len(layers), generator).to(layers.z.device)  # [B]
-    noised = diffusion.noise(layers, t, generator)
+    noised = diffusion.noise(layers, t, generator, symmetry)
     noised = noised._replace(layers=mask_slots(noised.layers, generator))
     targets = torch.stack([getattr(labels, name) for name in CONDITIONS], -1).detach()  # [B, 3]
     dropped = torch.rand(targets.shape, generator=generator) < drop  # [B, 3]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from models.networks.layers import MASK, TOKENS, Layers, TensorFields, reduction
 
-# In-plane images searched for neighbours, −3 … 3 along the rows of a reduced basis: the 21 nearest of any atom of a reduced
+# In-plane images searched for neighbours, −3 … 3 along the rows of a reduced basis: the 21 nearest of any
+# atom of a reduced
 # cell lie there.
 IMAGES = 3
 # Å; Gaussians this far apart cover the lengths of bonds: late in denoising an atom moves by hundredths of
@@ -260,14 +261,21 @@ class DenoisingEGNN(nn.Module):
             h, v = layer(h, v, edges)
         return self._channels(h, v, layers, lattice, predicted)
 
-    def properties(self, layers: Layers, t: Tensor) -> Heads:
-        """What the heads say of the noised batch at times t [B]; the condition is never seen."""
-        h, v, edges, _ = self._embed(layers, t)
+    def properties(self, layers: Layers, t: Tensor, slot_elements: Tensor | None = None) -> Heads:
+        """What the heads say of the noised batch at times t [B]; the condition is never seen.
+
+        Args:
+            slot_elements: [B, S, TOKENS] weights of the elements in each slot, in place of the atomic
+                numbers: a relaxed one-hot, which the heads can be differentiated in.
+        """
+        h, v, edges, _ = self._embed(layers, t, slot_elements)
         for layer in self.trunk:
             h, v = layer(h, v, edges)
         return self._properties(h, layers.mask)
 
-    def _embed(self, layers: Layers, t: Tensor) -> tuple[Tensor, Tensor, Edges, Tensor]:
+    def _embed(
+        self, layers: Layers, t: Tensor, slot_elements: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Edges, Tensor]:
         """h [B, N, C], v [B, N, V, 3] of zeros, the edges, and the embedded time [B, C]."""
         index, vectors, weight = neighbours(layers, self.hparams["neighbours"])
         distance = (vectors**2).sum(-1).add(SOFTENING).sqrt()  # [B, N, K]
@@ -275,7 +283,12 @@ class DenoisingEGNN(nn.Module):
         frequencies = torch.arange(1, TIME_WAVES + 1, device=t.device) * torch.pi / 2
         angles = t[:, None] * frequencies  # [B, TIME_WAVES]
         time = self.time(torch.cat([angles.sin(), angles.cos()], -1))  # [B, C]
-        h = self.element(layers.atomic_numbers) + time[:, None]  # [B, N, C]
+        if slot_elements is None:
+            element = self.element(layers.atomic_numbers)  # [B, N, C]
+        else:
+            of_slot = slot_elements @ self.element.weight  # [B, S, C]
+            element = torch.gather(of_slot, 1, layers.slots[..., None].expand(-1, -1, of_slot.shape[-1]))
+        h = element + time[:, None]  # [B, N, C]
         v = h.new_zeros(*h.shape[:2], self.hparams["vectors"], 3)
         return h, v, Edges(index, vectors / distance[..., None], radial, weight), time
 

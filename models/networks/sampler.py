@@ -22,6 +22,7 @@ from models.networks.symmetry import Symmetry
 # δ of the corrector in units of the noise's variance. The variance that it settles at is too large by half
 # of this, and it takes 1/δ steps to forget where it began.
 LANGEVIN_STEP = 0.1
+FORBIDDEN = -1e9  # logit of an element that must not be drawn: far below any that a network gives
 
 
 def kept_times(start: int, steps: int) -> list[int]:
@@ -89,34 +90,102 @@ class Sampler:
 
     @torch.no_grad()
     def propose_elements(self, layers: Layers, lattice: Tensor, start: int, temperature=1.0) -> Layers:
-        """Reveals every masked slot, one a graph and round, at the noise level `start`."""
+        """Reveals every masked slot, one a graph and round, at the noise level `start`; then masks and
+        reveals again one random slot a graph, `gibbs` times.
+        """
         time = self.diffusion.time(torch.full((len(layers),), start, device=layers.z.device))
-        while (layers.atomic_numbers == MASK).any():
-            out = self._denoise(layers, time, lattice)
-            layers = self._reveal(layers, out.slot_logits / temperature, share=None)
+        free = layers.atomic_numbers == MASK  # [B, N], what the user gave is not among them
+        layers = self._reveal_all(layers, lattice, time, temperature)
+        for _ in range(self.settings.gibbs if free.any() else 0):
+            layers = self._reveal_all(self._mask_one(layers, free), lattice, time, temperature)
         return layers
 
-    def _reveal(self, layers: Layers, logits: Tensor, share: float | None) -> Layers:
+    def _reveal_all(self, layers: Layers, lattice: Tensor, time: Tensor, temperature: float) -> Layers:
+        while (layers.atomic_numbers == MASK).any():
+            out = self._denoise(layers, time, lattice)
+            layers = self._reveal(layers, out.slot_logits / temperature, time, share=None)
+        return layers
+
+    def _mask_one(self, layers: Layers, free: Tensor) -> Layers:
+        """One random slot a graph without its element, of those whose atoms are `free` [B, N]."""
+        slots = int(layers.slots.max()) + 1
+        luck = torch.rand((len(layers), slots), generator=self.generator).to(layers.z.device)  # [B, S]
+        open_slots = _any_atom(free, layers, slots)  # [B, S]
+        luck = luck.masked_fill(~open_slots, -1.0)
+        chosen = open_slots & (luck == luck.amax(1, keepdim=True))
+        hidden = torch.gather(chosen, 1, layers.slots) & free
+        return layers.replace(atomic_numbers=torch.where(hidden, MASK, layers.atomic_numbers))
+
+    def _reveal(self, layers: Layers, logits: Tensor, time: Tensor, share: float | None) -> Layers:
         """Fills masked slots from their logits [B, S, TOKENS]: each with probability `share`, or one a graph
         (None).
+
+        Slots of a graph are distinct elements, also when they are filled together: AB2C never becomes A3C.
         """
-        hidden = _hidden_slots(layers, logits.shape[1])  # [B, S]
+        hidden = _any_atom((layers.atomic_numbers == MASK) & layers.mask, layers, logits.shape[1])  # [B, S]
         if not hidden.any():
             return layers
+        logits = logits - self._element_push(layers, logits, time, hidden)
         taken = logits.new_zeros(len(layers), logits.shape[-1]).scatter(1, layers.atomic_numbers, 1.0) > 0
         taken[:, [0, MASK]] = False
-        logits = logits.masked_fill(taken[:, None], -1e4)  # slots are distinct elements
-        drawn = torch.multinomial(logits.softmax(-1).flatten(0, 1).cpu(), 1, generator=self.generator)
-        drawn = drawn.view(logits.shape[:2]).to(logits.device)  # [B, S]
+        if (wanted := self.guide.may_choose(logits.device)) is not None:
+            logits = logits.masked_fill(~wanted, FORBIDDEN)
+        logits = logits.masked_fill(taken[:, None], FORBIDDEN)
+        drawn = self._draw(logits)  # [B, S]
         luck = torch.rand(hidden.shape, generator=self.generator).to(logits.device)  # [B, S]
         luck = luck.masked_fill(~hidden, -1.0)
         if share is None:
             chosen = hidden & (luck == luck.amax(1, keepdim=True))
         else:
             chosen = hidden & (luck >= 1 - share)
+        drawn = self._distinct(drawn, chosen, logits)
         numbers = torch.gather(torch.where(chosen, drawn, MASK), 1, layers.slots)  # [B, N]
         take = (layers.atomic_numbers == MASK) & layers.mask
         return layers.replace(atomic_numbers=torch.where(take, numbers, layers.atomic_numbers))
+
+    def _draw(self, logits: Tensor) -> Tensor:
+        """An element [B, S] for each slot from its logits [B, S, TOKENS]."""
+        drawn = torch.multinomial(logits.softmax(-1).flatten(0, 1).cpu(), 1, generator=self.generator)
+        return drawn.view(logits.shape[:2]).to(logits.device)
+
+    def _distinct(self, drawn: Tensor, chosen: Tensor, logits: Tensor) -> Tensor:
+        """The elements [B, S] of the chosen slots, drawn again where an earlier slot of the graph has the
+        same.
+        """
+        for slot in range(1, drawn.shape[1]):
+            earlier = torch.where(chosen[:, :slot], drawn[:, :slot], 0)  # [B, slot], 0 is no element
+            clash = chosen[:, slot] & (earlier == drawn[:, slot, None]).any(1)  # [B]
+            if clash.any():
+                gone = torch.zeros_like(logits[:, slot]).scatter(1, earlier, 1.0) > 0  # [B, TOKENS]
+                again = self._draw(logits[:, slot].masked_fill(gone, FORBIDDEN)[:, None])[:, 0]
+                drawn = drawn.clone()
+                drawn[:, slot] = torch.where(clash, again, drawn[:, slot])
+        return drawn
+
+    def _element_push(self, layers: Layers, logits: Tensor, time: Tensor, hidden: Tensor) -> Tensor | float:
+        """η ∂L_target/∂onehot [B, S, TOKENS]: the first-order change of L_target for every element in every
+        masked slot, from one backward pass.
+
+        The expansion is about the network's own expectation p_θ in the masked slots, not about the mask:
+        between the mask and an element the heads are far from linear. (Discrete guidance as in DiGress,
+        arXiv:2209.14734.)
+        """
+        if self.guide.element_gradient == 0:
+            return 0.0
+        # [B, N, TOKENS]
+        known = torch.nn.functional.one_hot(layers.atomic_numbers, logits.shape[-1]).to(logits)
+        member = (
+            torch.nn.functional.one_hot(layers.slots, logits.shape[1]).to(logits) * layers.mask[..., None]
+        )
+        weights = torch.einsum("bns,bnt->bst", member, known) / member.sum(1).clamp(min=1)[..., None]
+        weights = torch.where(hidden[..., None], logits.softmax(-1), weights)  # [B, S, TOKENS]
+        with torch.enable_grad():
+            weights = weights.detach().requires_grad_()
+            loss = self.guide.loss(self.model.properties(layers, time, weights))
+            (gradient,) = torch.autograd.grad(loss.sum(), weights)
+        self.nfe += 3 * len(layers)
+        centred = gradient - (gradient * weights).sum(-1, keepdim=True)  # a constant changes no probability
+        return self.guide.element_gradient * centred.detach()
 
     # --- the reverse process
 
@@ -170,7 +239,7 @@ class Sampler:
         move = gap / sigma_t * out.score - push_frac * spread**2 + noise
         layers, lattice = self._moved(layers, move, z, new_lattice, symmetry)
         # absorbing diffusion: the share of slots still masked falls linearly in t
-        return self._reveal(layers, out.slot_logits, share=1 - s / t), lattice
+        return self._reveal(layers, out.slot_logits, d.time(index), share=1 - s / t), lattice
 
     def correct(
         self, layers: Layers, lattice: Tensor, t: int, symmetry: Symmetry | None = None
@@ -247,10 +316,10 @@ class Sampler:
         return [self.guide.gradient_scale * capped(gradient, self.guide.cap) for gradient in gradients]
 
 
-def _hidden_slots(layers: Layers, slots: int) -> Tensor:
-    """[B, S] whether a slot exists and is masked."""
-    hidden = torch.zeros(len(layers), slots, device=layers.z.device)
-    return hidden.scatter_add(1, layers.slots, ((layers.atomic_numbers == MASK) & layers.mask).float()) > 0
+def _any_atom(atoms: Tensor, layers: Layers, slots: int) -> Tensor:
+    """[B, slots] whether a slot holds one of the `atoms` [B, N]."""
+    found = torch.zeros(len(layers), slots, device=layers.z.device)
+    return found.scatter_add(1, layers.slots, atoms.float()) > 0
 
 
 def capped(gradient: Tensor, cap: float) -> Tensor:

@@ -206,4 +206,5 @@ def extend(hull: Hull, potential, structures: list[tuple[str, float]], cache: Sh
         counts["phases added"] += len(row["phases"])
         for reason, count in row["failed"].items():
             counts[f"failed: {reason}"] += count
+            hull.failed[f"{name}, {count} prototypes"] = reason
     return counts

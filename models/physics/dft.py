@@ -24,7 +24,7 @@ from models.infra.files import digest
 # costs three times as much.
 MAGNETIC = {"V": 2.0, "Cr": 3.0, "Mn": 4.0, "Fe": 3.0, "Co": 2.0, "Ni": 1.0}
 HYDROGEN_MOMENT = 1.0  # μB that H starts with where there is spin
-WEAK = 1.2  # eV: H bound more weakly than this to a layer without spin may keep its own (docs/dft.md)
+WEAK = 2.0  # eV: H bound more weakly than this to a layer without spin may keep its own (docs/dft.md)
 ATTEMPTS = 2  # at a density that converges, the second one gentler
 H2_BOX = 10.0  # Å, edge of the cube of the H2 molecule
 MISSING = "GPAW is not installed: `make dft` installs it (conda-forge's gpaw package works as well)"

@@ -260,6 +260,8 @@ def run(tmp_path_factory, untrained_dimenet):
         folder / "learned.json.gz",
         "--second-potential",
         "layers:scaled_emt",
+        "--hull-phases",
+        0,
         "--shortlist",
         2,
         "--phonons",

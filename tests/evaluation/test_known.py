@@ -45,7 +45,7 @@ def evaluated(structures: dict, folder: Path, **settings):
     """Table by id, with the real potential and databases."""
     for name, atoms in structures.items():
         write(folder / f"{name}.cif", atoms)
-    quick = Settings(potential="sevennet", second_potential="none", phonons=0, **settings)
+    quick = Settings(potential="sevennet", second_potential="none", hull_phases=0, phonons=0, **settings)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         return evaluate(read_structures(folder), quick, folder / "out").rows.set_index("material_id")

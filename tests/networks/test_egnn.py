@@ -375,6 +375,25 @@ def test_the_gradient_of_the_heads_is_right(model):
         assert abs((up - down).item() / 2e-5 - gradient[0, atom].item()) < 1e-6
 
 
+def test_a_relaxed_one_hot_is_the_atomic_number_and_its_gradient_is_right(model):
+    """Heads of one-hot slots are those of the numbers; the gradient on the weights against finite
+    differences.
+    """
+    layers = one("FeOCl")
+    time = torch.full((1,), 0.4, dtype=torch.float64)
+    slots = int(layers.slots.max()) + 1
+    numbers = torch.stack([layers.atomic_numbers[0, layers.slots[0] == s][0] for s in range(slots)])
+    weights = torch.nn.functional.one_hot(numbers, 120).double()[None].requires_grad_()
+    heads = model.properties(layers, time, weights)
+    close(heads.stacked(), model.properties(layers, time).stacked())
+    gradient = torch.autograd.grad(heads.delta_g_h.sum(), weights)[0]
+    for slot, element in ((0, 8), (1, 42), (2, 16)):
+        step = torch.zeros_like(weights)
+        step[0, slot, element] = 1e-5
+        up, down = (model.properties(layers, time, weights + s * step).delta_g_h[0] for s in (1, -1))
+        assert abs((up - down).item() / 2e-5 - gradient[0, slot, element].item()) < 1e-6
+
+
 def test_each_condition_has_its_own_learned_null(model):
     layers = one("FeOCl")
     nothing = run(model, layers, (np.nan,) * 3)

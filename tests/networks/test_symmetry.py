@@ -91,7 +91,7 @@ def test_operations_of_every_layer_group(number):
 
 
 def test_maximal_subgroups_of_known_groups():
-    """Orders of the maximal subgroups with the same translations, conjugates apart (International Tables E)."""
+    """Orders of the maximal subgroups with the same translations (International Tables E)."""
     orders = lambda name: sorted(
         len(group) for group in maximal_subgroups(layer_operations(known(name), 0.01))
     )
@@ -106,7 +106,7 @@ def test_maximal_subgroups_of_known_groups():
 
 @pytest.mark.parametrize("number", [2, 15, 21, 37, 44, 55, 61, 72, 78])
 def test_projected_noise_is_gaussian_with_the_given_variance_along_every_symmetric_direction(number):
-    """Eigenvalues of the covariance are 1, once a free coordinate, or 0; the kurtosis is a normal's."""
+    """Eigenvalues of the covariance: 1 for every free coordinate, else 0; and a normal's kurtosis."""
     atoms, count = example(number), 6000
     symmetry = Symmetry.of([layer_operations(atoms, 0.01)] * count, len(atoms))
     generator = torch.Generator().manual_seed(number)
@@ -219,6 +219,29 @@ def test_symmetry_survives_guidance_and_corrector():
     assert broken(end, symmetry) < 1e-4
     for before, after in zip(examples, to_atoms(end)):
         assert layer_group(after, 1e-3) == layer_group(before, 0.01)
+
+
+@pytest.mark.parametrize("number", [21, 55, 78])
+def test_the_targets_of_symmetric_noise_lead_back_to_the_layer(number):
+    """x_t + σ (σ·score) is x_0 where nothing wraps; ε of v is (x_t − √ᾱ x_0) / √(1 − ᾱ)."""
+    atoms, t = example(number, GENERAL[:1]), 300
+    clean, size = layers_of([atoms]), torch.tensor([len(atoms)])
+    symmetry = Symmetry.of([layer_operations(atoms, 0.01)], len(atoms))
+    d = Diffusion(lattice_mean=(0.47, 0.68, -0.12), lattice_std=(0.24, 0.27, 0.13))
+    noised = d.noise(clean, torch.tensor([t]), torch.Generator().manual_seed(0), symmetry)
+    assert broken(noised.layers, symmetry) < 1e-4
+    sigma, abar = d.sigmas[t], d.alphas_cumprod[t]
+    back = noised.layers.frac_coords + sigma * noised.score @ torch.linalg.inv(noised.layers.cell)
+    away = back - clean.frac_coords
+    away = away - away.round()
+    torch.testing.assert_close(away, away.mean(1, keepdim=True).expand_as(away), atol=1e-4, rtol=0)
+    index = torch.tensor([t])
+    for x, v, x_0 in (
+        (noised.layers.z, noised.v_z, clean.z),
+        (noised.lattice, noised.v_lattice, d.encode_lattice(clean.cell, size)),
+    ):
+        expected = (x - abar.sqrt() * x_0) / (1 - abar).sqrt()
+        torch.testing.assert_close(d.epsilon(v, x, index), expected, atol=2e-3, rtol=1e-3)
 
 
 def test_noise_without_symmetry_breaks_it():

@@ -46,7 +46,7 @@ def lowest(hull: Hull) -> dict:
 
 
 def toy() -> Pourbaix:
-    """Zinc and its oxide, whose measured Gibbs energy (-320.5 kJ/mol) the energy of the hull is set to meet."""
+    """Zinc and its oxide, whose measured Gibbs energy (-320.5 kJ/mol) the hull is set to meet."""
     oxide = Composition("ZnO")
     formation = -320.5 / KJ - to_measured(oxide) - ENTROPY["O"]
     return Pourbaix(Hull([("Zn", -1.0), ("O2", -10.0), ("H2", -6.0), ("ZnO", -6.0 + formation)]))
@@ -145,7 +145,7 @@ def test_an_element_without_a_dissolved_species_is_not_known(shipped, formula):
     "formula, e_form", [("Ca2Pt", -0.66), ("Sr2Pt", -0.62), ("Li4Tl2Cu", -0.02), ("BaTlP", -0.6)]
 )
 def test_published_hits_that_water_takes(shipped, formula, e_form):
-    """Formation energies (eV/atom) as published or deeper; calcium, strontium, lithium and barium go as ions."""
+    """Formation energies (eV/atom) as published or deeper; Ca, Sr, Li and Ba go as ions."""
     composition = Composition(formula)
     elements = sum(shipped.hull.reference(element) * n for element, n in composition.items())
     found = aqueous_columns(shipped, formula, elements + e_form * composition.num_atoms)

@@ -187,7 +187,7 @@ def stages(root: Path) -> dict[str, Stage]:
     ]
     judged += ["--novelty-db", root / "layers.db", "--template-db", root / "layers.db", "--jobs", 1]
     judged += ["--dimenet", root / "dimenet.pt", "--synthesis", root / "synthesis.pt", "--oracle", "none"]
-    judged += "--second-potential none --phonons 0 --shortlist 0 --device cpu".split()
+    judged += "--second-potential none --hull-phases 0 --phonons 0 --shortlist 0 --device cpu".split()
     labelled = ["--db", root / "layers.db", "--dimenet", root / "dimenet.pt", "--batch-size", 4]
     records = ["--lmdb", root / "h.lmdb", "--epochs", 4, "--batch-size", 4]
     return {
