@@ -103,7 +103,7 @@ def aflow() -> dict[str, Atoms]:
 
 
 def balanced(fill: dict[str, int]) -> bool:
-    """Whether some choice of common oxidation states adds up to zero; `fill` is element -> number of atoms."""
+    """Whether some choice of common oxidation states adds up to zero; `fill`: element -> number of atoms."""
     states = [Element(symbol).common_oxidation_states for symbol in fill]
     return any(
         sum(q * n for q, n in zip(choice, fill.values())) == 0 for choice in itertools.product(*states)
@@ -179,7 +179,7 @@ def _distinct(found: list[tuple[str, Atoms]]) -> list[tuple[str, Atoms]]:
 
 
 def _by_analogy(symbols, layers) -> list[tuple[str, Atoms]]:
-    """Prototypes and layers of as many elements, each filled in its most alike way; the nearest of one name."""
+    """Prototypes and layers of as many elements, each filled in its most alike way, the nearest first."""
     best = {}
     for name, prototype in itertools.chain(_prototypes_of(len(symbols)), layers):
         own = sorted(set(prototype.symbols))
