@@ -72,8 +72,8 @@ class Layers(TensorFields):
 
 
 def reduction(cell: Tensor) -> Tensor:
-    """Integer matrices [B, 2, 2] whose product with the rows of `cell` [B, 2, 2] Å is a Gauss-reduced basis of
-    the same lattice: |a| <= |b|, |a·b| <= a·a / 2.
+    """Integer matrices [B, 2, 2] that make a Gauss-reduced basis of the rows of `cell` [B, 2, 2] Å:
+    |a| <= |b|, |a·b| <= a·a / 2.
 
     Identity where the rows are reduced but for 0.1 %, so that a 60° or 120° cell does not flip with rounding.
     """
