@@ -1,9 +1,11 @@
-# make run: install and run the five stages; make test: install and test; make retrain: stages 1-3 from the embedded data;
-# make dimenet: the ensemble of stage 1, with HOSTS=DIR of further hosts (python -m data.build --hosts); make nulls: unguided, reseeded, filtered
-# and real held-out sets beside the run's; make gates: the confusion table of the 2D gate;
-# make benchmark-generator: what the generator draws beside its null and its ceiling, DB=c2db.db for real layers;
-# make study: guidance against its nulls;
-# make dft: GPAW into .venv, for which nothing else asks; make dft-data: HOURS=1 more of the DFT data set, and its tables.
+# make run    installs, then runs the five stages           make test       installs what it needs, lints, tests
+# make retrain   stages 1 to 3 from the embedded data       make test-long  all tests, 50 kills a stage
+# make dimenet   stage 1 alone; HOSTS=DIR for further hosts make lint       formats
+# make nulls     unguided, reseeded, filtered and real held-out sets beside those of the run
+# make gates     confusion table of the 2D gate
+# make benchmark-generator   what the generator draws beside baseline and ceiling; DB=c2db.db for real layers
+# make study     guidance against its baselines
+# make dft       GPAW into .venv, which nothing else needs  make dft-data   HOURS=1 more of the DFT data, and its tables
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS := 1
@@ -21,7 +23,7 @@ MEMBERS = $(DIMENET)/members
 ADAPT := --epochs 12 --lr 5e-4
 NUM ?= 24
 
-.PHONY: run test retrain dimenet install data nulls benchmark-generator study gates lint dft dft-data
+.PHONY: run test test-long retrain dimenet install data nulls benchmark-generator study gates lint dft dft-data
 
 install: .venv/installed
 .venv/installed: requirements.txt requirements-dev.txt
@@ -67,7 +69,8 @@ data: install
 no-guide := --gradient-scale 0 --cfg-scale 0 --proposals 1 --best-of 1
 unguided := $(no-guide) --seed 0
 reseeded := $(no-guide) --seed 7
-filtered := --gradient-scale 0 --cfg-scale 0 --proposals 1 --best-of 4 --seed 7
+# as many function evaluations as the default: 3 draws of 32 proposals and 50 guided updates each
+filtered := --gradient-scale 0 --cfg-scale 0 --proposals 1 --best-of 21 --seed 7
 held-out := --method held-out
 nulls: install $(foreach name,unguided reseeded filtered held-out,results_external/$(name)_scores/metrics.csv)
 	$(BIN)/python test.py --cifs results/generated_cifs --out results --resume --compare results_external/metrics.csv results_external/*_scores/metrics.csv
@@ -102,7 +105,12 @@ dft-data: dft
 
 test: install
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-long: install
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m ""
+	$(BIN)/python -m tests.robustness --long
 
 lint: install
 	$(BIN)/python -m ruff format .

@@ -10,6 +10,7 @@ from pathlib import Path
 from geo_utils import run_evaluation
 from models.evaluation.settings import add_evaluation_flags
 from models.infra.cli import add_system
+from models.infra.files import shipped
 from models.infra.runs import resolve, run_script
 
 
@@ -17,7 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    add_evaluation_flags(parser, Path("results_external/random_baseline"), [Path("results/metrics.csv")])
+    add_evaluation_flags(parser, shipped("results_external/random_baseline"), [Path("results/metrics.csv")])
     add_system(
         parser, out=Path("results_external"), resume="keep what OUT/*.jsonl already hold of these structures"
     )

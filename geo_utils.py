@@ -9,8 +9,8 @@ report. Steps: models/evaluation/columns.py; what each column means: models/eval
 from pathlib import Path
 
 from ase import Atoms
-from ase.io import read
 
+from models.crystals.structure_files import read_structures
 from models.evaluation.columns import (
     dimenet,
     elements_to_avoid,
@@ -30,34 +30,6 @@ from models.evaluation.shortlist import oracle_error, ranking
 from models.evaluation.verdicts import candidates
 from models.infra.shards import Shard
 from models.physics.potentials import Potential, load_potential
-
-WHOLE = 0.999  # occupancy below which an atom of a CIF is partly missing
-
-
-def read_cifs(folder: Path) -> list[tuple[str, Atoms | str]]:
-    """(material_id, structure) of every CIF in a folder, sorted; an unreadable file gives its error as text.
-
-    Raises:
-        FileNotFoundError: the folder holds no CIF.
-    """
-    paths = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() == ".cif")
-    if not paths:
-        raise FileNotFoundError(f"{folder} holds no *.cif: give a folder of CIFs with --cifs")
-    found = {}
-    for path in paths:
-        name = path.name if path.stem in found else path.stem  # x.cif and x.CIF are two structures
-        try:
-            atoms = read(path)
-            found[name] = "partial occupancy: not one ordered structure" if is_disordered(atoms) else atoms
-        except Exception as error:  # one bad file costs one row
-            found[name] = f"unreadable CIF: {type(error).__name__}: {error}"
-    return list(found.items())
-
-
-def is_disordered(atoms: Atoms) -> bool:
-    """Whether a CIF puts several species, or less than one atom, on a site."""
-    sites = atoms.info.get("occupancy", {}).values()
-    return any(len(site) > 1 or min(site.values()) < WHOLE for site in sites)
 
 
 def second_of(settings: Settings, first: Potential) -> Potential | None:
@@ -88,7 +60,8 @@ def evaluate(
     rows = join(table([{"material_id": name} for name, _ in structures]), relaxed.columns)
 
     phases = Shard(out / "phases.jsonl")  # keyed by structure and potential: good for every set
-    rows = join(rows, stability(rows, relaxed.energies, potential, settings, phases))
+    energies, left_out = stability(rows, relaxed.energies, potential, settings, phases)
+    rows = join(rows, energies)
     adsorbed, poses = hydrogen(rows, layers, potential, settings, Shard(out / "adsorbed.jsonl", resume))
     rows = join(rows, adsorbed)
     rows = join(rows, dimenet(layers, settings))
@@ -100,6 +73,7 @@ def evaluate(
 
     source = provenance(settings, potential, second, synthesis_model)
     source |= {"oracle_error_eV": sigma, "oracle_error_from": sigma_note}
+    source |= {"competing_phases_left_out": left_out}
     evaluation = Evaluation(rows, layers, poses, source)
     best = evaluation.layers_of_best(settings.shortlist)
     best_few = evaluation.layers_of_best(settings.phonons)
@@ -120,6 +94,6 @@ def run_evaluation(args, name: str) -> dict:
         the content of metrics.json.
     """
     settings = settings_from(args)
-    evaluation = evaluate(read_cifs(args.cifs), settings, args.out, args.resume)
+    evaluation = evaluate(read_structures(args.cifs), settings, args.out, args.resume)
     others = compared_sets(args.compare, name, evaluation.provenance)
     return write_outputs(name, evaluation, others, args.out, settings)

@@ -6,18 +6,16 @@ python material_dataset.py --db c2db.db --dimenet models/weights/dimenet.pt --ou
 import argparse
 import json
 import math
-import sqlite3
 from collections import Counter
-from numbers import Real
 from pathlib import Path
-from urllib.parse import quote
 
-import ase.db
 import numpy as np
 import torch
+from ase import Atoms
 from torch_geometric.data import InMemoryDataset
 from tqdm import tqdm
 
+from models.crystals.ase_database import number, readable_rows, uid_of
 from models.crystals.layer import NotALayer, extract_layer, min_distance_ratio, pack_atoms
 from models.crystals.matching import Fingerprint, Register
 from models.crystals.split import split_of
@@ -25,7 +23,7 @@ from models.crystals.thresholds import MAX_THICKNESS, OVERLAP_SCALE
 from models.datasets.graphs import layer_graph
 from models.evaluation.figures import parity
 from models.infra.cli import add_system, real, whole
-from models.infra.files import atomic, digest, file_hash, write_json
+from models.infra.files import atomic, digest, file_hash, shipped, write_json
 from models.infra.runs import resolve, run_script
 from models.infra.shards import Shard
 from models.networks.delta_g import predict_delta_g
@@ -56,27 +54,21 @@ def synthesizable(row) -> float:
     return 0.0 if any(row.get(key) is not None for key in METADATA) else float("nan")
 
 
-def energy(row, key: str) -> float | None:
-    """A row's energy in eV/atom; None where it has none, or something that is no finite number."""
-    value = row.get(key)
-    return float(value) if isinstance(value, Real) and math.isfinite(value) else None
-
-
-def clean(row, seen: Register, max_atoms: int, max_e_hull: float):
+def clean(row, submitted: Atoms, seen: Register, max_atoms: int, max_e_hull: float):
     """The row's layer in the convention.
 
     Raises:
         ValueError: with the reason why the row is dropped.
     """
-    e_hull = energy(row, "ehull")
-    if e_hull is None or energy(row, "hform") is None:
+    e_hull = number(row, "ehull")
+    if e_hull is None or number(row, "hform") is None:
         raise ValueError("no energy")
     if row.natoms > max_atoms:
         raise ValueError(f"more than {max_atoms} atoms")
     if e_hull > max_e_hull:
         raise ValueError(f"ehull above {max_e_hull} eV/atom")
     try:
-        layer = extract_layer(row.toatoms())
+        layer = extract_layer(submitted)
     except NotALayer as error:
         raise ValueError("not one 2D component") from error
     if min_distance_ratio(layer.atoms) < OVERLAP_SCALE:
@@ -90,30 +82,6 @@ def clean(row, seen: Register, max_atoms: int, max_e_hull: float):
     return layer.atoms
 
 
-def readable_rows(path: Path, limit: int, dropped: Counter) -> list:
-    """Rows of a database, most stable first; one that cannot be decoded costs one row.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no ASE database.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist: give an ASE database with --db")
-    try:
-        with sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True) as tables:
-            ids = tables.execute("SELECT id FROM systems ORDER BY id").fetchall()
-        database = ase.db.connect(path)
-    except (sqlite3.Error, ValueError) as error:
-        raise ValueError(f"{path} is no ASE database of SQLite ({error}): give another with --db") from error
-    rows = []
-    for (row_id,) in ids[: limit or None]:
-        try:
-            rows.append(database.get(row_id))
-        except Exception as error:  # one bad row costs one row
-            dropped[f"unreadable ({type(error).__name__})"] += 1
-    return sorted(rows, key=lambda row: math.inf if energy(row, "ehull") is None else energy(row, "ehull"))
-
-
 def read_layers(path: Path, max_atoms: int, max_e_hull: float, limit: int = 0):
     """Cleaned rows of a database, most stable first so that of duplicates the stablest stays.
 
@@ -121,19 +89,20 @@ def read_layers(path: Path, max_atoms: int, max_e_hull: float, limit: int = 0):
         rows: list of (uid, atoms, labels), and a Counter of what was dropped and why.
     """
     kept, dropped, seen, uids = [], Counter(), Register(), Counter()
-    rows = readable_rows(path, limit, dropped)
-    for row in tqdm(rows, desc=f"cleaning {Path(path).name}", mininterval=2):
+    rows = readable_rows(path, dropped, limit=limit)
+    rows.sort(key=lambda pair: math.inf if number(pair[0], "ehull") is None else number(pair[0], "ehull"))
+    for row, submitted in tqdm(rows, desc=f"cleaning {Path(path).name}", mininterval=2):
         try:
-            atoms = clean(row, seen, max_atoms, max_e_hull)
+            atoms = clean(row, submitted, seen, max_atoms, max_e_hull)
             made = synthesizable(row)
         except Exception as error:  # one bad row costs one row
             dropped[str(error) if type(error) is ValueError else f"unreadable ({type(error).__name__})"] += 1
             continue
-        uid = str(row.get("uid", row.id))
+        uid = uid_of(row)
         uids[uid] += 1
         if uids[uid] > 1:  # labels are kept by uid: two layers must not share one
             uid = f"{uid} of row {row.id}"
-        labels = {"e_hull": energy(row, "ehull"), "e_form": energy(row, "hform"), "synthesizable": made}
+        labels = {"e_hull": number(row, "ehull"), "e_form": number(row, "hform"), "synthesizable": made}
         kept.append((uid, atoms, labels))
     shared = sum(uids.values()) - len(uids)
     if shared:
@@ -242,13 +211,15 @@ def build_parser():
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     data = parser.add_argument_group("data")
-    data.add_argument("--db", type=Path, default=Path("data/her2d.db"), help="ASE database in C2DB's schema")
+    data.add_argument(
+        "--db", type=Path, default=shipped("data/her2d.db"), help="ASE database in C2DB's schema"
+    )
     data.add_argument("--max-atoms", type=whole(1), default=20, help="drop larger cells")
     data.add_argument("--max-e-hull", type=real(), default=0.3, help="drop rows above this, eV/atom")
     data.add_argument("--limit", type=whole(0), default=0, help="read only the first so many rows, 0 for all")
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--dimenet", type=Path, default=Path("models/weights/dimenet.pt"), help="checkpoint of stage 1"
+        "--dimenet", type=Path, default=shipped("models/weights/dimenet.pt"), help="checkpoint of stage 1"
     )
     model.add_argument("--correction", type=real(), default=CORRECTION, help="ΔE_ZPE − TΔS in ΔG_H, eV")
     model.add_argument(
@@ -314,10 +285,10 @@ def main(argv: list[str] | None = None) -> None:
     """Cleans the database, labels its layers, and writes the splits and the report."""
     args = build_parser().parse_args(argv)
     check_models(args)
+    args = resolve(args)
     rows, dropped = read_layers(args.db, args.max_atoms, args.max_e_hull, args.limit)
     if not rows:
         raise ValueError(f"{args.db}: no row is left after cleaning ({dict(dropped)})")
-    args = resolve(args)
     for reason, count in dropped.most_common():
         print(f"dropped {count:6d}  {reason}")
     print(f"kept    {len(rows):6d}")

@@ -61,7 +61,7 @@ DEFAULTS = dict(
     lr=1e-3,  # usual for Adam at this width; OC20's 1e-4 belongs to its batches of two
     warmup=0.05,  # Adam's second moments are worth nothing in the first steps
     weight_decay=1e-2,  # torch's default for AdamW: a few hundred hosts are learned by heart otherwise
-    clip=10.0,  # far above the usual norm (1 to 3): for a broken record only
+    clip=10.0,  # a guard against broken records, no regulariser: the log says how many steps it caps
     ema=0.998,  # averages over 500 steps, about one epoch of the embedded hosts
 )
 # share of the validation errors that one calibrated spread covers: that of a Gaussian's standard deviation

@@ -6,190 +6,162 @@ python structure_generator.py --checkpoint models/weights/best_diffusion_model.p
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from models.crystals.elements import choose_elements
+from models.crystals.formula import read_formula
 from models.crystals.templates import Templates
 from models.evaluation.generated import refine, summary, write_structures
 from models.evaluation.settings import Settings
-from models.infra.cli import add_system
-from models.infra.files import digest, file_hash
+from models.infra.cli import add_system, real, whole
+from models.infra.files import digest, file_hash, shipped
 from models.infra.runs import resolve, run_script
 from models.infra.shards import Shard
-from models.networks.proposals import Generator, best
+from models.networks.proposals import Generator, best, fitting
 from models.networks.sampler import load_generator
-from models.networks.settings import METHODS, GeneratorSettings, Guide
+from models.networks.settings import METHODS, SYMMETRIES, GeneratorSettings, Guide
 
 DEFAULT, AIM = GeneratorSettings(), Guide()
-
-
-def settings_of(args: argparse.Namespace, elements: list[str] = ()) -> GeneratorSettings:
-    """The settings that the flags ask for; `elements` are those of the database."""
-    guide = Guide(
-        cfg_scale=args.cfg_scale,
-        gradient_scale=args.gradient_scale,
-        delta_g_h=args.target_delta_g,
-        e_hull=args.max_e_hull,
-        synthesizable=args.synthesizable,
-        weight_e_hull=args.weight_e_hull,
-        uncertainty_weight=args.uncertainty_weight,
-        cap=args.gradient_cap,
-        elements=frozenset(elements) if elements and args.elements == "database" else None,
-    )
-    names = {field.name for field in fields(GeneratorSettings)} - {"guide"}
-    return GeneratorSettings(guide=guide, **{name: getattr(args, name) for name in names})
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--db", type=Path, default=Path("data/her2d.db"), help="ASE database that the templates come from"
-    )
-    data.add_argument("--formula", help="fix the composition, e.g. MoS2")
-    data.add_argument("--template", help="only templates of this prototype")
-    data.add_argument("--num-atoms", type=int, help="only templates with so many atoms")
-    data.add_argument("--num", type=int, default=32, help="structures to write")
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--method",
-        choices=METHODS,
-        default=DEFAULT.method,
-        help="without a model: random elements in a random template, or related ones in the nearest "
-        "(two baselines); or real layers of the test split (the ceiling)",
-    )
-    model.add_argument(
-        "--checkpoint",
-        type=Path,
-        default=Path("models/weights/best_diffusion_model.pth"),
-        help="from stage 3",
-    )
-    model.add_argument(
-        "--noise-level",
-        type=float,
-        default=DEFAULT.noise_level,
-        help="t0 in (0, 1] that templates are noised to; 1 is pure noise",
-    )
-    model.add_argument("--steps", type=int, default=DEFAULT.steps, help="denoising updates")
-    model.add_argument(
-        "--noise-scale",
-        type=float,
-        default=DEFAULT.noise_scale,
-        help="factor on the noise ζ of each update; 1 is the exact sampler",
-    )
-    model.add_argument(
-        "--corrector",
-        type=int,
-        default=DEFAULT.corrector,
-        help="Langevin steps after each update, each as dear as an update",
-    )
-    model.add_argument(
-        "--temperature", type=float, default=DEFAULT.temperature, help="of the element proposals"
-    )
-    guide = parser.add_argument_group("guidance")
-    guide.add_argument(
-        "--gradient-scale",
-        type=float,
-        default=AIM.gradient_scale,
-        help="η of the gradient of L_target, 0 for none",
-    )
-    guide.add_argument(
-        "--proposals",
-        type=int,
-        default=DEFAULT.proposals,
-        help="proposals a structure, one taken by exp(−L_target/τ); 1: unguided",
-    )
-    guide.add_argument(
-        "--templates", type=int, default=DEFAULT.templates, help="different templates that these start from"
-    )
-    guide.add_argument("--tau", type=float, default=DEFAULT.tau, help="τ of that choice, eV")
-    guide.add_argument(
-        "--best-of",
-        type=int,
-        default=DEFAULT.best_of,
-        help="structures drawn for each that is written: lowest L_target, no recipe twice",
-    )
-    guide.add_argument(
-        "--cfg-scale",
-        type=float,
-        default=AIM.cfg_scale,
-        help="s of classifier-free guidance, 0 for unconditional",
-    )
-    guide.add_argument("--target-delta-g", type=float, default=AIM.delta_g_h, help="ΔG_H to aim at, eV")
-    guide.add_argument("--max-e-hull", type=float, default=AIM.e_hull, help="E_hull to stay below, eV/atom")
-    guide.add_argument(
-        "--weight-e-hull",
-        type=float,
-        default=AIM.weight_e_hull,
-        help="weight of E_hull above that beside |ΔG_H − target|",
-    )
-    guide.add_argument(
-        "--uncertainty-weight",
-        type=float,
-        default=AIM.uncertainty_weight,
-        help="L_target averages |ΔG_H − target| over so many spreads of DimeNet++'s members; 0: none",
-    )
-    guide.add_argument(
-        "--elements",
-        choices=("database", "any"),
-        default="database",
-        help="elements of the proposals to choose from: those of --db, for which there is a hull, or any",
-    )
-    guide.add_argument("--gradient-cap", type=float, default=AIM.cap, help="largest norm of ∇L_target, eV/Å")
-    guide.add_argument(
-        "--synthesizable",
-        action=argparse.BooleanOptionalAction,
-        default=AIM.synthesizable,
-        help="ask for layers that can be made",
-    )
-    after = parser.add_argument_group("afterwards")
-    after.add_argument(
-        "--refine",
-        action="store_true",
-        help="relax what was generated with a potential as well, into OUT/refined",
-    )
-    after.add_argument(
-        "--potential",
-        default="auto",
-        help="of --refine: auto, mattersim[-1m], sevennet[-0], chgnet or module:factory",
-    )
-    after.add_argument("--potential-checkpoint", type=Path, help="MatterSim checkpoint file")
-    after.add_argument("--jobs", type=int, default=2, help="processes of --refine, one thread each")
-    parser.add_argument("--batch-size", type=int, default=DEFAULT.batch_size, help="structures at a time")
-    parser.add_argument(
-        "--symprec",
-        type=float,
-        default=DEFAULT.symprec,
-        help="tolerance in Å for writing a structure symmetrised",
-    )
+    add_data(parser.add_argument_group("data").add_argument)
+    add_model(parser.add_argument_group("model").add_argument)
+    add_guide(parser.add_argument_group("guidance").add_argument)
+    add_afterwards(parser.add_argument_group("afterwards").add_argument)
     add_system(
         parser, out=Path("results/generated_cifs"), resume="keep the CIFs of batches that are already in OUT"
     )
     return parser
 
 
-def main():
-    args = resolve(build_parser().parse_args())
-    if not 0 < args.noise_level <= 1:
-        raise SystemExit(f"--noise-level {args.noise_level} is outside (0, 1]")
+def add_data(flag: Callable) -> None:
+    flag(
+        "--db", type=Path, default=shipped("data/her2d.db"), help="ASE database that the templates come from"
+    )
+    flag("--formula", help="fix the composition, e.g. MoS2")
+    flag("--template", help="only templates of this prototype")
+    flag("--num-atoms", type=whole(1), help="only templates with so many atoms")
+    flag("--num", type=whole(1), default=32, help="structures to write")
+    flag(
+        "--elements",
+        default="benign",
+        metavar="database|any|benign|LIST",
+        help="elements to choose from: those of --db, for which there is a hull; any; those of --db but for "
+        "toxic and radioactive ones; or a list, e.g. Mo,W,S,Se",
+    )
+    flag("--exclude", default="", metavar="LIST", help="elements not to choose, e.g. Au,Pt")
+
+
+def add_model(flag: Callable) -> None:
+    weights = shipped("models/weights/best_diffusion_model.pth")
+    methods = "without the model: random elements in random templates, or related ones in the nearest (two "
+    methods += "baselines); or real layers of the test split (the ceiling)"
+    level = "t0 in (0, 1] that templates are noised to; 1 is pure noise"
+    group = "layer group inside which a structure is diffused: its template's; for half of the structures a "
+    group += "maximal subgroup of it; none"
+    flag("--method", choices=METHODS, default=DEFAULT.method, help=methods)
+    flag("--checkpoint", type=Path, default=weights, help="from stage 3")
+    flag("--noise-level", type=real(1e-3, 1), default=DEFAULT.noise_level, help=level)
+    flag("--symmetry", choices=SYMMETRIES, default=DEFAULT.symmetry, help=group)
+    flag("--steps", type=whole(1, 1000), default=DEFAULT.steps, help="denoising updates")
+    noise = "factor on the noise ζ of each update; 1 is the exact sampler"
+    flag("--noise-scale", type=real(0, 10), default=DEFAULT.noise_scale, help=noise)
+    corrector = "Langevin steps after each update; each costs as much as an update"
+    flag("--corrector", type=whole(0), default=DEFAULT.corrector, help=corrector)
+    temperature = "of the element proposals"
+    flag("--temperature", type=real(0.01, 100), default=DEFAULT.temperature, help=temperature)
+    flag("--batch-size", type=whole(1), default=DEFAULT.batch_size, help="structures at a time")
+    symprec = "tolerance in Å for writing a structure symmetrised"
+    flag("--symprec", type=real(1e-4, 1), default=DEFAULT.symprec, help=symprec)
+
+
+def add_guide(flag: Callable) -> None:
+    proposals = "proposals a structure, one taken by exp(−L_target/τ); 1: unguided"
+    flag("--proposals", type=whole(1), default=DEFAULT.proposals, help=proposals)
+    templates = "different templates that these start from"
+    flag("--templates", type=whole(1), default=DEFAULT.templates, help=templates)
+    flag("--tau", type=real(1e-6), default=DEFAULT.tau, help="τ of that choice, eV")
+    best_of = "structures drawn for each that is written: lowest L_target, no recipe twice"
+    flag("--best-of", type=whole(1), default=DEFAULT.best_of, help=best_of)
+    cfg = "s of classifier-free guidance, 0 for unconditional"
+    flag("--cfg-scale", type=real(0, 20), default=AIM.cfg_scale, help=cfg)
+    gradient = "η of the gradient of L_target on coordinates, z and lattice, 0 for none"
+    flag("--gradient-scale", type=real(0, 1000), default=AIM.gradient_scale, help=gradient)
+    elements = "η of the gradient of L_target on the elements (1/eV), 0 for none"
+    flag("--element-gradient", type=real(0, 1000), default=AIM.element_gradient, help=elements)
+    gibbs = "slots of each proposal that are masked and revealed again, one at a time"
+    flag("--gibbs", type=whole(0), default=DEFAULT.gibbs, help=gibbs)
+    flag("--target-delta-g", type=real(-10, 10), default=AIM.delta_g_h, help="ΔG_H to aim at, eV")
+    bound = "bound of E_hull in L_target, eV/atom"
+    flag("--max-e-hull", type=real(-10, 10), default=AIM.e_hull, help=bound)
+    wish = "E_hull that the network is asked for, eV/atom"
+    flag("--wanted-e-hull", type=real(-10, 10), default=AIM.wanted_e_hull, help=wish)
+    weight = "weight of E_hull above its bound beside |ΔG_H − target|"
+    flag("--weight-e-hull", type=real(0), default=AIM.weight_e_hull, help=weight)
+    spread = "L_target averages |ΔG_H − target| over so many spreads of DimeNet++'s members; 0: none"
+    flag("--uncertainty-weight", type=real(0), default=AIM.uncertainty_weight, help=spread)
+    flag("--gradient-cap", type=real(0, 1000), default=AIM.cap, help="largest norm of ∇L_target, eV/Å")
+    either = argparse.BooleanOptionalAction
+    flag("--synthesizable", action=either, default=AIM.synthesizable, help="ask for layers that can be made")
+
+
+def add_afterwards(flag: Callable) -> None:
+    flag("--refine", action="store_true", help="relax what was generated as well, into OUT/refined")
+    potential = "of --refine: auto, mattersim[-1m], sevennet[-0], chgnet or module:factory"
+    flag("--potential", default="auto", help=potential)
+    flag("--potential-checkpoint", type=Path, help="MatterSim checkpoint file")
+    flag("--jobs", type=whole(1), default=2, help="processes of --refine, one thread each")
+
+
+def settings_of(args: argparse.Namespace, elements: list[str] | None = None) -> GeneratorSettings:
+    """The settings that the flags ask for; `elements` may be chosen, any where None."""
+    guide = Guide(
+        cfg_scale=args.cfg_scale,
+        gradient_scale=args.gradient_scale,
+        delta_g_h=args.target_delta_g,
+        e_hull=args.max_e_hull,
+        wanted_e_hull=args.wanted_e_hull,
+        synthesizable=args.synthesizable,
+        weight_e_hull=args.weight_e_hull,
+        uncertainty_weight=args.uncertainty_weight,
+        cap=args.gradient_cap,
+        elements=None if elements is None else frozenset(elements),
+        element_gradient=args.element_gradient,
+    )
+    names = {field.name for field in fields(GeneratorSettings)} - {"guide"}
+    return GeneratorSettings(guide=guide, **{name: getattr(args, name) for name in names})
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Reads templates and model, draws, keeps the best, writes them."""
+    args = build_parser().parse_args(argv)
     learned = args.method == "diffusion"
     if args.refine and not learned:
-        raise SystemExit(
+        raise ValueError(
             f"--refine is for the model's structures, not for --method {args.method}: "
             "the evaluator relaxes those"
         )
+    if args.formula is not None:
+        args.formula, note = read_formula(args.formula)
+        print(note, end="\n" if note else "")
+    args = resolve(args)
     database = Templates.read(args.db)
-    templates = database.select(args.formula, args.template, args.num_atoms)
-    settings = settings_of(args, database.elements())
+    elements = choose_elements(args.elements, args.exclude, database.elements())
+    templates = fitting(database.select(args.formula, args.template, args.num_atoms), elements)
+    settings = settings_of(args, elements)
     model, diffusion = load_generator(args.checkpoint, args.device) if learned else (None, None)
 
     total = args.num * (args.best_of if learned else 1)
     generator = Generator(settings, templates, model, diffusion)
     identity = run_identity(settings, args)
     found = generator.run(total, Shard(args.out / "generated.jsonl", args.resume), identity)
-    kept = best(found, args.num, settings.guide) if total > args.num else set(range(total))
+    kept = best(found, args.num, settings.guide)
 
     structures = write_structures(found, kept, settings.guide, args.out)
     print(*summary(found, kept, settings.guide), f"written to {args.out}", sep="\n")

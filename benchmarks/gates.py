@@ -22,6 +22,7 @@ from models.crystals.layer import (
     extract_layer,
     layer_atoms,
 )
+from models.infra.files import shipped
 
 BOX = 12.0  # Å of empty space around molecules and chains
 RATTLE = 0.05  # Å, so that no known structure is too perfect to fail
@@ -31,7 +32,7 @@ WIRES = "C Si Ge Sn P As S Se Te Al Ga In Cu Ag Au Pt Pd Ni Fe Mo W".split()
 
 
 def bilayer(layer: Atoms) -> Atoms:
-    """A layer on itself, its outermost nuclei apart by the sum of their van der Waals radii (Alvarez 2013)."""
+    """A layer on itself, outermost nuclei apart by the sum of their van der Waals radii (Alvarez 2013)."""
     z = layer.positions[:, 2]
     gap = vdw_radii[layer.numbers[z.argmax()]] + vdw_radii[layer.numbers[z.argmin()]]
     upper = layer.positions + [0, 0, np.ptp(z) + gap]
@@ -142,7 +143,7 @@ def main():
         description="confusion table of the 2D gate", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument(
-        "--db", type=Path, default=Path("data/her2d.db"), help="ASE database of monolayers, e.g. C2DB"
+        "--db", type=Path, default=shipped("data/her2d.db"), help="ASE database of monolayers, e.g. C2DB"
     )
     parser.add_argument("--count", type=int, default=300, help="at most so many structures of each kind")
     parser.add_argument("--seed", type=int, default=0, help="of the sample and of the rattling")

@@ -11,28 +11,27 @@ comes out. Writes OUT/table.md and OUT/table.csv; what is done is not done again
 import argparse
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import ase.db
 import numpy as np
 import torch
+from ase import Atoms
 from tqdm import tqdm
 
-from models.crystals.layer import NotALayer, extract_layer, reduced_formula
-from models.crystals.matching import MATCHER, Fingerprint
+from models.crystals.matching import MATCHER, Fingerprint, layer_group
 from models.crystals.split import split_of
 from models.crystals.templates import Templates, spread
 from models.evaluation.metrics import flat, interval, markdown
 from models.evaluation.rows import read_table, write_table
-from models.infra.files import ROOT, file_hash, read_json, write_text
+from models.infra.files import ROOT, file_hash, read_json, shipped, write_text
 from models.infra.shards import Shard
 from models.networks.layers import to_atoms
 from models.networks.proposals import diffuse, head_properties, presentable
 from models.networks.sampler import Sampler, load_generator
 from models.networks.settings import MISSION, GeneratorSettings
 
-UNGUIDED = ["--gradient-scale", 0, "--cfg-scale", 0, "--proposals", 1, "--best-of", 1]
+UNGUIDED = ["--gradient-scale", 0, "--cfg-scale", 0, "--proposals", 1, "--best-of", 1, "--elements", "any"]
 DE_NOVO = ["--noise-level", "1", "--noise-scale", "1"]
 SETS = {
     "template start": [],
@@ -50,8 +49,36 @@ METRICS = [
     "novel_rate",
     "sun_rate",
 ]
-GUESSING = ("template start", "de novo", "substitution")
-TRIES = 20
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of guessing the structure of a formula.
+
+    Attributes:
+        noise_level, noise_scale, symmetry: as in GeneratorSettings.
+        truth: start from the true layer (its orbits are given; from pure noise nothing else of it is), not
+            from the formula in its nearest prototypes.
+        diffused: whether the model has a part in it.
+    """
+
+    noise_level: float = 0.5
+    symmetry: str = "none"
+    noise_scale: float = 0.0
+    truth: bool = False
+    diffused: bool = True
+
+
+WAYS = {
+    "template start": Way(),
+    "template start, symmetric": Way(symmetry="template"),
+    "t0 = 0.7": Way(0.7),
+    "t0 = 0.7, symmetric": Way(0.7, "template"),
+    "de novo": Way(1.0, noise_scale=1.0, truth=True),
+    "de novo, symmetric, orbits of a prototype": Way(1.0, "template"),
+    "de novo, symmetric, orbits of the truth": Way(1.0, "template", truth=True),
+    "substitution": Way(diffused=False),
+}
 
 
 def judged(name: str, flags: list[str], args) -> dict:
@@ -116,80 +143,108 @@ def median(sample: np.ndarray, seed: int, draws: int = 2000) -> dict:
     }
 
 
-def targets(args) -> dict:
+def targets(templates: Templates, args) -> dict[str, Atoms]:
     """Formula -> the stablest layer of it, of random formulas of the test split."""
     found = {}
-    rows = ase.db.connect(args.db).select(f"natoms<=20,ehull<={args.max_e_hull}")
-    for row in sorted(rows, key=lambda row: row.ehull):
-        formula = reduced_formula(row.toatoms())
-        if split_of(formula) == "test" and formula not in found:
-            try:
-                found[formula] = extract_layer(row.toatoms()).atoms
-            except NotALayer:
-                continue
+    for (_, atoms), composition in zip(templates.structures, templates.compositions):  # the stablest first
+        formula = composition.reduced_formula
+        if split_of(formula) == "test":
+            found.setdefault(formula, atoms)
     chosen = np.random.default_rng(args.seed).permutation(sorted(found))[: args.formulas]
     return {str(formula): found[formula] for formula in chosen}
 
 
-def guesses(method: str, truth, starts: list, trained: tuple, generator) -> tuple[list, list[float]]:
-    """TRIES layers of the formula of `truth`, and the E_hull that the model's head gives each.
+def guesses(way: Way, starts: list, trained: tuple, seed: int) -> list[Atoms]:
+    """A layer from each start (name, layer with the elements of its formula).
 
     Args:
-        starts: the formula in its nearest prototypes.
         trained: model and diffusion.
     """
-    settings = GeneratorSettings(formula=reduced_formula(truth), guide=MISSION)
-    if method == "de novo":
-        settings = replace(settings, noise_level=1.0, noise_scale=1.0)
-        starts = [("", truth)] * TRIES  # of the truth its atoms are given, not their places
-    if method == "substitution":
-        layers = [atoms for _, atoms in starts]
-    else:
-        sampler = Sampler(*trained, settings, generator)
-        _, drawn = diffuse([[start] for start in starts], sampler)
-        layers = [presentable(atoms, settings.symprec) for atoms in to_atoms(drawn)]
-    return layers, head_properties(trained[0], layers)[:, 1].tolist()
+    if not way.diffused:
+        return [atoms for _, atoms in starts]
+    settings = GeneratorSettings(
+        formula="each start's own",
+        guide=MISSION,
+        noise_level=way.noise_level,
+        noise_scale=way.noise_scale,
+        symmetry=way.symmetry,
+    )
+    found = []
+    for first in range(0, len(starts), settings.batch_size):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + first)
+        batch = [[start] for start in starts[first : first + settings.batch_size]]
+        _, drawn = diffuse(batch, Sampler(*trained, settings, generator))
+        found += [presentable(atoms, settings.symprec) for atoms in to_atoms(drawn)]
+    return found
+
+
+def verdict(truth: Atoms, starts: list, found: list[Atoms], model) -> dict:
+    """What became of the guesses at one formula: which match the truth and how closely, their layer groups
+    beside those of their starts, and which one the E_hull head ranks first.
+    """
+    target = Fingerprint(truth).structure
+    rms = [MATCHER.get_rms_dist(Fingerprint(layer).structure, target) for layer in found]
+    return {
+        "found": [distance is not None for distance in rms],
+        "rms": [None if distance is None else round(distance[0], 4) for distance in rms],
+        "groups": [layer_group(layer) for layer in found],
+        "start_groups": [layer_group(layer) for _, layer in starts],
+        "first": int(head_properties(model, found)[:, 1].argmin()),
+    }
+
+
+MISS = {"found": [False], "rms": [None], "groups": [], "start_groups": [], "first": 0}
 
 
 def matches(args) -> dict:
-    """Share of the test formulas whose stablest layer is the first guess, one of TRIES, or the one that the
-    E_hull head ranks first.
+    """For each way: how often the stablest layer of a test formula is the first guess, one of all, or the one
+    that the E_hull head ranks first; and how much symmetry is left.
     """
-    trained = load_generator(args.checkpoint)
-    templates = Templates.read(args.db)
-    wanted, shard = targets(args), Shard(args.out / "matches.jsonl", True)
-    identity = f"{file_hash(args.checkpoint)} {args.db} {args.seed}"
-    for k, (formula, truth) in enumerate(tqdm(wanted.items(), desc="formulas", mininterval=2)):
-        if f"{identity} {formula}" in shard.rows:
-            continue
-        target, hits = Fingerprint(truth).structure, {}
+    trained, templates = load_generator(args.checkpoint), Templates.read(args.db, max_e_hull=args.max_e_hull)
+    wanted, shard, tables = targets(templates, args), Shard(args.out / "matches.jsonl", True), {}
+    nearest = {}
+    for formula in tqdm(wanted, desc="prototypes", mininterval=2):
         try:
-            starts = spread(templates, formula, TRIES)
-        except (
-            ValueError
-        ):  # no layer of another formula has its amounts: a miss of every method that needs one
-            starts = []
-        for method in GUESSING:
-            generator = torch.Generator().manual_seed(args.seed * 1_000_003 + k)
-            if not starts and method != "de novo":
-                hits[method] = {"found": [False] * TRIES, "first": 0}
-                continue
-            layers, e_hull = guesses(method, truth, starts, trained, generator)
-            found = [bool(MATCHER.fit(Fingerprint(layer).structure, target)) for layer in layers]
-            hits[method] = {"found": found, "first": int(np.argmin(e_hull))}
-        shard.append(f"{identity} {formula}", hits)
-    rows = [shard.rows[f"{identity} {formula}"] for formula in wanted]
-    rate = lambda test: interval(np.array([float(test(row)) for row in rows]), args.seed, rate=True)
-    return {
-        method: {
-            "match@1": rate(lambda row: row[method]["found"][0]),
-            f"match@{TRIES}": rate(lambda row: any(row[method]["found"])),
-            "match@1, ranked by the E_hull head": rate(
-                lambda row: row[method]["found"][row[method]["first"]]
-            ),
-        }
-        for method in GUESSING
+            nearest[formula] = spread(templates, formula, args.tries)
+        except ValueError:  # no other layer has these amounts: a miss of every way that needs a prototype
+            nearest[formula] = []
+    identity = f"{file_hash(args.checkpoint)} {file_hash(args.db)} {args.seed} {args.tries} {args.formulas}"
+    for way, settings in tqdm(WAYS.items(), desc="ways", mininterval=2):
+        if f"{identity} {settings}" not in shard.rows:
+            begin = nearest
+            if settings.truth:
+                begin = {formula: [("", truth)] * args.tries for formula, truth in wanted.items()}
+            drawn = guesses(
+                settings, [start for starts in begin.values() for start in starts], trained, args.seed
+            )
+            rows, done = [], 0
+            for formula, starts in begin.items():
+                mine = drawn[done : done + len(starts)]
+                done += len(starts)
+                rows.append(verdict(wanted[formula], starts, mine, trained[0]) if starts else MISS)
+            shard.append(f"{identity} {settings}", {"rows": rows})
+        tables[way] = summarised(shard.rows[f"{identity} {settings}"]["rows"], args)
+    return tables
+
+
+def summarised(rows: list[dict], args) -> dict:
+    """Rates over the formulas and over their guesses."""
+    rate = lambda sample: interval(np.array(sample, float), args.seed, rate=True)
+    first = [row["rms"][0] for row in rows if row["rms"][0] is not None]
+    kept = []
+    for row in rows:
+        pairs = zip(row["groups"], row["start_groups"])
+        kept += [own == start for own, start in pairs if start not in ("p1", "?")]
+    found = {
+        "match@1": rate([row["found"][0] for row in rows]),
+        f"match@{args.tries}": rate([any(row["found"]) for row in rows]),
+        "match@1, ranked by the E_hull head": rate([row["found"][row["first"]] for row in rows]),
+        "symmetry beyond p1": rate([group not in ("p1", "?") for row in rows for group in row["groups"]]),
+        "layer group of its start": rate(kept),
     }
+    if first:
+        found["normalised RMS of the first guess, median"] = median(np.array(first), args.seed)
+    return found
 
 
 def main():
@@ -197,16 +252,21 @@ def main():
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument(
-        "--db", type=Path, default=Path("data/her2d.db"), help="templates, held-out layers, and what is novel"
+        "--db",
+        type=Path,
+        default=shipped("data/her2d.db"),
+        help="templates, held-out layers, and what is novel",
     )
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        default=Path("models/weights/best_diffusion_model.pth"),
+        default=shipped("models/weights/best_diffusion_model.pth"),
         help="from stage 3",
     )
     parser.add_argument("--num", type=int, default=256, help="structures a set")
     parser.add_argument("--formulas", type=int, default=100, help="held-out formulas to ask for")
+    parser.add_argument("--tries", type=int, default=20, help="guesses a formula")
+    parser.add_argument("--only-formulas", action="store_true", help="judge no sets: no potential is needed")
     parser.add_argument(
         "--max-e-hull", type=float, default=0.3, help="of the layers that are to be found, eV/atom"
     )
@@ -217,8 +277,9 @@ def main():
     args.db, args.checkpoint, args.out = (path.resolve() for path in (args.db, args.checkpoint, args.out))
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    found = matches(args)
-    sets = {name: judged(name, flags, args) | found.get(name, {}) for name, flags in SETS.items()}
+    sets = matches(args)
+    for name, flags in () if args.only_formulas else SETS.items():
+        sets[name] = judged(name, flags, args) | sets.get(name, {})
     write_text(args.out / "table.md", markdown(sets) + "\n")
     write_table(args.out / "table.csv", flat(sets), ["set", "metric", "value", "low95", "high95", "n"])
     print(markdown(sets))

@@ -29,13 +29,15 @@ from pymatgen.core import Composition
 from scipy.stats import binomtest
 
 import structure_generator
-from geo_utils import evaluate, read_cifs
+from geo_utils import evaluate
 from models.crystals.layer import unpack_atoms
-from models.crystals.matching import Fingerprint, Register
+from models.crystals.matching import Fingerprint
 from models.crystals.split import split_of
+from models.crystals.structure_files import read_structures
 from models.crystals.templates import Templates, best_assignment
 from models.evaluation.columns import second_delta_g
 from models.evaluation.figures import COLOURS, generated_structures, save
+from models.evaluation.known import unique_of
 from models.evaluation.metrics import (
     aggregate,
     effective_number,
@@ -56,6 +58,7 @@ from models.infra.files import (
     file_hash,
     plain,
     read_rows,
+    shipped,
     write_rows,
     write_text,
 )
@@ -220,7 +223,7 @@ def judge(folder: Path, arm: Arm, args) -> pd.DataFrame:
 
     def run():
         drawn = read_table(folder / "cifs/generated.csv", GENERATED)
-        rows = evaluate(read_cifs(folder / "cifs"), settings, folder, resume=True).rows
+        rows = evaluate(read_structures(folder / "cifs"), settings, folder, resume=True).rows
         if rows["error"].str.contains("worker died").any():
             raise SystemExit(f"a process died while {folder} was judged: start the study again")
         rows = rows.merge(drawn[["material_id", *EXTRA]], on="material_id", how="left", validate="1:1")
@@ -252,15 +255,15 @@ def results(folder: str, name: str) -> dict[str, dict]:
 
 
 def unique_over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with `unique` told over several seeds: the same as no earlier structure of the arm."""
-    seen, unique = Register(), rows["unique"].copy()
+    """The rows with `unique` told over several seeds: the most stable of each material of the arm."""
     relaxed = {folder: results(folder, "relaxed") for folder in rows["folder"].unique()}
-    for k in np.flatnonzero(unique.notna()):
+    fingerprints = {}
+    for k in np.flatnonzero(rows["unique"].notna()):
         folder, name = rows["folder"].iloc[k], rows["material_id"].iloc[k]
-        fingerprint = Fingerprint(unpack_atoms(relaxed[folder][name]["relaxed"]))
-        unique.iloc[k] = seen.find(fingerprint) is None
-        seen.add(name, fingerprint)
-    return rows.assign(unique=unique)
+        fingerprints[int(k)] = Fingerprint(unpack_atoms(relaxed[folder][name]["relaxed"]))
+    kept = unique_of(fingerprints, dict(enumerate(rows["e_hull_eV_per_atom"])))
+    unique = [k in kept if k in fingerprints else None for k in range(len(rows))]
+    return rows.assign(unique=pd.array(unique, dtype="boolean"))
 
 
 def core_seconds(rows: pd.DataFrame) -> tuple[float, float]:
@@ -375,7 +378,7 @@ def summary(name: str, rows: pd.DataFrame, arm: Arm, others: dict[str, pd.DataFr
 def judged_by_oracle(name: str, rows: pd.DataFrame, arm: Arm, others: dict[str, pd.DataFrame]) -> dict:
     """What of the summary needs the oracle."""
     samples, found = metric_samples(rows), {}
-    unseen = rows[[formula != "" and split_of(formula) != "train" for formula in rows["formula"]]]
+    unseen = rows[[formula != "" and split_of(formula) == "test" for formula in rows["formula"]]]
     distinct = lambda rows, metric: metric_samples(rows)[metric] * is_true(rows["unique"])
     for metric in HITS:
         found[f"distinct {metric}"] = interval(distinct(rows, metric), rate=True)
@@ -532,15 +535,17 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--db", type=Path, default=Path("data/her2d.db"), help="templates, and what is novel")
+    parser.add_argument(
+        "--db", type=Path, default=shipped("data/her2d.db"), help="templates, and what is novel"
+    )
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        default=Path("models/weights/best_diffusion_model.pth"),
+        default=shipped("models/weights/best_diffusion_model.pth"),
         help="from stage 3",
     )
     parser.add_argument(
-        "--dimenet", type=Path, default=Path("models/weights/dimenet.pt"), help="from stage 1"
+        "--dimenet", type=Path, default=shipped("models/weights/dimenet.pt"), help="from stage 1"
     )
     parser.add_argument("--num", type=int, default=96, help="structures a seed of a whole arm")
     parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")

@@ -2,6 +2,6 @@
 
     infra < crystals < physics < datasets < networks < evaluation
 
-A room may import from those before it, never from those after it (tests/test_architecture.py). README.md beside this file says
-what each one holds.
+A room may import from those before it, never from those after it (tests/test_architecture.py). README.md
+beside this file says what each one holds.
 """

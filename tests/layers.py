@@ -95,14 +95,18 @@ class Springs(Calculator):
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         super().calculate(atoms, properties, system_changes)
         i, j, r, vector = neighbour_list("ijdD", atoms, self.reach)
-        h = (atoms.numbers[i] == 1) | (atoms.numbers[j] == 1)
-        depth, length = (np.where(h, one, other) for one, other in zip(self.hydrogen, self.metal))
+        depth, length = self.bonds(atoms.numbers[i], atoms.numbers[j])
         x, window = np.exp(-self.steepness * (r - length)), (1 - (r / self.reach) ** 2) ** 2
         morse, slope = depth * (x**2 - 2 * x), depth * -2 * self.steepness * (x**2 - x)
         slope = slope * window + morse * -4 * r / self.reach**2 * (1 - (r / self.reach) ** 2)
         forces = np.zeros((len(atoms), 3))
         np.add.at(forces, i, slope[:, None] * vector / r[:, None])
         self.results = {"energy": float((morse * window).sum() / 2), "forces": forces}
+
+    def bonds(self, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Depth in eV and length in Å of pairs of atomic numbers."""
+        h = (i == 1) | (j == 1)
+        return np.where(h, self.hydrogen[0], self.metal[0]), np.where(h, self.hydrogen[1], self.metal[1])
 
 
 def square_metal(a: float, layers: int) -> Atoms:

@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import sqlite3
-import sys
 from pathlib import Path
 
 import ase.db
@@ -183,11 +182,8 @@ def written(database, tmp_path_factory):
     for block in model.output_blocks:
         torch.nn.init.normal_(block.lin.weight, std=0.5)
     save_dimenet(out / "dimenet.pt", model)
-    patch = pytest.MonkeyPatch()
-    flags = f"--db {database[0]} --dimenet {out}/dimenet.pt --out {out} --max-atoms 12 --max-e-hull 0.25 --device cpu"
-    patch.setattr(sys, "argv", ["material_dataset.py", *flags.split()])
-    material_dataset.main()
-    patch.undo()
+    files = f"--db {database[0]} --dimenet {out}/dimenet.pt --out {out} --device cpu"
+    material_dataset.main([*files.split(), *"--max-atoms 12 --max-e-hull 0.25".split()])
     return out
 
 

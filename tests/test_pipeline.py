@@ -16,7 +16,7 @@ from models.evaluation.rows import is_true, read_table
 from models.evaluation.schema import COLUMNS, GENERATED
 from models.infra.files import ROOT
 
-FIGURES = ("her_performance", "stability_curve", "generated_structures", "baseline_comparison")
+FIGURES = ("her_performance", "stability_curve", "generated_structures", "baseline_comparison", "funnel")
 METRICS = (
     "two_d_rate valid_rate mae_delta_g_h_dimenet_eV mae_delta_g_h_oracle_eV stability_score synthesis_rate "
     "stable_rate unique_rate novel_rate sun_rate"
@@ -111,6 +111,8 @@ def made(tmp_path_factory):
         4,
         "--jobs",
         1,
+        "--hull-phases",
+        0,
         "--shortlist",
         1,
         "--phonons",

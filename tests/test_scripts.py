@@ -25,7 +25,10 @@ from models.datasets.graphs import layer_graph
 from models.infra.files import ROOT
 from models.networks.settings import GeneratorSettings, Guide
 
-SCRIPTS = "pretrain_dimenet.py material_dataset.py optimization.py structure_generator.py test.py evaluate_external.py".split()
+SCRIPTS = (
+    "pretrain_dimenet.py material_dataset.py optimization.py structure_generator.py test.py "
+    "evaluate_external.py"
+).split()
 ATOMS = {p.name: p.atoms() for p in PROTOTYPES}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 SMALL = "--channels 16 --vectors 4 --trunk 1 --conditional 1 --neighbours 8".split()
@@ -249,9 +252,9 @@ def test_structure_generator_from_templates_and_from_pure_noise(data, trained, t
 def test_every_flag_of_the_guide_reaches_it():
     flags = (
         "--cfg-scale 1 --gradient-scale 2 --target-delta-g 3 --max-e-hull 4 --no-synthesizable "
-        "--weight-e-hull 5 --uncertainty-weight 6 --gradient-cap 7 --device cpu"
+        "--weight-e-hull 5 --uncertainty-weight 6 --gradient-cap 7 --wanted-e-hull 8 --element-gradient 9"
     )
-    args = structure_generator.build_parser().parse_args(flags.split())
+    args = structure_generator.build_parser().parse_args([*flags.split(), "--device", "cpu"])
     expected = Guide(
         cfg_scale=1,
         gradient_scale=2,
@@ -261,11 +264,35 @@ def test_every_flag_of_the_guide_reaches_it():
         weight_e_hull=5,
         uncertainty_weight=6,
         cap=7,
+        wanted_e_hull=8,
+        element_gradient=9,
     )
     assert structure_generator.settings_of(args).guide == expected
     assert structure_generator.settings_of(args, ["Mo", "S"]).guide.elements == {"Mo", "S"}
-    args.elements = "any"
-    assert structure_generator.settings_of(args, ["Mo", "S"]).guide == expected
+
+
+BAD_FLAGS = """--num 0|--num-atoms 0|--noise-level 0|--noise-level 1.5|--noise-level nan|--steps 0
+--temperature 0|--temperature -1|--tau 0|--tau nan|--tau -1|--proposals 0|--best-of 0|--templates 0
+--batch-size -1|--gradient-scale 1e6|--cfg-scale 1e6|--max-e-hull inf|--symprec 0|--elements Xx|--exclude 12
+--formula hMoS2|--elements Mo --exclude Mo|--formula OgS2|--symmetry all|--jobs 0|--corrector -1|--gibbs -1"""
+
+
+@pytest.mark.parametrize("flags", BAD_FLAGS.replace("\n", "|").split("|"))
+def test_bad_values_are_refused_before_work_starts(data, tmp_path, flags, capsys):
+    """No model is read (the checkpoint is missing); the line names the value."""
+    command = [
+        "--db",
+        str(data / "templates.db"),
+        "--checkpoint",
+        "absent.pth",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    with pytest.raises((SystemExit, ValueError)) as caught:
+        structure_generator.main([*command, *flags.split()])
+    text = f"{caught.value} {capsys.readouterr().err}"
+    assert "absent.pth" not in text and flags.split()[1] in text
+    assert not list(tmp_path.glob("out/*.cif"))
 
 
 def test_the_flags_default_to_the_settings_of_the_generator():
@@ -278,8 +305,9 @@ def test_the_flags_default_to_the_settings_of_the_generator():
     for field in fields(GeneratorSettings):
         value = getattr(default, field.name)
         if isinstance(value, (int, float)):
-            changed = parse(f"--{field.name.replace('_', '-')}", value + 1)
-            assert changed == replace(default, **{field.name: value + 1})
+            other = value / 2 if isinstance(value, float) and value else value + 1
+            changed = parse(f"--{field.name.replace('_', '-')}", other)
+            assert changed == replace(default, **{field.name: other})
 
 
 def test_train_only_names_what_it_does_not_find(data, tmp_path, monkeypatch):
@@ -331,7 +359,10 @@ def test_the_nulls_make_layers_without_a_model_and_repeat_by_seed(data, tmp_path
 
 def test_the_best_by_the_heads_is_written_and_all_are_listed(data, trained, tmp_path, generate_here):
     """With the mission's own L_target."""
-    guide = "--gradient-scale 0 --cfg-scale 0 --proposals 1 --target-delta-g 0.3 --uncertainty-weight 0 --weight-e-hull 1 --max-e-hull 0"
+    guide = (
+        "--gradient-scale 0 --cfg-scale 0 --proposals 1 --target-delta-g 0.3 --uncertainty-weight 0 "
+        "--weight-e-hull 1 --max-e-hull 0"
+    )
     generate_here(
         data,
         tmp_path,
@@ -385,8 +416,6 @@ def test_errors_name_what_is_wrong(data, tmp_path, generate_here):
         generate_here(data, tmp_path, "--db", tmp_path / "absent.db", "--method", "random")
     with pytest.raises(ValueError, match="Mo7S5"):
         generate_here(data, tmp_path, "--formula", "Mo7S5", "--method", "random")
-    with pytest.raises(SystemExit, match="1.5"):
-        generate_here(data, tmp_path, "--noise-level", 1.5)
     torch.save({"something": 1}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="other.pth is no checkpoint"):
         generate_here(data, tmp_path, "--checkpoint", tmp_path / "other.pth")

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from data.build.items import host_items
-from data.build.levels import HERE, LEVELS, claim, guarded
+from data.build.levels import HERE, LEVELS, claim, guarded, items_of
 from data.build.pack import pack, pack_evaluated
 from models.infra.runs import run_script, take_output
 from models.infra.shards import Shard
@@ -57,19 +57,16 @@ def main():
     take_output(args.out)
     claim(args.out / "shards" / "potential.txt", args.potential)
     shards = {name: Shard(args.out / "shards" / f"{name}.jsonl") for name in LEVELS}
-    for name, (task, items_of) in LEVELS.items():
-        if name in args.levels:
-            if args.hosts and name == "adsorption":
-                items = host_items(args.hosts)
-            else:
-                items = items_of({level: shard.sorted_rows() for level, shard in shards.items()})
-            work = {item["key"]: (task, item) for item in items[: args.limit or None]}
-            oracle = OracleSettings(args.potential)
-            lost = run_with_oracle(guarded, work, shards[name], args.jobs, oracle, name, args.hours)
-            if lost:
-                print(
-                    f"{name}: {len(lost)} items lost ({next(iter(lost.values()))}); start the builder again"
-                )
+    oracle = OracleSettings(args.potential)
+    for name, (task, _, _) in LEVELS.items():
+        if name not in args.levels:
+            continue
+        foreign = args.hosts and name == "adsorption"
+        items = host_items(args.hosts) if foreign else items_of(name, shards)
+        work = {item["key"]: (task, item) for item in items[: args.limit or None]}
+        lost = run_with_oracle(guarded, work, shards[name], args.jobs, oracle, name, args.hours)
+        if lost:
+            print(f"{name}: {len(lost)} items lost ({next(iter(lost.values()))}); start the builder again")
     if "pack" in args.levels:
         pack(shards, args.out, args.potential)
 

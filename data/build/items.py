@@ -38,7 +38,8 @@ CLOSE_PACKED = ["A_cF4_225_a", "A_cI2_229_a", "A_hP2_194_c"]
 ELEMENTAL = {
     "B": ["A_hR12_166_2h"], "C": ["A_hP4_194_bc"], "N": ["A_cP8_205_c"], "O": ["A_hR2_166_c", "A_mC4_12_i"],
     "F": ["A_mC4_12_i", "A_oC8_64_f"], "Si": ["A_cF8_227_a"], "P": ["A_oC8_64_f"], "S": ["A_hP3_152_a"],
-    "Cl": ["A_oC8_64_f"], "Ga": ["A_oC8_64_f"], "Ge": ["A_cF8_227_a"], "As": ["A_hR2_166_c"], "Se": ["A_hP3_152_a"],
+    "Cl": ["A_oC8_64_f"], "Ga": ["A_oC8_64_f"], "Ge": ["A_cF8_227_a"], "As": ["A_hR2_166_c"],
+    "Se": ["A_hP3_152_a"],
     "Br": ["A_oC8_64_f"], "In": ["A_tI2_139_a"], "Sn": ["A_cF8_227_a", "A_tI4_141_a"], "Sb": ["A_hR2_166_c"],
     "Te": ["A_hP3_152_a"], "I": ["A_oC8_64_f"], "Bi": ["A_hR2_166_c"],
 }  # fmt: skip
@@ -67,9 +68,11 @@ QUARTZ = [("Si", "O"), ("Ge", "O"), ("Be", "F"), ("Be", "Cl"), ("Si", "S"), ("Ti
 # tag, its elements ->
 # candidates.
 TERNARY = {
-    "AB3C_cP5_221_a_c_b": dict(Ca=["Na", "K", "Rb", "Cs", "Ca", "Sr", "Ba", "Y"], Ti=TRANSITION + ["Mg", "Al", "Ge", "Sn", "Pb"],
+    "AB3C_cP5_221_a_c_b": dict(Ca=["Na", "K", "Rb", "Cs", "Ca", "Sr", "Ba", "Y"],
+                               Ti=TRANSITION + ["Mg", "Al", "Ge", "Sn", "Pb"],
                                O=HALOGENS + ["O"]),
-    "ABC2_hR4_166_a_b_c": dict(Na=["Li", "Na", "K", "Cu", "Ag"], Cr=TRANSITION + TRIELS + ["Sb", "Bi"], S=CHALCOGENS),
+    "ABC2_hR4_166_a_b_c": dict(Na=["Li", "Na", "K", "Cu", "Ag"],
+                               Cr=TRANSITION + TRIELS + ["Sb", "Bi"], S=CHALCOGENS),
     "AB4C_tI12_82_c_g_a": dict(B=TRANSITION + TRIELS + ["B", "Sb", "Bi"], P=["P", "As", "V"], O=["O"]),
 }  # fmt: skip
 # Molecules stand for molecular crystals, whose cohesion is small: ASE's G2 set, and shapes: ligand
@@ -82,7 +85,8 @@ PLANAR = [(1, 0, 0), (-HALF, TALL, 0), (-HALF, -TALL, 0)]
 MOLECULES = {
     "planar": (PLANAR, [("B Al Ga", "F Cl Br I"), ("S Se", "O")]),
     "pyramid": ([(x, y, 0.5) for x, y, _ in PLANAR], [("P As Sb Bi", "F Cl Br I")]),
-    "tetrahedron": ([(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)], [("C Si Ge Sn Ti Zr Hf V", "F Cl Br I")]),
+    "tetrahedron": ([(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)],
+                    [("C Si Ge Sn Ti Zr Hf V", "F Cl Br I")]),
     "bipyramid": ([*PLANAR, (0, 0, 1), (0, 0, -1)], [("P As Sb V Nb Ta Mo W", "F Cl")]),
     "octahedron": ([(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)],
                    [("S Se Te Mo W Re Os Ir Pt", "F"), ("Mo W", "Cl")]),
@@ -191,7 +195,7 @@ def _cluster(centre: str, ligand: str, directions: np.ndarray) -> Atoms:
 
 
 def _cage(centre: str, ligand: str, capped: bool) -> Atoms:
-    """Four centres on a tetrahedron, a ligand over each edge, and with `capped` one more outside each centre."""
+    """Four centres on a tetrahedron, a ligand over each edge; with `capped` one more outside each centre."""
     bond = _bond(centre, ligand)
     corners = np.array([(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)]) * bond / np.sqrt(3)
     edges = [(a + b) / 2 * 1.9 for a, b in itertools.combinations(corners, 2)]
@@ -217,7 +221,7 @@ def reference_items() -> list[dict]:
 
 
 def sensible_fills(prototype) -> list[dict]:
-    """Decorations of a prototype, as slot -> element, that SMACT calls sensible; the reference is always one."""
+    """Decorations of a prototype, slot -> element, that SMACT calls sensible; the reference is always one."""
     fills = []
     slots = list(prototype.decorations)
     for choice in itertools.product(*prototype.decorations.values()):

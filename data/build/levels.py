@@ -21,6 +21,7 @@ from data.build.items import (
 from models.crystals.layer import NotALayer, extract_layer, min_distance_ratio, pack_atoms, unpack_atoms
 from models.crystals.sites import roomy
 from models.infra.files import ROOT, digest, write_text
+from models.infra.shards import Shard
 from models.physics.hull import MAX_ENERGY, relax_phase
 from models.physics.hydrogen import Adsorption, HydrogenOracle
 from models.physics.potentials import relax_layer, single_point
@@ -145,13 +146,19 @@ def guarded(named: tuple, oracle: HydrogenOracle) -> dict:
     return row | {"seconds": round(time.time() - begin, 2)}
 
 
-LEVELS = {  # level: its task, and its items from the rows of the levels before it
-    "references": (relax_reference, lambda rows: reference_items()),
-    "layers": (relax_candidate, lambda rows: layer_items()),
-    "adsorption": (adsorb_on, lambda rows: adsorption_items(rows["layers"])),
-    "perturbed": (perturb, lambda rows: perturbed_items(rows["layers"])),
-    "relaxed": (relax_adsorbed, lambda rows: relaxed_items(rows["adsorption"])),
+LEVELS = {  # level: its task, the level whose rows its items are made of ("" for none), and the items
+    "references": (relax_reference, "", reference_items),
+    "layers": (relax_candidate, "", layer_items),
+    "adsorption": (adsorb_on, "layers", adsorption_items),
+    "perturbed": (perturb, "layers", perturbed_items),
+    "relaxed": (relax_adsorbed, "adsorption", relaxed_items),
 }
+
+
+def items_of(level: str, shards: dict[str, Shard]) -> list[dict]:
+    """Work items of a level, from the shard of the level before it."""
+    _, before, make = LEVELS[level]
+    return make(shards[before].sorted_rows()) if before else make()
 
 
 def claim(path: Path, potential: str) -> None:

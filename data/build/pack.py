@@ -14,10 +14,11 @@ from ase.geometry import find_mic
 from pymatgen.core import Composition
 from torch_geometric.data import Data
 
-from models.crystals.layer import pack_atoms, unpack_atoms
+from models.crystals.layer import min_distance_ratio, pack_atoms, unpack_atoms
 from models.crystals.matching import Fingerprint, Register, layer_group
 from models.crystals.sites import adsorption_flag, adsorption_sites, roomy, with_hydrogen
 from models.crystals.split import split_of
+from models.crystals.thresholds import OVERLAP_SCALE
 from models.datasets.lmdb_data import write_lmdb
 from models.infra.files import ROOT, atomic, read_rows, save_checkpoint, write_json
 from models.infra.shards import Shard
@@ -45,13 +46,24 @@ def known_layers() -> dict:
     return {(row["formula"], name): row["doi"] or row["source"] for row in rows for name in names(row)}
 
 
-def pack_references(references, layers, path: Path, potential: str) -> Hull:
-    """Lowest converged phase of each formula and prototype kind, layers included."""
-    best = {}
-    for row in [*references, *layers]:
-        if row["reason"]:
-            continue
+def pack_references(references, layers, path: Path, potential: str, competitors=()) -> Hull:
+    """Lowest converged phase of each formula, layers included.
+
+    What overlaps is left out, a hole of the potential that looks like a compound: rutile NiI2 at 1.4 eV/atom.
+
+    Args:
+        references, layers: rows of these levels' shards.
+        competitors: rows of competitors.jsonl, systems searched on demand.
+    """
+    best, searched = {}, {}
+    rows = [row for row in (*references, *layers) if not row["reason"]]
+    for system in competitors:
+        searched[system["key"]] = system["budget"]
+        rows += [{**phase, "key": phase["name"]} for phase in system["phases"]]
+    for row in rows:
         atoms = unpack_atoms(row["atoms"])
+        if min_distance_ratio(atoms) < OVERLAP_SCALE:
+            continue
         formula, units = Composition(atoms.get_chemical_formula()).get_reduced_formula_and_factor()
         if formula not in best or row["energy"] / units < best[formula][0]:
             best[formula] = row["energy"] / units, row, atoms
@@ -59,8 +71,8 @@ def pack_references(references, layers, path: Path, potential: str) -> Hull:
         with ase.db.connect(temporary) as database:
             for _, row, atoms in (best[formula] for formula in sorted(best)):
                 database.write(atoms, name=row["key"], energy_eV=row["energy"])
-        database.metadata = {"potential": potential}
-    return Hull.read(path)
+        database.metadata = {"potential": potential, "searched": searched}
+    return Hull.read(path, points=None)
 
 
 def pack_layers(layers, hull: Hull, path: Path, potential: str) -> tuple[list[str], Counter]:
@@ -104,7 +116,7 @@ def pack_layers(layers, hull: Hull, path: Path, potential: str) -> tuple[list[st
 
 
 def _flagged(slab: Atoms, end: np.ndarray, site: dict) -> str:
-    """Why a site's end is no adsorption, judged anew but for what only the builder saw; empty if it is one."""
+    """Why a site's end is no adsorption, judged anew but for what only the builder saw; else empty."""
     pose = Atoms([*slab.numbers, 1], end, cell=slab.cell, pbc=slab.pbc)
     reconstructed = "reconstructed" if site["flag"] == "reconstructed" else ""
     return (
@@ -267,7 +279,9 @@ def pack(shards: dict, out: Path, potential: str) -> None:
     rows = {level: shard.sorted_rows() for level, shard in shards.items()}
     counts = {"potential": name}
     if rows["layers"]:
-        hull = pack_references(rows["references"], rows["layers"], out / "reference_phases.db", name)
+        searched = Shard(out / "shards" / "competitors.jsonl").sorted_rows()
+        references = out / "reference_phases.db"
+        hull = pack_references(rows["references"], rows["layers"], references, name, searched)
         kept, dropped = pack_layers(rows["layers"], hull, out / "her2d.db", name)
         counts |= {
             "reference_phases": sum(not row["reason"] for row in rows["references"]),

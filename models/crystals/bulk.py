@@ -19,7 +19,8 @@ from models.crystals.templates import chemical_distance, substitute
 MAX_PROTOTYPE_ATOMS = (
     14  # of a primitive cell; a relaxation's cost grows with it, and few stable phases need more
 )
-SCREENED = 40  # candidates of one system whose energy is looked at, most likely first
+MAX_CELL_ATOMS = 60  # of a conventional cell; reducing the larger ones takes a minute, and none is used
+SCREENED = 24  # candidates of one system whose energy is looked at, most likely first
 
 # Elements between which no ionic bond forms: pairs of them take METALLIC prototypes, all others IONIC ones.
 NONMETALS = frozenset("H B C N O F Si P S Cl Ge As Se Br Sb Te I".split())
@@ -92,6 +93,8 @@ def aflow() -> dict[str, Atoms]:
 
     found = {}
     for entry in AFLOW_PROTOTYPE_LIBRARY:
+        if len(entry["snl"].structure) > MAX_CELL_ATOMS:
+            continue
         structure, tag = entry["snl"].structure.get_primitive_structure(), entry["tags"]["aflow"]
         atoms = AseAtomsAdaptor.get_atoms(structure, msonable=False)
         found.setdefault(tag, atoms)
@@ -100,8 +103,7 @@ def aflow() -> dict[str, Atoms]:
 
 
 def balanced(fill: dict[str, int]) -> bool:
-    """Whether some choice of common oxidation states adds up to zero; `fill` is element -> number of atoms.
-    """
+    """Whether some choice of common oxidation states adds up to zero; `fill`: element -> atoms."""
     states = [Element(symbol).common_oxidation_states for symbol in fill]
     return any(
         sum(q * n for q, n in zip(choice, fill.values())) == 0 for choice in itertools.product(*states)
@@ -177,8 +179,7 @@ def _distinct(found: list[tuple[str, Atoms]]) -> list[tuple[str, Atoms]]:
 
 
 def _by_analogy(symbols, layers) -> list[tuple[str, Atoms]]:
-    """Prototypes and layers of as many elements, each filled in its most alike way; the nearest of one name.
-    """
+    """Prototypes and layers of as many elements, filled in the most alike way; the nearest of one name."""
     best = {}
     for name, prototype in itertools.chain(_prototypes_of(len(symbols)), layers):
         own = sorted(set(prototype.symbols))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
-from ase.data import atomic_numbers, covalent_radii
+from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 from pymatgen.core import Element
 
 from models.crystals.charges import reachable_charges
@@ -61,6 +61,36 @@ def benign(symbols: Iterable[str]) -> bool:
 def avoided(symbols: Iterable[str]) -> dict[str, str]:
     """Those of the elements that one would not use, in alphabetical order, each with its reason."""
     return {symbol: AVOIDED[symbol] for symbol in sorted(set(symbols)) if symbol in AVOIDED}
+
+
+def choose_elements(which: str, exclude: str, database: list[str]) -> list[str] | None:
+    """The symbols that --elements and --exclude leave to choose from; None for any.
+
+    Args:
+        which: "database", "any", "benign" (of the database, none AVOIDED), or symbols, e.g. "Mo,W,S,Se".
+        exclude: symbols to leave out, "" for none.
+        database: symbols that the templates hold.
+
+    Raises:
+        ValueError: a symbol is no element, or none is left.
+    """
+    without = set(_symbols("--exclude", exclude))
+    if which == "any" and not without:
+        return None
+    known = {"database": database, "any": chemical_symbols[1:95], "benign": set(database) - set(AVOIDED)}
+    found = sorted(set(known[which] if which in known else _symbols("--elements", which)) - without)
+    if not found:
+        raise ValueError(f"--elements {which} --exclude {exclude} leaves no element to choose")
+    return found
+
+
+def _symbols(flag: str, text: str) -> list[str]:
+    """Symbols out of a list with commas or spaces."""
+    found = text.replace(",", " ").split()
+    wrong = [symbol for symbol in found if symbol not in chemical_symbols[1:95]]
+    if wrong:
+        raise ValueError(f"{flag} {text}: {', '.join(wrong)} is no element up to Pu; write e.g. Mo,W,S,Se")
+    return found
 
 
 @cache

@@ -12,7 +12,6 @@ from models.crystals.layer import (
     NotALayer,
     NotAStructure,
     check_geometry,
-    completed,
     components,
     extract_layer,
     min_distance_ratio,
@@ -79,7 +78,7 @@ def bonded_kind(atoms: Atoms, scale: float) -> tuple[str, int, int]:
     Returns:
         "layer" or one of VERDICTS, the number of components, and the most periodic directions of one of them.
     """
-    parts = components(completed(atoms), scale)
+    parts = components(atoms, scale)
     count, directions = sum(part.copies for part in parts), max(part.rank for part in parts)
     layers = sum(part.copies for part in parts if part.rank == 2)
     if directions == 2 and layers == 1:

@@ -86,6 +86,7 @@ def bond_ratios(atoms: Atoms, scale: float) -> tuple[np.ndarray, np.ndarray, np.
         NotAStructure: as check_geometry.
     """
     check_geometry(atoms)
+    atoms = completed(atoms)
     radii = covalent_radii[atoms.numbers]
     i, j, distance, shift = neighbour_list("ijdS", atoms, cutoff=2 * scale * radii.max())
     ratio = distance / (radii[i] + radii[j])
@@ -143,7 +144,7 @@ def _component(root: int, neighbours: list, offsets: np.ndarray, seen: np.ndarra
 
 
 def _integer_basis(vectors: Iterable[tuple[int, int, int]]) -> np.ndarray:
-    """Row echelon basis [rank, 3] of the lattice spanned by integer vectors: Euclid's algorithm on columns."""
+    """Row echelon basis [rank, 3] of the lattice that integer vectors span, by Euclid's algorithm."""
     rows = np.array([v for v in vectors if any(v)], int).reshape(-1, 3)
     done = 0
     for column in range(3):
@@ -204,13 +205,13 @@ class Layer:
 
 def dimension(atoms: Atoms, scale: float = BOND_SCALE) -> tuple[int, int]:
     """(number of components, largest number of periodic directions of one of them)."""
-    parts = components(completed(atoms), scale)
+    parts = components(atoms, scale)
     return sum(part.copies for part in parts), max(part.rank for part in parts)
 
 
 def completed(atoms: Atoms) -> Atoms:
-    """A copy whose missing lattice vectors are filled in, with room for the atoms; a layer may come without a c
-    vector.
+    """A copy whose missing lattice vectors are filled in, with room for the atoms; a layer may come without
+    c.
     """
     copy = atoms.copy()
     cell = atoms.cell.complete().array.copy()

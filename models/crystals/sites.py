@@ -100,7 +100,7 @@ def _widest_transform(plane: np.ndarray, cells: int, spacing: float) -> np.ndarr
 
 
 def _images(atoms: Atoms, reach: float) -> tuple[np.ndarray, np.ndarray]:
-    """All in-plane images of the atoms of a cell within `reach` Å of it: indices [M] and positions [M, 3] Å."""
+    """All in-plane images of a cell's atoms within `reach` Å of it: indices [M] and positions [M, 3] Å."""
     inverse_heights = np.linalg.norm(np.linalg.inv(atoms.cell.array[:2, :2]), axis=0)
     na, nb = np.ceil(reach * inverse_heights).astype(int)
     shifts = np.array([[a, b] for a in range(-na, na + 1) for b in range(-nb, nb + 1)])

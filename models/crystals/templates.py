@@ -1,26 +1,27 @@
-"""Templates: real layers whose elements can be replaced, and what chemistry alone, without a model, would
-replace them by.
+"""Templates: real layers whose elements can be replaced, and the model-free baseline: what chemistry alone
+would replace them by.
 """
 
+import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-import ase.db
 import numpy as np
 import spglib
 from ase import Atoms
 from ase.data import covalent_radii
 from pymatgen.core import Composition, Element
 
-from models.crystals.layer import NotALayer, bond_ratios, extract_layer, layer_atoms
+from models.crystals.ase_database import number, readable_rows
+from models.crystals.layer import NotALayer, NotAStructure, bond_ratios, extract_layer, layer_atoms
 from models.crystals.split import split_of
 from models.crystals.thresholds import BOND_SCALE, LAYER_VACUUM, SYMPREC
 
 
-def size_ratio(atoms: Atoms, numbers) -> float:
+def size_ratio(atoms: Atoms, numbers: Sequence[int]) -> float:
     """Mean growth of the bonds when the atoms become `numbers` [N], by covalent radii."""
     i, j, _, _ = bond_ratios(atoms, BOND_SCALE)
     before, after = covalent_radii[atoms.numbers], covalent_radii[np.asarray(numbers)]
@@ -51,24 +52,23 @@ TRIES = 100  # draws of a formula that the templates do not hold yet
 
 def prototype_name(atoms: Atoms, symprec: float = SYMPREC) -> str:
     """Name of a layer's prototype: anonymous formula, layer group, and how many atoms each orbit of each
-    element holds.
+    element holds, e.g. "AB2 p-6m2 1|2".
 
     Args:
         symprec: tolerance in Å of the symmetry.
     """
     anonymous = Composition(atoms.get_chemical_formula()).anonymized_formula
-    found = spglib.get_layergroup(
-        (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), aperiodic_dir=2, symprec=symprec
-    )
+    cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
+    found = spglib.get_layergroup(cell, aperiodic_dir=2, symprec=symprec)
     if found is None:
         return f"{anonymous} {len(atoms)}"
-    sizes = Counter(zip(atoms.numbers, found.equivalent_atoms))
-    orbits = sorted(
-        [size for (element, _), size in sizes.items() if element == z] for z in set(atoms.numbers)
-    )
-    return f"{anonymous} {found.international} " + "|".join(
-        ",".join(map(str, sorted(sizes))) for sizes in orbits
-    )
+    orbits = {}  # element -> sizes of its orbits; which element is which does not count
+    for (element, _), size in Counter(zip(atoms.numbers, found.equivalent_atoms)).items():
+        orbits.setdefault(element, []).append(size)
+    texts = []
+    for sizes in sorted(orbits.values()):
+        texts.append(",".join(str(size) for size in sorted(sizes)))
+    return f"{anonymous} {found.international} {'|'.join(texts)}"
 
 
 class Templates:
@@ -82,28 +82,28 @@ class Templates:
 
     def __init__(self, structures: list[tuple[str, Atoms]]):
         self.structures = structures
-        self.compositions = [
-            Composition(atoms.get_chemical_formula()).reduced_composition for _, atoms in structures
-        ]
+        self.compositions = []
+        for _, atoms in structures:
+            self.compositions.append(Composition(atoms.get_chemical_formula()).reduced_composition)
 
     @classmethod
     def read(cls, path: Path, max_atoms: int = 20, max_e_hull: float = 0.3) -> "Templates":
         """Templates of an ASE database in C2DB's schema; rows that are no layer are left out."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path} does not exist: give an ASE database with --db")
-        structures = []
-        rows = (
-            row
-            for row in ase.db.connect(path).select(f"natoms<={max_atoms}")
-            if row.get("ehull", 0.0) <= max_e_hull
-        )
-        for row in sorted(rows, key=lambda row: row.get("ehull", 0.0)):
-            try:
-                atoms = extract_layer(row.toatoms()).atoms
-            except NotALayer:
-                continue
-            structures.append((row.get("prototype") or prototype_name(atoms), atoms))
-        return cls(structures)
+        structures, dropped = [], Counter()
+        for row, submitted in readable_rows(path, dropped):
+            e_hull = number(row, "ehull") if "ehull" in row else 0.0
+            if e_hull is None:
+                dropped["ehull that is no number"] += 1
+            elif len(submitted) <= max_atoms and e_hull <= max_e_hull:
+                with contextlib.suppress(NotALayer, NotAStructure):
+                    atoms = extract_layer(submitted).atoms
+                    name = row.get("prototype")
+                    name = name if isinstance(name, str) and name else prototype_name(atoms)
+                    structures.append((e_hull, name, atoms))
+        for reason, count in dropped.items():
+            print(f"{path}: {count} rows are no templates: {reason}")
+        structures.sort(key=lambda entry: entry[0])
+        return cls([(name, atoms) for _, name, atoms in structures])
 
     def select(
         self, formula: str | None = None, name: str | None = None, num_atoms: int | None = None
@@ -114,15 +114,11 @@ class Templates:
             ValueError: none is left.
         """
         anonymous = Composition(formula).anonymized_formula if formula else None
-        kept = [
-            (label, atoms)
-            for label, atoms in self.structures
-            if (
-                anonymous is None or Composition(atoms.get_chemical_formula()).anonymized_formula == anonymous
-            )
-            and (name is None or label == name)
-            and (num_atoms is None or len(atoms) == num_atoms)
-        ]
+        kept = []
+        for (label, atoms), own in zip(self.structures, self.compositions):
+            fits = anonymous is None or own.anonymized_formula == anonymous
+            if fits and name in (None, label) and num_atoms in (None, len(atoms)):
+                kept.append((label, atoms))
         if not kept:
             raise ValueError(f"no template fits formula={formula} template={name} num_atoms={num_atoms}")
         return Templates(kept)
@@ -142,11 +138,10 @@ class Templates:
         Raises:
             ValueError: there are not so many.
         """
-        unseen = [
-            pair
-            for pair, formula in zip(self.structures, self.compositions)
-            if split_of(formula.reduced_formula) == "test"
-        ]
+        unseen = []
+        for pair, composition in zip(self.structures, self.compositions):
+            if split_of(composition.reduced_formula) == "test":
+                unseen.append(pair)
         if len(unseen) < count:
             raise ValueError(f"the test split holds {len(unseen)} layers, fewer than {count}: lower --num")
         return [unseen[k] for k in rng.permutation(len(unseen))[:count]]
@@ -180,15 +175,15 @@ def best_assignment(own: Composition, wanted: Composition) -> tuple[int, dict[st
     if sorted(own.values()) != sorted(wanted.values()):
         return None
     old = sorted(element.symbol for element in own)
-    choices = (
-        dict(zip(old, order))
-        for order in itertools.permutations(sorted(element.symbol for element in wanted))
-    )
-    fits = [choice for choice in choices if all(own[a] == wanted[b] for a, b in choice.items())]
-    return min(
-        ((sum(chemical_distance(a, b) for a, b in fit.items()), fit) for fit in fits),
-        key=lambda item: item[0],
-    )
+    best = None
+    for order in itertools.permutations(sorted(element.symbol for element in wanted)):
+        fit = dict(zip(old, order))
+        if any(own[a] != wanted[b] for a, b in fit.items()):
+            continue
+        distance = sum(chemical_distance(a, b) for a, b in fit.items())
+        if best is None or distance < best[0]:
+            best = distance, fit
+    return best
 
 
 def nearest_prototypes(templates: Templates, formula: str) -> Iterator[tuple[str, Atoms]]:
@@ -204,7 +199,8 @@ def nearest_prototypes(templates: Templates, formula: str) -> Iterator[tuple[str
     wanted, found = Composition(formula).reduced_composition, []
     for k, own in enumerate(templates.compositions):
         fit = None if own == wanted else best_assignment(own, wanted)
-        found += [(fit[0], k, fit[1])] if fit else []
+        if fit:
+            found.append((fit[0], k, fit[1]))
     if not found:
         raise ValueError(f"no other layer of the database has the amounts of {formula}")
     seen = set()
@@ -215,45 +211,62 @@ def nearest_prototypes(templates: Templates, formula: str) -> Iterator[tuple[str
             yield name, substitute(atoms, elements)
 
 
-def related_formula(templates: Templates, rng: np.random.Generator) -> str:
+def related_formula(
+    templates: Templates, rng: np.random.Generator, allowed: Collection[str] | None = None
+) -> str:
     """A formula by analogy: a random template with every element replaced by a random one of its group.
 
     One that the templates hold already is drawn again, TRIES times at most.
+
+    Args:
+        allowed: symbols that may be put in, those of the templates where None.
+
+    Raises:
+        ValueError: none of TRIES templates has relatives among the allowed symbols.
     """
-    elements, known = (
-        templates.elements(),
-        {composition.reduced_formula for composition in templates.compositions},
-    )
+    elements = [symbol for symbol in templates.elements() if allowed is None or symbol in allowed]
+    known = {composition.reduced_formula for composition in templates.compositions}
+    formula = None
     for _ in range(TRIES):
         composition = templates.compositions[rng.integers(len(templates.compositions))]
+        choices = [(relatives(element.symbol, elements), amount) for element, amount in composition.items()]
+        if not all(symbols for symbols, _ in choices):
+            continue
         amounts = {}
-        for element, amount in composition.items():
-            amounts.setdefault(str(rng.choice(relatives(element.symbol, elements))), amount)
+        for symbols, amount in choices:
+            amounts.setdefault(str(rng.choice(symbols)), amount)
         formula = Composition(amounts).reduced_formula
         if len(amounts) == len(composition) and formula not in known:
             break
+    if formula is None:
+        raise ValueError(f"no template has relatives of all its elements among {', '.join(elements)}")
     return formula
 
 
 def by_substitution(
-    templates: Templates, count: int, rng: np.random.Generator, formula: str | None = None
+    templates: Templates,
+    count: int,
+    rng: np.random.Generator,
+    formula: str | None = None,
+    allowed: Collection[str] | None = None,
 ) -> list[tuple[str, Atoms]]:
-    """What a chemist does without a model: (name of the prototype, layer) of `count` formulas, each in its
-    nearest prototype.
+    """The model-free baseline: (name of the prototype, layer) of `count` formulas, each in its nearest
+    prototype.
 
-    With a `formula` given, that formula in its nearest prototypes, one after the other.
+    With a `formula` given, that formula in its nearest prototypes, one after the other; else of the `allowed`
+    elements, any where None.
     """
     if formula:
         return spread(templates, formula, count)
-    return [next(nearest_prototypes(templates, related_formula(templates, rng))) for _ in range(count)]
+    found = []
+    for _ in range(count):
+        found.append(next(nearest_prototypes(templates, related_formula(templates, rng, allowed))))
+    return found
 
 
 def spread(templates: Templates, formula: str, count: int) -> list[tuple[str, Atoms]]:
     """`count` starts for a formula: its nearest prototypes, one after the other, and from the first again
     when they run out.
     """
-    return list(
-        itertools.islice(
-            itertools.cycle(itertools.islice(nearest_prototypes(templates, formula), count)), count
-        )
-    )
+    different = itertools.islice(nearest_prototypes(templates, formula), count)
+    return list(itertools.islice(itertools.cycle(different), count))

@@ -4,8 +4,8 @@ the same.
 
 # Geometry: bonds and overlaps in sums of Cordero covalent radii, lengths in Å.
 BOND_SCALE = 1.3  # bonded: d <= BOND_SCALE (r_i + r_j); calls 99.6 % of C2DB's monolayers one 2D component
-# A verdict that changes between these is borderline: of 1200 C2DB monolayers 1.7 % fall apart at 1.25, and 1.2 %
-# are one layer at 1.4 only.
+# A verdict that changes between these is borderline: of 1200 C2DB monolayers 1.7 % fall apart at 1.25, and
+# 1.2 % are one layer at 1.4 only.
 BORDER_SCALES = (1.25, 1.4)
 COINCIDENT_SCALE = 0.1  # two atoms on one site, whatever a file rounds to
 OVERLAP_SCALE = 0.7  # overlapping: d < OVERLAP_SCALE (r_i + r_j); no bond of C2DB is as short
@@ -28,7 +28,6 @@ STABLE = 0.1  # eV/atom above the convex hull
 BELOW_HULL = (
     -0.15
 )  # eV/atom: further below the hull a competing phase is missing, and the structure is not "stable"
-ABSURD = -1.0  # eV/atom: so far below it, competing phases are missing or the potential has a hole
 ACTIVE = 0.2  # eV, |ΔG_H| of a hit
 VERY_ACTIVE = 0.1  # eV, |ΔG_H| of the stricter count and of P(active)
 AGREE = 0.2  # eV within which two potentials say the same

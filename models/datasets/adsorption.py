@@ -1,8 +1,8 @@
 """Adsorption graphs: a slab with its adsorbate and its periodic edges, and the labelled ones of LMDB files.
 
 An edge j -> i carries the vector from atom i to the image of j, `pos[j] - pos[i] + edge_shift @ cell`, and
-one pair of atoms can have many. No cap on neighbours: a cap cuts through shells of equal distance and breaks the
-symmetry. torch_geometric's radius graph knows no periodic images, so the edges are matscipy's.
+one pair of atoms can have many. No cap on neighbours: a cap cuts through shells of equal distance and breaks
+the symmetry. torch_geometric's radius graph knows no periodic images, so the edges are matscipy's.
 """
 
 import math

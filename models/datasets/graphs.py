@@ -43,7 +43,8 @@ class LayerGraphs(InMemoryDataset):
                 _check_shapes(graph)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} holds no graphs of material_dataset.py ({type(error).__name__}: {error}): make it again"
+                f"{path} holds no graphs of material_dataset.py ({type(error).__name__}: {error}): "
+                "make it again"
             ) from None
 
 

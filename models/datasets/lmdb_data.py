@@ -3,10 +3,12 @@
 A record is a pickle, and a pickle is a program. Here it is not allowed to do anything: every class or
 function that it names must be in `ALLOWED`, and even those are replaced by inert stand-ins that only remember
 what they were given. What they stand for (tensors and arrays) is built afterwards from those remains, by the
-functions of this file.
+functions of this file. A record may not take more memory than its size explains (a pickle of nine bytes can
+ask for gigabytes), and each of its values is looked at for its size before it is unfolded.
 """
 
 import io
+import math
 import os
 import pickle
 import re
@@ -21,7 +23,13 @@ import torch
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
-from models.infra.files import atomic
+from models.infra.files import atomic, bounded_memory
+
+MAX_ATOMS = 2000  # of a record; OC20's largest have 234
+MAX_BYTES = 64 << 20  # of a record; one of 234 atoms with its edges takes 1 MB
+MAX_FOLDED = 10_000  # numbers of a tensor that repeats its storage (`expand`)
+MAX_NAME = 500  # characters of a record's or a host's name
+SPARE = 256 << 20  # bytes that reading a record may take beside 100 times its size
 
 
 class RecordError(ValueError):
@@ -95,12 +103,14 @@ def _build_tensor(
     untyped = storage._untyped_storage
     flat = torch.empty(0, dtype=storage.dtype)
     flat.set_(untyped, 0, (untyped.nbytes() // flat.element_size(),), (1,))
+    if math.prod(size) > max(flat.numel(), MAX_FOLDED):  # a stride of 0 unfolds one number to any size
+        raise RecordError(f"holds a tensor of shape {list(size)} on {flat.numel()} numbers")
     return flat.as_strided(size, stride, offset)  # checks the bounds, where set_() would grow the storage
 
 
 def _build_dtype(spec: str, byteorder: str = "=") -> np.dtype:
-    if not re.fullmatch(r"[biufcSU]\d+", spec) or byteorder not in "<>=|":
-        raise RecordError(f"holds an array of type {byteorder}{spec}; numbers and text only")
+    if not re.fullmatch(r"[biufcSU]\d{1,3}", spec) or byteorder not in "<>=|":
+        raise RecordError(f"holds an array of type {byteorder}{spec[:20]}; numbers and text only")
     return np.dtype(byteorder + spec)
 
 
@@ -170,24 +180,87 @@ def safe_loads(raw: bytes) -> dict[str, Any]:
         UnsafeRecordError: The pickle, or a tensor storage in it, names anything that is not in `ALLOWED`.
         RecordError: The bytes are truncated, corrupt, or no Data.
     """
+    if len(raw) > MAX_BYTES:
+        raise RecordError(f"has {len(raw)} bytes, more than any record of {MAX_ATOMS} atoms needs")
     try:
-        return _resolve(_fields(_InertUnpickler(io.BytesIO(raw)).load()), {})
+        with bounded_memory(SPARE + 100 * len(raw)):
+            fields = _resolve(_fields(_InertUnpickler(io.BytesIO(raw)).load()), {})
     except RecordError:
         raise
+    except MemoryError:
+        raise RecordError("asks for far more memory than its size explains") from None
     except Exception as error:  # a corrupt pickle can fail in any way; nothing of ours is hidden by this
-        raise RecordError(f"is truncated or corrupt ({type(error).__name__}: {error})") from error
+        raise RecordError(f"is truncated or corrupt ({type(error).__name__}: {str(error)[:200]})") from error
+    if not all(isinstance(key, str) for key in fields):
+        raise RecordError("has a field whose name is no text")
+    return fields
 
 
 def _tensor(fields: dict, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
     if name not in fields:
-        raise RecordError(f"has no `{name}`; its fields are {sorted(fields)}")
-    value = fields[name] if torch.is_tensor(fields[name]) else torch.from_numpy(np.array(fields[name]))
-    value = value.to(dtype)
-    if value.numel() != np.prod(shape):
+        raise RecordError(f"has no `{name}`; its fields are {sorted(fields)[:20]}")
+    value = fields[name]
+    if not torch.is_tensor(value):
+        value = torch.from_numpy(np.array(_bounded(value, name, math.prod(shape))))
+    if value.numel() != math.prod(shape):
         raise RecordError(f"has `{name}` of shape {list(value.shape)}, expected {list(shape)}")
+    if value.is_complex():
+        raise RecordError(f"has complex numbers in `{name}`")
+    value = value.to(dtype)
     if not torch.isfinite(value).all():
         raise RecordError(f"has numbers in `{name}` that are not finite")
     return value.reshape(shape)
+
+
+def _bounded(value: Any, name: str, most: int) -> Any:
+    """The value, once it is sure that its lists hold no more than `most` numbers.
+
+    Raises:
+        RecordError: they hold more: one list that is inside itself many times over unfolds to any size.
+    """
+    todo, seen = [value], 0
+    while todo:
+        part = todo.pop()
+        if isinstance(part, (list, tuple)):
+            todo.extend(part)
+            seen += not part  # empty lists count too
+        else:
+            seen += 1
+        if seen + len(todo) > 2 * most + 16:
+            raise RecordError(f"has more values in `{name}` than the {most} that belong there")
+    return value
+
+
+def _energy(value: Any, name: str) -> float:
+    """A finite energy in eV.
+
+    Raises:
+        RecordError: it is none.
+    """
+    if torch.is_tensor(value) or isinstance(value, np.ndarray):
+        value = value.item() if math.prod(value.shape) == 1 else None
+    try:
+        energy = float(value)
+    except (TypeError, ValueError, OverflowError):
+        energy = math.nan
+    if not math.isfinite(energy):
+        raise RecordError(f"has a `{name}` that is no finite number")
+    return energy
+
+
+def _identity(value: Any, name: str) -> int | str:
+    """A number or a text of reasonable length that names a record or its host.
+
+    Raises:
+        RecordError: it is something else.
+    """
+    if torch.is_tensor(value) or isinstance(value, np.ndarray):
+        value = value.item() if math.prod(value.shape) == 1 else None
+    if isinstance(value, str) and len(value) <= MAX_NAME:
+        return value
+    if isinstance(value, (int, float)) and abs(value) < 2**63:
+        return int(value)
+    raise RecordError(f"has a `{name}` that is neither a whole number nor a short text")
 
 
 def normalise(fields: dict[str, Any]) -> Data:
@@ -204,28 +277,42 @@ def normalise(fields: dict[str, Any]) -> Data:
     Raises:
         RecordError: A needed field is missing, or shapes disagree.
     """
-    n = len(np.atleast_1d(fields.get("atomic_numbers", ())))
+    n = _atom_count(fields.get("atomic_numbers", ()))
     data = Data(
         pos=_tensor(fields, "pos", torch.float32, (n, 3)),
         cell=_tensor(fields, "cell", torch.float32, (1, 3, 3)),
         atomic_numbers=_tensor(fields, "atomic_numbers", torch.int64, (n,)),
         natoms=n,
     )
-    if n == 0:
-        raise RecordError("has no atoms")
     for name in ("tags", "fixed"):
         data[name] = _tensor({name: np.zeros(n), **fields}, name, torch.int64, (n,))
     if "sid" in fields:
-        sid = fields["sid"]
-        data.sid = sid if isinstance(sid, str) else int(sid)
+        data.sid = _identity(fields["sid"], "sid")
     if "host_uid" in fields:
-        data.host_uid = str(fields["host_uid"])
+        data.host_uid = str(_identity(fields["host_uid"], "host_uid"))
     if "pos_relaxed" in fields:
         data.pos_relaxed = _tensor(fields, "pos_relaxed", torch.float32, (n, 3))
     for name in fields:
         if name == "y" or name.startswith("y_"):
-            data[name] = float(fields[name])
+            data[name] = _energy(fields[name], name)
     return data
+
+
+def _atom_count(numbers: Any) -> int:
+    """How many atoms a record has.
+
+    Raises:
+        RecordError: none, or more than any record.
+    """
+    if torch.is_tensor(numbers) or isinstance(numbers, np.ndarray):
+        count = math.prod(numbers.shape)
+    else:
+        count = len(numbers) if isinstance(numbers, (list, tuple)) else 1
+    if count == 0:
+        raise RecordError("has no atoms")
+    if count > MAX_ATOMS:
+        raise RecordError(f"has {count} atoms, more than {MAX_ATOMS}")
+    return count
 
 
 def _open(path: Path) -> lmdb.Environment:
@@ -300,8 +387,9 @@ class LmdbDataset(Dataset):
             data = normalise(safe_loads(raw or b""))
         except RecordError as error:
             raise type(error)(f"{self.files[number]}, key {key}: {error}") from error.__cause__
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise RecordError(f"{self.files[number]}, key {key}: unusable field ({error})") from error
+        except Exception as error:  # a field of any kind where a number belongs; nothing of ours is hidden
+            reason = f"{type(error).__name__}: {str(error)[:200]}"
+            raise RecordError(f"{self.files[number]}, key {key}: unusable field ({reason})") from error
         if "sid" not in data:
             data.sid = key
         return data

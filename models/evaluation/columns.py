@@ -14,6 +14,7 @@ from pymatgen.core import Composition
 from models.crystals.elements import avoided
 from models.crystals.layer import unpack_atoms
 from models.crystals.matching import Fingerprint
+from models.crystals.thresholds import STABLE
 from models.evaluation.known import known_register, unique_of
 from models.evaluation.rows import Columns, numbers
 from models.evaluation.settings import Settings
@@ -32,8 +33,10 @@ from models.networks.csllm import CSLLM
 from models.networks.delta_g import predict_delta_g
 from models.networks.dimenet import load_dimenet
 from models.networks.synthesis import load_synthesis
+from models.physics.competitors import extend
 from models.physics.hull import hull_for
 from models.physics.potentials import Potential
+from models.physics.pourbaix import Pourbaix, aqueous_columns
 
 Layers = Mapping[str, Atoms]
 
@@ -72,21 +75,30 @@ def relaxation(
 
 def stability(
     rows: pd.DataFrame, energies: Mapping[str, float], potential: Potential, settings: Settings, cache: Shard
-) -> Columns:
-    """E_form, E_hull and the stability score from the hull of the same potential.
+) -> tuple[Columns, dict[str, str]]:
+    """E_form, E_hull and the stability score from the hull of the same potential; stability in water.
 
     Args:
         energies: eV per cell of the relaxed layers.
         cache: competing phases relaxed with the potential.
+
+    Returns:
+        the columns, and the competing phases that were left out with the reason.
     """
     known = rows[rows["material_id"].isin(energies)]
     if known.empty:
-        return {}
+        return {}, {}
     hull, found = hull_for(potential, list(known["formula"]), settings.references, cache), {}
+    cells = {}
     for name, formula, atoms in zip(known["material_id"], known["formula"], known["n_atoms"]):
-        units = atoms / Composition(formula).num_atoms
+        cells[name] = f"({formula}){atoms / Composition(formula).num_atoms:.0f}"
+    weighed = [(cell, energies[name]) for name, cell in cells.items()]
+    extend(hull, potential, weighed, cache, settings.hull_phases)
+    pourbaix = Pourbaix(hull)
+    for name, cell in cells.items():
         try:
-            place = hull.stability(f"({formula}){units:.0f}", energies[name])
+            place = hull.stability(cell, energies[name])
+            water = aqueous_columns(pourbaix, cell, energies[name], settings.max_pourbaix)
         except ValueError as error:  # an element without a reference phase costs this row its E_hull
             found[name] = {"error": str(error)}
             continue
@@ -96,9 +108,9 @@ def stability(
             "e_hull_eV_per_atom": place.e_hull,
             "hull_compounds": place.phases,
             "stability_score": stability_score(place.e_hull),
-            "error": None if place.competes else alone,
-        }
-    return found
+            "error": alone if place.e_hull < STABLE and not place.competes else None,
+        } | water
+    return found, hull.failed
 
 
 def hydrogen(

@@ -237,7 +237,7 @@ def draw_funnel(funnels: dict[str, list[dict]], path: Path) -> None:
         xlabel="% of all submitted that pass this gate and all above",
     )
     axis.set_xticks(range(0, 101, 20))
-    axis.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(0.92, 0.02))
+    axis.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=3)
     save(figure, path)
 
 

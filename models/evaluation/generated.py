@@ -8,11 +8,12 @@ from ase.io import write
 
 from models.crystals.layer import reduced_formula, unpack_atoms
 from models.crystals.matching import layer_group
+from models.crystals.symmetry import layer_operations
 from models.evaluation.metrics import pareto_front
 from models.evaluation.schema import GENERATED
 from models.evaluation.settings import Settings
 from models.evaluation.tasks import RELAXATION, computed, relax_one
-from models.infra.files import write_rows
+from models.infra.files import write_rows, write_text
 from models.infra.shards import Shard
 from models.networks.proposals import HEADS, head_properties, opinions
 from models.networks.settings import Guide
@@ -39,12 +40,13 @@ def write_structures(found: list[dict], kept: set[int], guide: Guide, out: Path)
     front = _front(opinions(found), guide)
     for k, row in enumerate(found):
         atoms = unpack_atoms(row["atoms"])
-        identity = f"gen_{k:04d}_{atoms.get_chemical_formula(empirical=True)}"  # no brackets in a file's name
+        plain = "diverged" if atoms is None else atoms.get_chemical_formula(empirical=True)
+        identity = f"gen_{k:04d}_{plain}"  # no brackets in a file's name
         columns = {
             "material_id": identity,
-            "formula": reduced_formula(atoms),
+            "formula": "" if atoms is None else reduced_formula(atoms),
             "template": row["template"],
-            "layer_group": layer_group(atoms),
+            "layer_group": "" if atoms is None else layer_group(atoms),
             "pareto": front[k],
             "kept": k in kept,
             "nfe": row["nfe"],
@@ -53,9 +55,25 @@ def write_structures(found: list[dict], kept: set[int], guide: Guide, out: Path)
         rows.append(columns | dict(zip(HEADS, row["heads"])))
         if k in kept:
             structures[identity] = atoms
-            write(out / f"{identity}.cif", atoms)
+            write_cif(out / f"{identity}.cif", atoms)
     write_rows(out / "generated.csv", rows, COLUMNS)
     return structures
+
+
+def write_cif(path: Path, atoms: Atoms) -> None:
+    """CIF of a layer with its layer group and the Wyckoff position of each atom in it.
+
+    CIF has no item for a layer group: the symbol and the number stand under names of our own, which readers
+        pass
+    over. Every atom is listed, so a reader needs no operations.
+    """
+    found = layer_operations(atoms)
+    letters = found.wyckoff or ("a",) * len(atoms)
+    write(path, atoms, format="cif", loop_keys={"_atom_site_Wyckoff_symbol": [letters]})
+    text = path.read_text()
+    head, rest = text.split("\n", 1)
+    group = f"_her2d_layer_group_name_H-M '{found.group}'\n_her2d_layer_group_number {found.number}"
+    write_text(path, f"{head}\n{group}\n{rest}")
 
 
 def _front(heads: np.ndarray, guide: Guide) -> np.ndarray:
@@ -69,7 +87,11 @@ def summary(found: list[dict], kept: set[int], guide: Guide) -> list[str]:
     """Lines that say what was drawn."""
     heads = opinions(found)
     formulas = {reduced_formula(unpack_atoms(found[k]["atoms"])) for k in kept}
-    lines = [f"{len(kept)} of {len(found)} structures as CIFs, {len(formulas)} formulas"]
+    lost = sum(row["atoms"] is None for row in found)
+    lines = []
+    if lost:
+        lines.append(f"{lost} of {len(found)} have diverged and are not written: lower the guide's scales")
+    lines += [f"{len(kept)} of {len(found)} structures as CIFs, {len(formulas)} formulas"]
     if not np.isnan(heads).all():
         unsure = sum(heads[k, 3] > UNSURE for k in kept)
         lines.append(

@@ -3,7 +3,7 @@
 The latter travel with the checkpoint as fingerprints, small enough for the repository: formula, layer group,
 cell and atoms, rounded far below the tolerance of the comparison. They are made by
 
-    python -m models.evaluation.known c2db.db --out models/weights/best_diffusion_model.known.json.gz
+    python -m models.evaluation.known DATABASE … --out CHECKPOINT.known.json.gz
 
 C2DB (Haastrup et al., 2D Mater. 5, 042002 (2018); Gjerding et al., 2D Mater. 8, 044002 (2021)) is CC-BY-4.0.
 """
@@ -11,14 +11,15 @@ C2DB (Haastrup et al., 2D Mater. 5, 042002 (2018); Gjerding et al., 2D Mater. 8,
 import argparse
 import gzip
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import ase.db
 import numpy as np
 from ase import Atoms
 from tqdm import tqdm
 
+from models.crystals.ase_database import readable_rows, row_ids, uid_of
 from models.crystals.layer import NotALayer, extract_layer, layer_atoms, reduced_formula
 from models.crystals.matching import Fingerprint, Register
 from models.infra.files import UnreadableFile, atomic, file_text
@@ -41,20 +42,23 @@ class StoredFingerprint(Fingerprint):
 
 
 def layers_of(path: Path, formulas: set[str] | None = None) -> Iterator[tuple[str, Atoms]]:
-    """(uid, layer in the convention) of a database; rows that are no layer are left out.
+    """(uid, layer in the convention) of a database; rows that are no layer are left out, and rows that cannot
+    be read are counted and said.
 
     Args:
         path: ASE database, e.g. C2DB's.
         formulas: reduced formulas that are wanted; None for all.
     """
-    for row in ase.db.connect(path).select():
-        atoms = row.toatoms()
+    dropped = Counter()
+    for row, atoms in readable_rows(path, dropped, "--novelty-db"):
         if formulas is not None and reduced_formula(atoms) not in formulas:
             continue
         try:
-            yield row.get("uid", str(row.id)), extract_layer(atoms).atoms
+            yield uid_of(row), extract_layer(atoms).atoms
         except NotALayer:  # a row that is no layer cannot match one
             continue
+    for reason, count in dropped.items():
+        print(f"{path}: {count} rows left out of what is known: {reason}")
 
 
 def pack(uid: str, atoms: Atoms) -> list:
@@ -86,7 +90,7 @@ def write_known(path: Path, databases: Iterable[Path]) -> dict[str, int]:
     """
     sources = {}
     for database in databases:
-        total = ase.db.connect(database).count()
+        total = len(row_ids(database))
         found = tqdm(layers_of(database), total=total, desc=Path(database).name, mininterval=2)
         packed = [pack(uid, atoms) for uid, atoms in found if len(atoms) <= MAX_ATOMS]
         sources[Path(database).stem] = sorted(packed, key=lambda entry: (entry[1], entry[0]))

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 from scipy.stats.contingency import relative_risk
 
-from models.crystals.thresholds import OVERLAP_SCALE, SYNTHESIZABLE, VERY_ACTIVE
+from models.crystals.thresholds import OVERLAP_SCALE, STABLE, SYNTHESIZABLE, VERY_ACTIVE
 from models.evaluation.rows import is_true, numbers, table
 from models.evaluation.schema import COMPARISON, SET_METRICS
 from models.evaluation.verdicts import (
@@ -62,7 +62,7 @@ def metric_samples(rows: pd.DataFrame) -> dict[str, np.ndarray]:
         "stability_score": rows["stability_score"].dropna(),
         "synthesis_rate": numbers(rows["p_synth"]) >= SYNTHESIZABLE,
         "stable_rate": stable,
-        "no_competitor_rate": rows[E_HULL].notna() & ~competing_phase_known(rows),
+        "no_competitor_rate": (numbers(rows[E_HULL]) < STABLE) & ~competing_phase_known(rows),
         "unique_rate": is_true(rows["unique"]),
         "novel_rate": is_true(rows["novel"]),
         "sun_rate": is_sun(rows),

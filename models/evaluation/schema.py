@@ -381,7 +381,7 @@ SET_METRICS = (
         "no_competitor_rate",
         ENERGY,
         "No competing phase known",
-        "nothing competes, or it lies more than 0.15 eV/atom below the hull: not called stable",
+        "E_hull < 0.1, but nothing competes, or it lies over 0.15 eV/atom below the hull: not stable",
         PERCENT,
         False,
     ),

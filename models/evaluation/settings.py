@@ -4,9 +4,9 @@ import argparse
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import ase.db
-
+from models.crystals.ase_database import row_ids
 from models.infra.cli import real, whole
+from models.infra.files import read_json, shipped
 from models.physics.hydrogen import CORRECTION
 
 
@@ -17,16 +17,19 @@ class Settings:
     potential: str = "auto"
     potential_checkpoint: Path | None = None
     second_potential: str = "chgnet"
-    dimenet: Path = Path("models/weights/dimenet.pt")
-    synthesis: Path = Path("models/weights/synthesis.pt")
+    dimenet: Path = shipped("models/weights/dimenet.pt")
+    synthesis: Path = shipped("models/weights/synthesis.pt")
     csllm: str | None = None
     csllm_base: str | None = None
     csllm_dtype: str = "auto"
-    references: Path = Path("data/reference_phases.db")
-    novelty_db: Path = Path("data/her2d.db")
-    template_db: Path = Path("data/her2d.db")
-    learned: Path = Path("models/weights/best_diffusion_model.known.json.gz")
-    validation: Path = Path("data/validation.json")
+    references: Path = shipped("data/reference_phases.db")
+    novelty_db: Path = shipped("data/her2d.db")
+    template_db: Path = shipped("data/her2d.db")
+    learned: Path = shipped("models/weights/best_diffusion_model.known.json.gz")
+    validation: Path = shipped("data/validation.json")
+    hull_phases: int = (
+        3  # relaxations in a chemical system of which no compound is known; 15 to 20 s of a core
+    )
     max_pourbaix: float = 0.5  # eV/atom; metastable up to here (Singh et al., Chem. Mater. 29, 10159 (2017))
     correction: float = CORRECTION
     oracle: str = "relaxed"
@@ -50,20 +53,42 @@ def needed_files(settings: Settings) -> list[Path]:
 
 
 def check_files(settings: Settings) -> None:
-    """Says that a file is missing before hours of work.
+    """Says that a file is missing, or that a database is none, before hours of work.
 
     Raises:
         FileNotFoundError: names the first file that does not exist.
-        ValueError: a database of known layers is empty.
+        ValueError: names the file that is damaged or holds something else.
     """
     for path in needed_files(settings):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is no file: see --help for the flag that names it")
-    for path in (settings.novelty_db, settings.template_db):
-        if not ase.db.connect(path).count():
+    row_ids(settings.novelty_db, "--novelty-db")
+    row_ids(settings.template_db, "--template-db")
+    row_ids(settings.references, "--references")
+    read_json(settings.validation)
+    _check_models(settings)
+
+
+def _check_models(settings: Settings) -> None:
+    """Loads the models once, so that a broken checkpoint is said before the work that needs it last.
+
+    Raises:
+        ValueError: names the file.
+    """
+    from models.networks.dimenet import load_dimenet  # late: the pool's processes need no networks
+    from models.networks.synthesis import load_synthesis
+
+    loads = {settings.dimenet: load_dimenet}
+    if not settings.csllm:
+        loads[settings.synthesis] = load_synthesis
+    for path, load in loads.items():
+        try:
+            load(path)
+        except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
             raise ValueError(
-                f"{path} holds no structure: all would be novel; give a database of known layers"
-            )
+                f"{path} holds another kind of model ({reason}): see --help for its flag"
+            ) from None
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
@@ -110,6 +135,10 @@ def _add_model_flags(group) -> None:
 
 def _add_effort_flags(group) -> None:
     add = group.add_argument
+    competitors = (
+        "competing phases relaxed in each chemical system that decides and holds none yet, 0 for none"
+    )
+    add("--hull-phases", type=whole(0), help=competitors)
     relaxed = "whether the layer relaxes with its H; none: no hydrogen but DimeNet++'s"
     add("--oracle", choices=("relaxed", "rigid", "none"), help=relaxed)
     stable = "stable: the oracle only for layers below 0.1 eV/atom, half the time; hits are the same"

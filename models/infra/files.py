@@ -48,6 +48,11 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def shipped(name: str) -> Path:
+    """A file of the repository, found from any working directory: its plain name where that is the root."""
+    return Path(name) if Path.cwd() == ROOT else ROOT / name
+
+
 def file_text(name: str | os.PathLike) -> str:
     """A file name as clean text, whatever the locale: bytes that are no UTF-8 become `\\xff`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

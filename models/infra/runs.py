@@ -29,6 +29,7 @@ def resolve(args: argparse.Namespace, out_is_file: bool = False) -> argparse.Nam
     folder, or beside the output file.
 
     Raises:
+        ValueError: there is no such device.
         Busy: another run writes there.
         OSError: the output cannot be written.
     """
@@ -36,6 +37,10 @@ def resolve(args: argparse.Namespace, out_is_file: bool = False) -> argparse.Nam
 
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError):  # torch's reasons fill a page
+        raise ValueError(f"--device {args.device} is not to be had here: give cpu, or auto") from None
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     folder = args.out.parent if out_is_file else args.out

@@ -11,7 +11,7 @@ class Shard:
     """Rows by key; a line cut short by a kill is dropped on opening.
 
     Args:
-        path: the file, made if it is missing.
+        path: the file, made with the first row.
         resume: False starts it anew.
 
     Raises:
@@ -27,7 +27,7 @@ class Shard:
         for number, line in enumerate(whole.splitlines(), start=1):
             row = self._row(line, number)
             self.rows[row["key"]] = row
-        if whole != raw or not resume:
+        if self.path.exists() and (whole != raw or not resume):
             self.path.write_bytes(whole)
 
     def _row(self, line: bytes, number: int) -> dict:

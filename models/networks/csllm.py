@@ -104,6 +104,12 @@ class CSLLM:
             model, tokenizer = _load_model(folder, dtype, f"give --csllm a folder with a model, not {folder}")
             return cls(model.to(device), tokenizer, str(path_or_repo))
 
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise CSLLMError(
+                f"{folder} has no adapter_model.safetensors: weights in a pickle (.bin) are not read, for a "
+                "pickle is a program; save them as safetensors"
+            )
+
         from peft import PeftModel
 
         base = base or read_json(folder / "adapter_config.json")["base_model_name_or_path"]
@@ -232,8 +238,11 @@ def _load_model(source: str | Path, dtype, advice: str):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source))
-        model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype)
+        # a pickle, or code beside the weights, is a program: neither is read
+        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(source), dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
     except Exception as error:
         reason = _reason(error)
         raise CSLLMError(f"language model '{source}' cannot be loaded ({reason}): {advice}") from error

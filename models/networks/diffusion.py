@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from models.networks.egnn import CONDITIONS, Denoised, DenoisingEGNN, Heads
 from models.networks.layers import MASK, Labels, Layers
+from models.networks.symmetry import Symmetry
 
 # eV/atom: labels of E_hull above are clamped; how bad beyond that a structure is, no guide needs to know.
 MAX_E_HULL = 1.0
@@ -127,14 +128,36 @@ class Diffusion(nn.Module):
 
     def decode_lattice(self, lattice: Tensor, count: Tensor) -> Tensor:
         """In-plane cells [B, 2, 2] Å, symmetric, of standardised lattices [B, 3]."""
-        s = lattice * self.lattice_std + self.lattice_mean  # [B, 3]: 11, 22, 12
+        s = lattice * self.lattice_std.to(lattice) + self.lattice_mean.to(lattice)  # [B, 3]: 11, 22, 12
         size = 0.5 * count.to(s.dtype).log()  # [B]
         first = torch.stack([s[:, 0] + size, s[:, 2]], -1)  # [B, 2]
         second = torch.stack([s[:, 2], s[:, 1] + size], -1)
         return torch.linalg.matrix_exp(torch.stack([first, second], -2))
 
-    def noise(self, layers: Layers, t: Tensor, generator: torch.Generator | None = None) -> Noised:
-        """Layers noised to the integer times t [B], and what the network is to say of them."""
+    def encode_metric(self, metric: Tensor, count: Tensor) -> Tensor:
+        """Standardised lattice [B, 3] of metrics L Lᵀ [B, 2, 2] Å²."""
+        raw = raw_lattice(torch.linalg.cholesky(metric), count)
+        return (raw - self.lattice_mean.to(raw)) / self.lattice_std.to(raw)
+
+    def decode_metric(self, lattice: Tensor, count: Tensor) -> Tensor:
+        """Metric L Lᵀ [B, 2, 2] Å² of standardised lattices [B, 3]."""
+        cell = self.decode_lattice(lattice, count)
+        return cell @ cell.mT
+
+    def noise(
+        self,
+        layers: Layers,
+        t: Tensor,
+        generator: torch.Generator | None = None,
+        symmetry: Symmetry | None = None,
+    ) -> Noised:
+        """Layers noised to the integer times t [B], and what the network is to say of them.
+
+        Args:
+            symmetry: operations that the noise must not break; each layer must obey its own nearly.
+        """
+        if symmetry is not None:
+            layers = symmetry.settled(layers)
         keep = layers.mask.to(layers.z.dtype)  # [B, N]
         count = keep.sum(1)  # [B]
         sigma, abar = self.sigmas[t], self.alphas_cumprod[t]  # [B]
@@ -145,15 +168,23 @@ class Diffusion(nn.Module):
         lattice = self.encode_lattice(layers.cell, count)  # [B, 3]
         eps_l = normal(lattice)
         lattice_t = a * lattice + b * eps_l
+        if symmetry is not None:
+            lattice = symmetry.lattice(lattice, count, self)
+            lattice_t = symmetry.lattice(lattice_t, count, self)
+            eps_l = (lattice_t - a * lattice) / b.clamp(min=TINY)
         cell = self.decode_lattice(lattice_t, count)  # [B, 2, 2]
 
         # z: the same, mean-free
         z = mean_free(layers.z, keep)  # [B, N]
         eps_z = mean_free(normal(z), keep)
+        if symmetry is not None:
+            eps_z = symmetry.heights(eps_z)
         z_t = a * z + b * eps_z
 
         # in the plane: x + σ ε on the torus of the noised cell; the target is σ ∇ log p of the wrapped normal
         displacement = sigma[:, None, None] * normal(layers.frac_coords) * keep[..., None]  # [B, N, 2] Å
+        if symmetry is not None:  # the operations are isometries of the noised cell
+            displacement = symmetry.displacements(displacement @ torch.linalg.inv(cell)) @ cell
         frac = (layers.frac_coords + displacement @ torch.linalg.inv(cell)) % 1.0
         score = wrapped_normal_score(displacement, sigma, cell) * keep[..., None]
         score = (score - score.sum(1, keepdim=True) / count[:, None, None]) * keep[..., None]  # no drift
@@ -250,6 +281,7 @@ def joint_loss(
     drop: float = 0.15,
     generator: torch.Generator | None = None,
     drop_all: float = 0.0,
+    symmetry: Symmetry | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L_total = E‖ε − ε_θ(x_t, t)‖² + λ1 ‖ΔG_H − ΔG_H*‖₁ + λ2 ‖E_hull − E_hull*‖² + λ3 BCE(P_synth, y_synth).
 
@@ -258,12 +290,13 @@ def joint_loss(
         weights: of the four diffusion channels, λ1, λ2, λ3, and of the head of the standard deviation.
         drop: probability with which each condition is replaced by its learned null.
         drop_all: probability with which all conditions of a graph are, together.
+        symmetry: of the layers, where the noise is to keep it.
 
     Returns:
         total loss, and its unweighted terms by name.
     """
     t = diffusion.random_times(len(layers), generator).to(layers.z.device)  # [B]
-    noised = diffusion.noise(layers, t, generator)
+    noised = diffusion.noise(layers, t, generator, symmetry)
     noised = noised._replace(layers=mask_slots(noised.layers, generator))
     targets = torch.stack([getattr(labels, name) for name in CONDITIONS], -1).detach()  # [B, 3]
     dropped = torch.rand(targets.shape, generator=generator) < drop  # [B, 3]

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.networks.layers import MASK, TOKENS, Layers, TensorFields
+from models.networks.layers import MASK, TOKENS, Layers, TensorFields, reduction
 
-# In-plane images searched for neighbours, −3 … 3 along a and b: the 21 nearest of any atom of a reduced
+# In-plane images searched for neighbours, −3 … 3 along the rows of a reduced basis: the 21 nearest of any
+# atom of a reduced
 # cell lie there.
 IMAGES = 3
 # Å; Gaussians this far apart cover the lengths of bonds: late in denoising an atom moves by hundredths of
@@ -89,12 +90,16 @@ def _nearest_images(layers: Layers, count: int) -> tuple[Tensor, Tensor]:
     """Index [B, N, count] of the atoms whose images are nearest to each atom, and the images' lattice shifts
     [B, N, count, 2].
     """
+    # In a skewed basis the nearest image may lie at b + 4a: the search is in the reduced one.
+    basis = reduction(layers.cell)  # [B, 2, 2] integers
+    cell = basis @ layers.cell
+    frac = layers.frac_coords @ torch.linalg.inv(basis)  # [B, N, 2]
     span = torch.arange(-IMAGES, IMAGES + 1, device=layers.z.device)
     shifts = torch.cartesian_prod(span, span).to(layers.z.dtype)  # [S, 2]
-    delta = layers.frac_coords[:, None] - layers.frac_coords[:, :, None]  # [B, N, N, 2], from the first atom
+    delta = frac[:, None] - frac[:, :, None]  # [B, N, N, 2], from the first atom
     home = torch.round(delta)
-    base = (delta - home) @ layers.cell[:, None]  # [B, N, N, 2] Å
-    offsets = shifts @ layers.cell  # [B, S, 2] Å
+    base = (delta - home) @ cell[:, None]  # [B, N, N, 2] Å
+    offsets = shifts @ cell  # [B, S, 2] Å
     height = (layers.z[:, None] - layers.z[:, :, None]) ** 2  # [B, N, N]
     square = ((base[..., None, :] + offsets[:, None, None]) ** 2).sum(-1) + height[..., None]  # [B, N, N, S]
     padded = ~(layers.mask[:, None, :, None] & layers.mask[:, :, None, None])
@@ -105,7 +110,7 @@ def _nearest_images(layers: Layers, count: int) -> tuple[Tensor, Tensor]:
     nearest = square.view(b, n, n * s).topk(count, largest=False).indices  # [B, N, count]
     index, image = nearest // s, nearest % s
     shift = shifts[image] - torch.gather(home, 2, index[..., None].expand(-1, -1, -1, 2))
-    return index, shift
+    return index, shift @ basis[:, None]
 
 
 class Edges(NamedTuple):
@@ -256,14 +261,21 @@ class DenoisingEGNN(nn.Module):
             h, v = layer(h, v, edges)
         return self._channels(h, v, layers, lattice, predicted)
 
-    def properties(self, layers: Layers, t: Tensor) -> Heads:
-        """What the heads say of the noised batch at times t [B]; the condition is never seen."""
-        h, v, edges, _ = self._embed(layers, t)
+    def properties(self, layers: Layers, t: Tensor, slot_elements: Tensor | None = None) -> Heads:
+        """What the heads say of the noised batch at times t [B]; the condition is never seen.
+
+        Args:
+            slot_elements: [B, S, TOKENS] weights of the elements in each slot, in place of the atomic
+                numbers: a relaxed one-hot, which the heads can be differentiated in.
+        """
+        h, v, edges, _ = self._embed(layers, t, slot_elements)
         for layer in self.trunk:
             h, v = layer(h, v, edges)
         return self._properties(h, layers.mask)
 
-    def _embed(self, layers: Layers, t: Tensor) -> tuple[Tensor, Tensor, Edges, Tensor]:
+    def _embed(
+        self, layers: Layers, t: Tensor, slot_elements: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Edges, Tensor]:
         """h [B, N, C], v [B, N, V, 3] of zeros, the edges, and the embedded time [B, C]."""
         index, vectors, weight = neighbours(layers, self.hparams["neighbours"])
         distance = (vectors**2).sum(-1).add(SOFTENING).sqrt()  # [B, N, K]
@@ -271,7 +283,12 @@ class DenoisingEGNN(nn.Module):
         frequencies = torch.arange(1, TIME_WAVES + 1, device=t.device) * torch.pi / 2
         angles = t[:, None] * frequencies  # [B, TIME_WAVES]
         time = self.time(torch.cat([angles.sin(), angles.cos()], -1))  # [B, C]
-        h = self.element(layers.atomic_numbers) + time[:, None]  # [B, N, C]
+        if slot_elements is None:
+            element = self.element(layers.atomic_numbers)  # [B, N, C]
+        else:
+            of_slot = slot_elements @ self.element.weight  # [B, S, C]
+            element = torch.gather(of_slot, 1, layers.slots[..., None].expand(-1, -1, of_slot.shape[-1]))
+        h = element + time[:, None]  # [B, N, C]
         v = h.new_zeros(*h.shape[:2], self.hparams["vectors"], 3)
         return h, v, Edges(index, vectors / distance[..., None], radial, weight), time
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from models.crystals.matching import Fingerprint, layer_group, rmsd
+from models.crystals.symmetry import layer_operations
 from models.crystals.thresholds import SAME_SYMPREC
 from models.datasets.graphs import LABELS, graph_atoms
 from models.infra.files import digest
@@ -21,6 +22,7 @@ from models.networks.egnn import DenoisingEGNN
 from models.networks.layers import collate, layers_of, to_atoms
 from models.networks.sampler import Sampler
 from models.networks.settings import MISSION, GeneratorSettings
+from models.networks.symmetry import Symmetry
 
 VALIDATION_SEED = 1234  # the same noise at every validation, so that epochs can be compared
 CHANNELS = ("coordinates", "z", "lattice", "elements")  # the diffusion term of the loss
@@ -78,6 +80,12 @@ def batches(
 def random_batch(graphs: list[Data], count: int, generator: torch.Generator) -> list[Data]:
     """`count` randomly chosen graphs."""
     return [graphs[k] for k in torch.randint(len(graphs), (count,), generator=generator).tolist()]
+
+
+def symmetry_of(graphs: list[Data]) -> Symmetry:
+    """The layer groups of a batch, for noise that keeps them."""
+    operations = [layer_operations(graph_atoms(graph)) for graph in graphs]
+    return Symmetry.of(operations, max(graph.num_nodes for graph in graphs))
 
 
 def lattice_statistics(graphs: list[Data]) -> tuple[Tensor, Tensor]:
@@ -236,7 +244,9 @@ def head_errors(model, train, test, args) -> dict:
         guess, label = (torch.cat([getattr(rows, field) for rows in found]) for found in (predicted, labels))
         count = int((~label.isnan()).sum())
         if count:
-            median = getattr(known, field).nanmedian().clamp(max=MAX_E_HULL)
+            median = getattr(known, field).nanmedian()
+            if field == "e_hull":  # as its labels
+                median = median.clamp(max=MAX_E_HULL)
             errors[f"{field}_{unit}"] = {
                 "mae": mean(guess - label),
                 "mae_of_median": mean(median - label),

@@ -71,6 +71,26 @@ class Layers(TensorFields):
     mask: Tensor
 
 
+def reduction(cell: Tensor) -> Tensor:
+    """Integer matrices [B, 2, 2] whose product with the rows of `cell` [B, 2, 2] Å is a Gauss-reduced basis
+    of the same lattice: |a| <= |b|, |a·b| <= a·a / 2.
+
+    Identity where the rows are reduced but for 0.1 %, so that a 60° or 120° cell does not flip with rounding.
+    """
+    basis = torch.eye(2, device=cell.device, dtype=cell.dtype).expand(len(cell), 2, 2)
+    for _ in range(16):  # enough for a sheared by thousands of b: every step shortens as Euclid's does
+        rows = basis @ cell
+        square = (rows**2).sum(-1)  # [B, 2] Å^2
+        overlap = (rows[:, 0] * rows[:, 1]).sum(-1) / square.min(-1).values  # [B]
+        steps = torch.round(overlap * 0.999)[:, None, None]  # of the shorter row, off the longer one
+        if not steps.any():
+            break
+        longer = (square[:, 0] > square[:, 1])[:, None, None]
+        basis = torch.where((steps != 0) & longer, basis.flip(1), basis)
+        basis = torch.cat([basis[:, :1], basis[:, 1:] - steps * basis[:, :1]], 1)
+    return basis
+
+
 def collate(graphs: list[Data]) -> tuple[Layers, Labels]:
     """Padded batch of graphs, and its labels."""
     layers = pad(

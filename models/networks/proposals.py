@@ -11,11 +11,19 @@ from collections.abc import Collection, Iterator
 import numpy as np
 import torch
 from ase import Atoms
-from ase.spacegroup.symmetrize import refine_symmetry
+from pymatgen.core import Composition
 from torch import Tensor
 from tqdm import tqdm
 
-from models.crystals.layer import extract_layer, pack_atoms, reduced_formula, unpack_atoms
+from models.crystals.layer import (
+    NotALayer,
+    NotAStructure,
+    extract_layer,
+    pack_atoms,
+    reduced_formula,
+    unpack_atoms,
+)
+from models.crystals.symmetry import layer_operations, maximal_subgroups, symmetrized
 from models.crystals.templates import Templates, by_substitution, spread, substitute
 from models.infra.shards import Shard
 from models.networks.diffusion import Diffusion
@@ -23,9 +31,14 @@ from models.networks.egnn import DenoisingEGNN, Heads
 from models.networks.layers import MASK, Layers, layers_of, to_atoms
 from models.networks.sampler import Sampler
 from models.networks.settings import GeneratorSettings, Guide
+from models.networks.symmetry import Symmetry
 
 # Columns of generated.csv, in the order of head_properties.
 HEADS = ["head_delta_g_h_eV", "head_e_hull_eV_per_atom", "head_p_synth", "head_delta_g_h_std_eV"]
+
+# Å, of a cell's height and of its rows and thickness, that are still looked at
+SMALLEST, LARGEST = 1.0, 100.0
+SUBGROUP_SHARE = 0.5  # of the structures with --symmetry subgroup that lose part of their template's group
 
 Start = tuple[str, Atoms]  # name of the prototype, and the layer
 
@@ -38,15 +51,29 @@ def start_structures(
 ) -> list[list[Start]]:
     """What each of `count` structures may start from: several templates where the model chooses."""
     if settings.method == "substitution":
-        found = by_substitution(templates, count, rng, settings.formula)
+        found = by_substitution(templates, count, rng, settings.formula, settings.guide.elements)
     elif settings.method == "held-out":
         found = templates.held_out(count, rng)
-    elif settings.formula:
+    elif settings.formula and settings.method == "diffusion":
         found = spread(templates, settings.formula, count)
     else:
         choices = min(settings.templates, settings.proposals) if settings.method == "diffusion" else 1
         return [[templates.draw(rng) for _ in range(choices)] for _ in range(count)]
     return [[start] for start in found]
+
+
+def fitting(templates: Templates, elements: Collection[str] | None) -> Templates:
+    """Those with no more slots than there are elements to choose from.
+
+    Raises:
+        ValueError: none is left.
+    """
+    if elements is None:
+        return templates
+    kept = [pair for pair in templates.structures if len(set(pair[1].symbols)) <= len(elements)]
+    if not kept:
+        raise ValueError(f"every template needs more elements than --elements leaves: {', '.join(elements)}")
+    return Templates(kept)
 
 
 def substituted(template: Atoms, symbols) -> Atoms:
@@ -60,12 +87,35 @@ def recipe(start: Start) -> tuple[str, str]:
     return name, reduced_formula(atoms)
 
 
-def random_elements(batch: list[list[Start]], templates: Templates, rng) -> Iterator[Atoms]:
-    """Model-free baseline: every slot of a random template gets a random element of the database."""
-    elements = templates.elements()
+def random_elements(
+    batch: list[list[Start]], elements: list[str], formula: str | None, rng: np.random.Generator
+) -> Iterator[Atoms]:
+    """Model-free baseline: every slot of a random template gets a random element, all different; those of
+    `formula` in a random order that keeps its amounts, where one is given.
+
+    Args:
+        elements: symbols to draw from.
+    """
     for ((_, atoms),) in batch:
-        old = sorted(set(atoms.symbols))
-        yield substitute(atoms, dict(zip(old, rng.choice(elements, len(old), replace=False))))
+        if formula:
+            yield substitute(atoms, random_assignment(atoms, formula, rng))
+        else:
+            old = sorted(set(atoms.symbols))
+            yield substitute(atoms, dict(zip(old, rng.choice(elements, len(old), replace=False))))
+
+
+def random_assignment(atoms: Atoms, formula: str, rng: np.random.Generator) -> dict[str, str]:
+    """Own symbol -> symbol of the formula, at random among those that keep the amounts."""
+    own = Composition(atoms.get_chemical_formula()).reduced_composition
+    wanted = Composition(formula).reduced_composition
+    places = {}
+    for element, amount in own.items():
+        places.setdefault(amount, []).append(element.symbol)
+    chosen = {}
+    for amount, symbols in places.items():
+        new = sorted(element.symbol for element, other in wanted.items() if other == amount)
+        chosen |= dict(zip(sorted(symbols), rng.permutation(new).tolist()))
+    return chosen
 
 
 # --- from a start to a denoised layer
@@ -94,11 +144,30 @@ def diffuse(batch: list[list[Start]], sampler: Sampler, taken: Collection = ()) 
     else:
         chosen = propose(batch, sampler, start, taken)
     layers = layers_of([atoms for _, atoms in chosen]).to(settings.device)
-    if start == top:
-        noised, lattice = sampler.prior(layers if settings.formula else hide(layers))
+    if start == top and not settings.formula:
+        layers = hide(layers)
+    symmetry = symmetry_of(chosen, sampler)
+    if start == top and symmetry is None:
+        noised, lattice = sampler.prior(layers)
     else:
-        noised, lattice = sampler.noised(layers, start)
-    return [name for name, _ in chosen], sampler.denoise(noised, lattice, start, settings.steps)
+        noised, lattice = sampler.noised(layers, start, symmetry)
+    return [name for name, _ in chosen], sampler.denoise(noised, lattice, start, settings.steps, symmetry)
+
+
+def symmetry_of(starts: list[Start], sampler: Sampler) -> Symmetry | None:
+    """The operations that each structure of a batch is diffused under; None for --symmetry none."""
+    kind, found = sampler.settings.symmetry, []
+    if kind == "none":
+        return None
+    for _, atoms in starts:
+        operations = layer_operations(atoms)
+        if kind == "subgroup" and torch.rand(1, generator=sampler.generator).item() < SUBGROUP_SHARE:
+            subgroups = maximal_subgroups(operations)
+            if subgroups:
+                which = torch.randint(len(subgroups), (1,), generator=sampler.generator).item()
+                operations = operations.subset(subgroups[which])
+        found.append(operations)
+    return Symmetry.of(found, max(len(atoms) for _, atoms in starts)).to(sampler.settings.device)
 
 
 def propose(batch: list[list[Start]], sampler: Sampler, start: int, taken: Collection = ()) -> list[Start]:
@@ -136,20 +205,21 @@ def _proposal(batch: list[list[Start]], k: int, sampler: Sampler, start: int) ->
     """The k-th proposal of each structure of a batch."""
     templates = [starts[k % len(starts)] for starts in batch]
     hidden = hide(layers_of([atoms for _, atoms in templates]).to(sampler.settings.device))
-    noised, lattice = sampler.noised(hidden, start)
+    noised, lattice = sampler.noised(hidden, start, symmetry_of(templates, sampler))
     filled = sampler.propose_elements(noised, lattice, start, sampler.settings.temperature)
     proposed = to_atoms(filled.to("cpu"))
     return [(name, substituted(own, atoms.symbols)) for (name, own), atoms in zip(templates, proposed)]
 
 
 def presentable(atoms: Atoms, symprec: float) -> Atoms:
-    """The layer in the convention, symmetrised within `symprec` Å where that leaves it intact."""
+    """The layer in the convention, symmetrised by the layer group that it has within `symprec` Å.
+
+    What is no single layer is returned as it came: the evaluator says so.
+    """
     try:
-        atoms = extract_layer(atoms).atoms
-        symmetric = atoms.copy()
-        refine_symmetry(symmetric, symprec=symprec)
-        return extract_layer(symmetric).atoms
-    except Exception:  # no layer, or no symmetry found: written as it came
+        layer = extract_layer(atoms).atoms
+        return extract_layer(symmetrized(layer, layer_operations(layer, symprec))).atoms
+    except (NotALayer, NotAStructure):
         return atoms
 
 
@@ -170,7 +240,9 @@ def opinions(found: list[dict]) -> np.ndarray:
 
 
 def recipe_of(row: dict) -> tuple[str, str]:
-    """The recipe of a drawn structure."""
+    """The recipe of a drawn structure; of one that has diverged, its template and no formula."""
+    if row["atoms"] is None:
+        return row["template"], ""
     return recipe((row["template"], unpack_atoms(row["atoms"])))
 
 
@@ -180,13 +252,13 @@ def best(found: list[dict], count: int, guide: Guide) -> set[int]:
     """
     losses = guide.loss(Heads(*torch.tensor(opinions(found)).T))  # the loss does not look at P_synth
     for k, row in enumerate(found):
-        if not guide.allows(torch.tensor([row["atoms"]["numbers"]])).item():
+        if row["atoms"] is None or not guide.allows(torch.tensor([row["atoms"]["numbers"]])).item():
             losses[k] = torch.inf
     first, again, taken = [], [], set()
     for k in losses.argsort().tolist():
         (again if recipe_of(found[k]) in taken else first).append(k)
         taken.add(recipe_of(found[k]))
-    return set([*first, *again][:count])
+    return {k for k in [*first, *again][:count] if found[k]["atoms"] is not None}
 
 
 class Generator:
@@ -211,8 +283,9 @@ class Generator:
         """`count` drawn structures; batches that the shard holds under `identity` are taken from there.
 
         Returns:
-            {"atoms", "template", "heads", "nfe", "seconds"} each: the packed layer, the name of its template,
-            HEADS as text, and its share of the batch's function evaluations and of the seconds of one core.
+            {"atoms", "template", "heads", "nfe", "seconds"} each: the packed layer (None if it has diverged),
+            the name of its template, HEADS as text, and its share of the batch's function evaluations and of
+            the seconds of one core.
         """
         size = self.settings.batch_size
         starts = start_structures(
@@ -245,7 +318,9 @@ class Generator:
         structures = [atoms for ((_, atoms),) in batch]
         if self.settings.method == "random":
             rng = np.random.default_rng([self.settings.seed, first])
-            structures = list(random_elements(batch, self.templates, rng))
+            allowed = self.settings.guide.elements
+            elements = self.templates.elements() if allowed is None else sorted(allowed)
+            structures = list(random_elements(batch, elements, self.settings.formula, rng))
         return names, structures, [[""] * len(HEADS)] * len(batch), 0
 
     def _denoised(self, batch, first, taken):
@@ -253,7 +328,28 @@ class Generator:
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + first)
         sampler = Sampler(self.model, self.diffusion, settings, generator)
         names, layers = diffuse(batch, sampler, taken)
-        structures = [presentable(atoms, settings.symprec) for atoms in to_atoms(layers.to("cpu"))]
-        heads = head_properties(self.model, structures, settings.device).tolist()
-        text = [[f"{x:.4f}" for x in row] for row in heads]
-        return names, structures, text, round(sampler.nfe / len(batch))
+        layers, sound = layers.to("cpu"), sensible(layers).tolist()
+        structures, heads = [None] * len(batch), [[""] * len(HEADS)] * len(batch)
+        for k in range(len(batch)):
+            if sound[k]:
+                (atoms,) = to_atoms(layers[k : k + 1])
+                structures[k] = presentable(atoms, settings.symprec)
+        kept = [k for k in range(len(batch)) if sound[k]]
+        if kept:
+            said = head_properties(self.model, [structures[k] for k in kept], settings.device).tolist()
+            for k, row in zip(kept, said):
+                heads[k] = [f"{x:.4f}" for x in row]
+        return names, structures, heads, round(sampler.nfe / len(batch))
+
+
+def sensible(layers: Layers) -> Tensor:
+    """[B] whether a structure is finite and of a size that a layer can have; others have diverged under too
+    strong a guide, and no neighbour list should be made of them.
+    """
+    finite = torch.isfinite(layers.frac_coords).all((1, 2)) & torch.isfinite(layers.z).all(1)
+    finite &= torch.isfinite(layers.cell).all((1, 2))
+    cell = torch.where(finite[:, None, None], layers.cell, torch.eye(2).to(layers.cell))
+    rows = cell.norm(dim=-1)  # [B, 2] Å
+    height = torch.linalg.det(cell).abs() / rows.amax(1)
+    extent = torch.where(finite[:, None], layers.z, 0).abs().amax(1)
+    return finite & (height > SMALLEST) & (rows.amax(1) < LARGEST) & (extent < LARGEST)

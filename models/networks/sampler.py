@@ -11,17 +11,18 @@ variance-exploding form on the torus; masked slot elements are revealed on the w
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from models.infra.files import load_checkpoint
 from models.networks.diffusion import Diffusion, mean_free
 from models.networks.egnn import Denoised, DenoisingEGNN
 from models.networks.layers import MASK, Layers
 from models.networks.settings import GeneratorSettings
+from models.networks.symmetry import Symmetry
 
 # δ of the corrector in units of the noise's variance. The variance that it settles at is too large by half
 # of this, and it takes 1/δ steps to forget where it began.
 LANGEVIN_STEP = 0.1
+FORBIDDEN = -1e9  # logit of an element that must not be drawn: far below any that a network gives
 
 
 def kept_times(start: int, steps: int) -> list[int]:
@@ -68,10 +69,14 @@ class Sampler:
         cell = self.diffusion.decode_lattice(lattice, keep.sum(1))  # [B, 2, 2]
         return layers.replace(frac_coords=frac, z=z, cell=cell), lattice
 
-    def noised(self, layers: Layers, start: int) -> tuple[Layers, Tensor]:
-        """Layers noised to the integer time `start`, and their standardised lattices [B, 3]."""
+    def noised(self, layers: Layers, start: int, symmetry: Symmetry | None = None) -> tuple[Layers, Tensor]:
+        """Layers noised to the integer time `start`, and their standardised lattices [B, 3].
+
+        With `symmetry` and the last time: pure noise in a layer group whose orbits are occupied as in
+        `layers`.
+        """
         t = torch.full((len(layers),), start)
-        noised = self.diffusion.noise(layers, t, self.generator)
+        noised = self.diffusion.noise(layers, t, self.generator, symmetry)
         return noised.layers, noised.lattice
 
     # --- elements
@@ -85,40 +90,108 @@ class Sampler:
 
     @torch.no_grad()
     def propose_elements(self, layers: Layers, lattice: Tensor, start: int, temperature=1.0) -> Layers:
-        """Reveals every masked slot, one a graph and round, at the noise level `start`."""
+        """Reveals every masked slot, one a graph and round, at the noise level `start`; then masks and
+        reveals again one random slot a graph, `gibbs` times.
+        """
         time = self.diffusion.time(torch.full((len(layers),), start, device=layers.z.device))
-        while (layers.atomic_numbers == MASK).any():
-            out = self._denoise(layers, time, lattice)
-            layers = self._reveal(layers, out.slot_logits / temperature, share=None)
+        free = layers.atomic_numbers == MASK  # [B, N], what the user gave is not among them
+        layers = self._reveal_all(layers, lattice, time, temperature)
+        for _ in range(self.settings.gibbs if free.any() else 0):
+            layers = self._reveal_all(self._mask_one(layers, free), lattice, time, temperature)
         return layers
 
-    def _reveal(self, layers: Layers, logits: Tensor, share: float | None) -> Layers:
+    def _reveal_all(self, layers: Layers, lattice: Tensor, time: Tensor, temperature: float) -> Layers:
+        while (layers.atomic_numbers == MASK).any():
+            out = self._denoise(layers, time, lattice)
+            layers = self._reveal(layers, out.slot_logits / temperature, time, share=None)
+        return layers
+
+    def _mask_one(self, layers: Layers, free: Tensor) -> Layers:
+        """One random slot a graph without its element, of those whose atoms are `free` [B, N]."""
+        slots = int(layers.slots.max()) + 1
+        luck = torch.rand((len(layers), slots), generator=self.generator).to(layers.z.device)  # [B, S]
+        open_slots = _any_atom(free, layers, slots)  # [B, S]
+        luck = luck.masked_fill(~open_slots, -1.0)
+        chosen = open_slots & (luck == luck.amax(1, keepdim=True))
+        hidden = torch.gather(chosen, 1, layers.slots) & free
+        return layers.replace(atomic_numbers=torch.where(hidden, MASK, layers.atomic_numbers))
+
+    def _reveal(self, layers: Layers, logits: Tensor, time: Tensor, share: float | None) -> Layers:
         """Fills masked slots from their logits [B, S, TOKENS]: each with probability `share`, or one a graph
         (None).
+
+        Slots of a graph are distinct elements, also when they are filled together: AB2C never becomes A3C.
         """
-        hidden = _hidden_slots(layers, logits.shape[1])  # [B, S]
+        hidden = _any_atom((layers.atomic_numbers == MASK) & layers.mask, layers, logits.shape[1])  # [B, S]
         if not hidden.any():
             return layers
+        logits = logits - self._element_push(layers, logits, time, hidden)
         taken = logits.new_zeros(len(layers), logits.shape[-1]).scatter(1, layers.atomic_numbers, 1.0) > 0
         taken[:, [0, MASK]] = False
-        logits = logits.masked_fill(taken[:, None], -1e4)  # slots are distinct elements
-        drawn = torch.multinomial(logits.softmax(-1).flatten(0, 1).cpu(), 1, generator=self.generator)
-        drawn = drawn.view(logits.shape[:2]).to(logits.device)  # [B, S]
+        if (wanted := self.guide.may_choose(logits.device)) is not None:
+            logits = logits.masked_fill(~wanted, FORBIDDEN)
+        logits = logits.masked_fill(taken[:, None], FORBIDDEN)
+        drawn = self._draw(logits)  # [B, S]
         luck = torch.rand(hidden.shape, generator=self.generator).to(logits.device)  # [B, S]
         luck = luck.masked_fill(~hidden, -1.0)
         if share is None:
             chosen = hidden & (luck == luck.amax(1, keepdim=True))
         else:
             chosen = hidden & (luck >= 1 - share)
+        drawn = self._distinct(drawn, chosen, logits)
         numbers = torch.gather(torch.where(chosen, drawn, MASK), 1, layers.slots)  # [B, N]
         take = (layers.atomic_numbers == MASK) & layers.mask
         return layers.replace(atomic_numbers=torch.where(take, numbers, layers.atomic_numbers))
+
+    def _draw(self, logits: Tensor) -> Tensor:
+        """An element [B, S] for each slot from its logits [B, S, TOKENS]."""
+        drawn = torch.multinomial(logits.softmax(-1).flatten(0, 1).cpu(), 1, generator=self.generator)
+        return drawn.view(logits.shape[:2]).to(logits.device)
+
+    def _distinct(self, drawn: Tensor, chosen: Tensor, logits: Tensor) -> Tensor:
+        """The elements [B, S] of the chosen slots, drawn again where an earlier slot of the graph has the
+        same.
+        """
+        for slot in range(1, drawn.shape[1]):
+            earlier = torch.where(chosen[:, :slot], drawn[:, :slot], 0)  # [B, slot], 0 is no element
+            clash = chosen[:, slot] & (earlier == drawn[:, slot, None]).any(1)  # [B]
+            if clash.any():
+                gone = torch.zeros_like(logits[:, slot]).scatter(1, earlier, 1.0) > 0  # [B, TOKENS]
+                again = self._draw(logits[:, slot].masked_fill(gone, FORBIDDEN)[:, None])[:, 0]
+                drawn = drawn.clone()
+                drawn[:, slot] = torch.where(clash, again, drawn[:, slot])
+        return drawn
+
+    def _element_push(self, layers: Layers, logits: Tensor, time: Tensor, hidden: Tensor) -> Tensor | float:
+        """η ∂L_target/∂onehot [B, S, TOKENS]: the first-order change of L_target for every element in every
+        masked slot, from one backward pass.
+
+        The expansion is about the network's own expectation p_θ in the masked slots, not about the mask:
+        between the mask and an element the heads are far from linear. (Discrete guidance as in DiGress,
+        arXiv:2209.14734.)
+        """
+        if self.guide.element_gradient == 0:
+            return 0.0
+        # [B, N, TOKENS]
+        known = torch.nn.functional.one_hot(layers.atomic_numbers, logits.shape[-1]).to(logits)
+        member = (
+            torch.nn.functional.one_hot(layers.slots, logits.shape[1]).to(logits) * layers.mask[..., None]
+        )
+        weights = torch.einsum("bns,bnt->bst", member, known) / member.sum(1).clamp(min=1)[..., None]
+        weights = torch.where(hidden[..., None], logits.softmax(-1), weights)  # [B, S, TOKENS]
+        with torch.enable_grad():
+            weights = weights.detach().requires_grad_()
+            loss = self.guide.loss(self.model.properties(layers, time, weights))
+            (gradient,) = torch.autograd.grad(loss.sum(), weights)
+        self.nfe += 3 * len(layers)
+        centred = gradient - (gradient * weights).sum(-1, keepdim=True)  # a constant changes no probability
+        return self.guide.element_gradient * centred.detach()
 
     # --- the reverse process
 
     @torch.no_grad()
     def denoise(
-        self, layers: Layers, lattice: Tensor, start: int, steps: int, progress: bool = False
+        self, layers: Layers, lattice: Tensor, start: int, steps: int, symmetry: Symmetry | None = None
     ) -> Layers:
         """Runs the reverse process from the integer time `start` to 0.
 
@@ -126,15 +199,18 @@ class Sampler:
             layers: noised structures; MASK tokens are revealed on the way.
             lattice: [B, 3] their standardised lattices.
             steps: number of updates; ᾱ is kept at the kept times, α′ = ᾱ_t / ᾱ_s.
+            symmetry: operations that `layers` obey and keep.
         """
         times = kept_times(start, steps)
-        for t, s in tqdm(list(zip(times, times[1:])), desc="denoising", disable=not progress, mininterval=2):
-            layers, lattice = self.step(layers, lattice, t, s)
+        for t, s in zip(times, times[1:]):
+            layers, lattice = self.step(layers, lattice, t, s, symmetry)
             for _ in range(self.settings.corrector if s else 0):
-                layers, lattice = self.correct(layers, lattice, s)
+                layers, lattice = self.correct(layers, lattice, s, symmetry)
         return layers
 
-    def step(self, layers: Layers, lattice: Tensor, t: int, s: int) -> tuple[Layers, Tensor]:
+    def step(
+        self, layers: Layers, lattice: Tensor, t: int, s: int, symmetry: Symmetry | None = None
+    ) -> tuple[Layers, Tensor]:
         """One update from time t to time s < t."""
         d, keep = self.diffusion, layers.mask.to(layers.z.dtype)  # [B, N]
         index = torch.full((len(layers),), t, device=layers.z.device)  # [B]
@@ -161,11 +237,13 @@ class Sampler:
         spread = (gap * sigma_s**2 / sigma_t**2).sqrt()
         noise = self.settings.noise_scale * spread * self.normal(out.score)  # [B, N, 2]
         move = gap / sigma_t * out.score - push_frac * spread**2 + noise
-        layers = self._moved(layers, move, z, new_lattice)
+        layers, lattice = self._moved(layers, move, z, new_lattice, symmetry)
         # absorbing diffusion: the share of slots still masked falls linearly in t
-        return self._reveal(layers, out.slot_logits, share=1 - s / t), new_lattice
+        return self._reveal(layers, out.slot_logits, d.time(index), share=1 - s / t), lattice
 
-    def correct(self, layers: Layers, lattice: Tensor, t: int) -> tuple[Layers, Tensor]:
+    def correct(
+        self, layers: Layers, lattice: Tensor, t: int, symmetry: Symmetry | None = None
+    ) -> tuple[Layers, Tensor]:
         """One Langevin step x + δ (score − η ∇L_target) + √(2δ) ζ at time t, δ = LANGEVIN_STEP times the
         variance of the noise.
         """
@@ -184,13 +262,25 @@ class Sampler:
         eps_lattice = d.epsilon(out.lattice, lattice, index)  # [B, 3]
         lattice = lattice + langevin(-eps_lattice, push_lattice, b, self.normal(lattice))
         move = langevin(out.score, push_frac, sigma, self.normal(out.score))  # [B, N, 2] Å
-        return self._moved(layers, move, mean_free(z, keep), lattice), lattice
+        return self._moved(layers, move, mean_free(z, keep), lattice, symmetry)
 
-    def _moved(self, layers: Layers, move: Tensor, z: Tensor, lattice: Tensor) -> Layers:
-        """Layers with in-plane positions moved [B, N, 2] Å, and z and lattice as given."""
-        keep = layers.mask.to(layers.z.dtype)
-        frac = (layers.frac_coords + move @ torch.linalg.inv(layers.cell)) % 1.0 * keep[..., None]
-        return layers.replace(frac_coords=frac, z=z, cell=self.diffusion.decode_lattice(lattice, keep.sum(1)))
+    def _moved(
+        self, layers: Layers, move: Tensor, z: Tensor, lattice: Tensor, symmetry: Symmetry | None
+    ) -> tuple[Layers, Tensor]:
+        """Layers with in-plane positions moved [B, N, 2] Å, and z and lattice as given, and that lattice; all
+        of it projected onto the symmetric degrees of freedom. As the state before is symmetric, projecting
+        the whole change projects noise, score and gradient alike.
+        """
+        keep = layers.mask.to(layers.z.dtype)  # [B, N]
+        count = keep.sum(1)
+        change = move @ torch.linalg.inv(layers.cell)  # [B, N, 2] fractional
+        if symmetry is not None:
+            change = symmetry.displacements(change)
+            lattice = symmetry.lattice(lattice, count, self.diffusion)
+        frac = (layers.frac_coords + change) % 1.0 * keep[..., None]
+        cell = self.diffusion.decode_lattice(lattice, count)
+        layers = layers.replace(frac_coords=frac, z=z, cell=cell)
+        return (layers if symmetry is None else symmetry.settled(layers)), lattice  # rounding goes too
 
     # --- what drives it
 
@@ -226,10 +316,10 @@ class Sampler:
         return [self.guide.gradient_scale * capped(gradient, self.guide.cap) for gradient in gradients]
 
 
-def _hidden_slots(layers: Layers, slots: int) -> Tensor:
-    """[B, S] whether a slot exists and is masked."""
-    hidden = torch.zeros(len(layers), slots, device=layers.z.device)
-    return hidden.scatter_add(1, layers.slots, ((layers.atomic_numbers == MASK) & layers.mask).float()) > 0
+def _any_atom(atoms: Tensor, layers: Layers, slots: int) -> Tensor:
+    """[B, slots] whether a slot holds one of the `atoms` [B, N]."""
+    found = torch.zeros(len(layers), slots, device=layers.z.device)
+    return found.scatter_add(1, layers.slots, atoms.float()) > 0
 
 
 def capped(gradient: Tensor, cap: float) -> Tensor:

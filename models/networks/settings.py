@@ -12,8 +12,10 @@ from ase.data import atomic_numbers as ase_numbers
 from torch import Tensor
 
 from models.networks.egnn import CONDITIONS, Heads
+from models.networks.layers import TOKENS
 
 METHODS = ("diffusion", "random", "substitution", "held-out")
+SYMMETRIES = ("template", "subgroup", "none")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,10 @@ class Guide:
         gradient_scale: η of ∇L_target on coordinates, z and lattice; 0 is no gradient. 10 to 100 had no
             effect on the rate of hits, so none is the default.
         delta_g_h: target of ΔG_H, eV.
-        e_hull: bound of E_hull, eV/atom; half of what counts as stable, because the head errs by 0.04.
+        e_hull: bound of E_hull in L_target, eV/atom; half of what counts as stable, because the head errs by
+            0.04.
+        wanted_e_hull: E_hull that the network is asked for as a condition, eV/atom: a wish, not a bound. A
+            bound of 1 means "I do not mind", not "draw me layers at 1 eV/atom".
         synthesizable: whether to condition on P_synth = 1.
         weight_e_hull: weight of max(0, E_hull − bound) beside |ΔG_H − target|; 4, as 0.05 eV/atom above the
             hull is as bad as 0.2 eV off the target.
@@ -34,27 +39,39 @@ class Guide:
             the prediction at its word, 1 prefers the well known to the active.
         cap: largest norm of ∇L_target, per atom in the plane and in z (eV/Å), per component of the lattice
             (eV): one bad gradient must not throw an atom out of the layer.
-        elements: symbols that a structure may hold, any where None; with another its L_target is infinite.
+        elements: symbols that the model may choose, any where None.
+        element_gradient: η of the gradient of L_target on the elements: at every reveal the network's
+            p(element) is multiplied by exp(−η ∂L_target/∂onehot(element)); 0 is none. In 1/eV.
     """
 
     cfg_scale: float = 2.0
     gradient_scale: float = 0.0
     delta_g_h: float = 0.0
     e_hull: float = 0.05
+    wanted_e_hull: float = 0.0
     synthesizable: bool = True
     weight_e_hull: float = 4.0
     uncertainty_weight: float = 0.5
     cap: float = 1.0
     elements: frozenset[str] | None = None
+    element_gradient: float = 0.0
 
     def conditions(self, count: int, device) -> Tensor:
         """Targets [count, 3] in the order of CONDITIONS."""
         values = {
             "delta_g_h": self.delta_g_h,
-            "e_hull": self.e_hull,
+            "e_hull": self.wanted_e_hull,
             "synthesizable": 1.0 if self.synthesizable else torch.nan,
         }
         return torch.tensor([[values[name] for name in CONDITIONS]], device=device).repeat(count, 1)
+
+    def may_choose(self, device) -> Tensor | None:
+        """[TOKENS] which elements the model may choose; None for any."""
+        if self.elements is None:
+            return None
+        wanted = torch.zeros(TOKENS, dtype=torch.bool, device=device)
+        wanted[[ase_numbers[symbol] for symbol in sorted(self.elements)]] = True
+        return wanted
 
     def allows(self, atomic_numbers: Tensor) -> Tensor:
         """[B] whether graphs with these numbers [B, N] (0 on padding) hold nothing but `elements`."""
@@ -90,7 +107,11 @@ class GeneratorSettings:
             0 stays at its modes.
         corrector: Langevin steps at the noise level that each update ends on (Song et al. 2021,
             arXiv:2011.13456).
+        symmetry: layer group inside which a structure is diffused: that of its template; "subgroup": of half
+            of the structures a random maximal subgroup of it, so that distorted phases can come out; "none".
         temperature: of the element proposals.
+        gibbs: slots of a structure that are masked and revealed again after the proposal, one at a time: more
+            than one look at each element for the gradient on them.
         proposals: element proposals a structure, one taken by exp(−L_target/τ); 1 is unguided.
         templates: different templates that the proposals of a structure start from.
         tau: τ of that choice, eV: what L_target may differ by without mattering; not swept.
@@ -108,7 +129,9 @@ class GeneratorSettings:
     steps: int = 50
     noise_scale: float = 0.0
     corrector: int = 0
+    symmetry: str = "none"
     temperature: float = 1.0
+    gibbs: int = 0
     proposals: int = 32
     templates: int = 32
     tau: float = 0.05

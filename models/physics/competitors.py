@@ -16,14 +16,15 @@ from pymatgen.core import Composition
 from tqdm import tqdm
 
 from models.crystals.bulk import candidates
-from models.crystals.layer import min_distance_ratio, pack_atoms
+from models.crystals.layer import min_distance_ratio, pack_atoms, unpack_atoms
 from models.crystals.thresholds import OVERLAP_SCALE, STABLE
 from models.infra.files import digest
 from models.infra.shards import Shard
-from models.physics.hull import MAX_ENERGY, Hull, Phase, relax_phase
+from models.physics.hull import MAX_ENERGY, RELAXATION, Hull, Phase, relax_phase
 
 MAX_ELEMENTS = 3  # systems of more elements are searched by their subsystems: four-element prototypes are few
 NEAR = 0.25  # eV/atom above the hull at the volume of no pressure; what lies higher is not relaxed
+ON_HULL = 1e-6  # eV/atom: spans the hull
 VOLUME_STEPS = 4  # single points a candidate; the secant's error of the energy is then below 0.01 eV/atom
 FIRST_STIFFNESS = 9 * 0.5  # eV/Å^3: 9 B, the curvature of E/V in ln(length), for a bulk modulus of 80 GPa
 MAX_STRAIN = 0.08  # of the cell lengths in one step
@@ -79,6 +80,10 @@ def _refuse_holes(atoms: Atoms, energy: float) -> None:
 def search(system: tuple[str, ...], hull: Hull, calculator, budget: int, layers=()) -> dict:
     """Competing phases of one chemical system, which the hull then holds.
 
+    Every candidate is looked at with the pressure taken out; then those that lie lowest above the hull of all
+    of them are relaxed. One that spans this hull and is not relaxed competes with the energy that it has: the
+    crystal exists at that energy or below.
+
     Args:
         system: two or more elements.
         hull: what is known so far, of the same potential; the phases found are added to it.
@@ -86,67 +91,92 @@ def search(system: tuple[str, ...], hull: Hull, calculator, budget: int, layers=
         layers: (name, layer) of known layers to try as prototypes beside the bulk ones.
 
     Returns:
-        Row of a shard: `budget`; `screened`, how many candidates; `phases`, list of {name, atoms, energy};
-        `failed`, reason -> how many.
+        Row of a shard: `budget`; `screened`, how many candidates; `phases`, list of {name, atoms, energy,
+        relaxed}; `failed`, reason -> how many.
     """
+    screened, failed = screen(system, calculator, layers)
+    trial = hull.copy()
+    trial.add([_phase(name, atoms, energy) for name, atoms, energy in screened])
+    ranked = []
+    for name, atoms, energy in screened:
+        above = trial.stability(str(atoms.symbols), energy).e_hull
+        ranked.append((above, name, atoms, energy))
+    phases = []
+    for rank, (above, name, atoms, energy) in enumerate(sorted(ranked, key=lambda item: item[:2])):
+        wanted = rank < budget and above < NEAR
+        try:
+            relaxed, energy = _relaxed(atoms, calculator) if wanted else (atoms, energy)
+        except (
+            Exception
+        ) as error:  # an element that the potential does not know costs its phases, not the run
+            failed[_reason(error)] += 1
+            continue
+        if wanted or above < ON_HULL:
+            phase = {"name": name, "atoms": pack_atoms(relaxed), "energy": energy, "relaxed": wanted}
+            phases.append(phase)
+    row = {"budget": budget, "screened": len(screened), "phases": phases, "failed": dict(failed)}
+    hull.add(phases_of(row))
+    return row
+
+
+def screen(system: tuple[str, ...], calculator, layers) -> tuple[list[tuple[str, Atoms, float]], Counter]:
+    """(name, crystal without pressure, eV) of the candidates of a system, and how many failed, by reason."""
     found, failed = [], Counter()
-    proposed = candidates(system, layers)
-    for name, atoms in proposed:
+    for name, atoms in candidates(system, layers):
         try:
             if atoms.pbc.all():
                 atoms, energy = without_pressure(atoms, calculator)
             else:
                 atoms, energy, _ = relax_phase(atoms, calculator, steps=VOLUME_STEPS)
-            above = hull.stability(str(atoms.symbols), energy).e_hull
-        except (
-            Exception
-        ) as error:  # an element that the potential does not know costs its phases, not the run
-            failed[type(error).__name__] += 1
-            continue
-        found.append((above, name, atoms))
-    phases = []
-    for above, name, atoms in sorted(found, key=lambda item: item[:2])[:budget]:
-        if above > NEAR:
-            break
-        try:
-            relaxed, energy, converged = relax_phase(atoms, calculator)
-            _refuse_holes(relaxed, energy)
+            found.append((name, atoms, energy))
         except Exception as error:
-            failed[type(error).__name__] += 1
-            continue
-        if not converged:
-            failed["not converged"] += 1
-            continue
-        phases.append({"name": name, "atoms": pack_atoms(relaxed), "energy": energy})
-    hull.add(phases_of({"phases": phases}))
-    return {"budget": budget, "screened": len(proposed), "phases": phases, "failed": dict(failed)}
+            failed[_reason(error)] += 1
+    return found, failed
+
+
+def _relaxed(atoms: Atoms, calculator) -> tuple[Atoms, float]:
+    """Raises ValueError where it does not converge, or to a hole of the potential."""
+    relaxed, energy, converged = relax_phase(atoms, calculator)
+    _refuse_holes(relaxed, energy)
+    if not converged:
+        raise ValueError("not converged")
+    return relaxed, energy
+
+
+def _reason(error: Exception) -> str:
+    """What to count a failure under: without the numbers that make each one its own."""
+    return "not converged" if str(error) == "not converged" else type(error).__name__
+
+
+def _phase(name: str, atoms: Atoms, energy: float) -> Phase:
+    kind = "bulk" if atoms.pbc.all() else "layer"
+    return Phase(atoms.get_chemical_formula(), energy, name, kind)
 
 
 def phases_of(row: dict) -> list[Phase]:
     """Phases of a shard's row."""
-    found = []
-    for phase in row["phases"]:
-        atoms = Atoms(phase["atoms"]["numbers"])
-        found.append(Phase(atoms.get_chemical_formula(), phase["energy"], phase["name"]))
-    return found
+    return [_phase(phase["name"], unpack_atoms(phase["atoms"]), phase["energy"]) for phase in row["phases"]]
 
 
-def undecided(hull: Hull, structures: list[tuple[str, float]]) -> list[str]:
-    """Formulas of the structures (formula, eV) that the hull, as known, would let pass as stable: more
-    competitors can only change the verdict of those. Elements without a reference phase are passed over.
+def blank_systems(hull: Hull, structures: list[tuple[str, float]]) -> list[tuple[str, ...]]:
+    """The chemical systems to search: those in which the hull holds no compound, inside the structures
+    (formula, eV) that it would let pass as stable. More competitors can only change the verdict of those.
+
+    Structures with an element that has no reference phase are passed over.
     """
-    found = []
+    found = set()
     for formula, energy in structures:
         try:
-            if hull.stability(formula, energy).e_hull < STABLE:
-                found.append(formula)
+            e_hull = hull.stability(formula, energy).e_hull
         except ValueError:
             continue
-    return found
+        if e_hull < STABLE:
+            found |= {system for system in systems_of(formula) if not hull.compounds(system)}
+    return sorted(found, key=lambda system: (len(system), system))
 
 
 def extend(hull: Hull, potential, structures: list[tuple[str, float]], cache: Shard, budget: int) -> Counter:
-    """Searches the chemical systems, and those inside them, of the structures that would pass as stable.
+    """Searches the systems that hold nothing yet and decide about a structure (`blank_systems`).
 
     Args:
         hull: of the same potential; grows.
@@ -159,13 +189,12 @@ def extend(hull: Hull, potential, structures: list[tuple[str, float]], cache: Sh
         What to report: systems searched now, taken from the cache, phases added, and failures by reason.
     """
     counts = Counter()
-    if budget == 0:
-        return counts
-    wanted = sorted({system for formula in undecided(hull, structures) for system in systems_of(formula)})
-    todo = [system for system in sorted(wanted, key=len) if hull.searched.get("-".join(system), 0) < budget]
+    todo = blank_systems(hull, structures) if budget else []
     for system in tqdm(todo, desc="competing phases", mininterval=2):
         name = "-".join(system)
-        key = f"{name}:{digest(potential.note)}"
+        if hull.searched.get(name, 0) >= budget:
+            continue
+        key = f"{name}:{digest(potential.note + RELAXATION)}"
         row = cache.rows.get(key)
         if row and row["budget"] >= budget:
             hull.add(phases_of(row))
@@ -177,4 +206,5 @@ def extend(hull: Hull, potential, structures: list[tuple[str, float]], cache: Sh
         counts["phases added"] += len(row["phases"])
         for reason, count in row["failed"].items():
             counts[f"failed: {reason}"] += count
+            hull.failed[f"{name}, {count} prototypes"] = reason
     return counts

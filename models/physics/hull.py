@@ -14,12 +14,12 @@ ships.
 import csv
 import itertools
 import json
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import ase.db
 from ase import Atoms
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
@@ -28,6 +28,7 @@ from pymatgen.core import Composition, Element
 from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
 from tqdm import tqdm
 
+from models.crystals.ase_database import metadata, number, readable_rows
 from models.crystals.layer import pack_atoms
 from models.crystals.thresholds import BELOW_HULL, STABLE
 from models.infra.files import ROOT, digest
@@ -44,6 +45,7 @@ RELAX_FMAX, RELAX_STEPS = 0.05, 120  # eV/Å
 RELAXATION = f" fmax {RELAX_FMAX} steps {RELAX_STEPS}"  # part of the key of what is remembered
 DEFAULT = ROOT / "data" / "reference_phases.db"
 POINTS = ROOT / "data" / "hull_points.csv"
+WATER = {"O", "H"}
 ON_THE_LINE = 1e-4  # eV/atom below the elements; less is no compound
 
 
@@ -153,6 +155,13 @@ class Hull:
         """All phases."""
         return [entry for entries in self.systems.values() for entry in entries]
 
+    def copy(self) -> "Hull":
+        """A hull of its own with the same phases."""
+        other = Hull([], self.potential)
+        other.systems = {elements: list(entries) for elements, entries in self.systems.items()}
+        other.failed, other.searched = dict(self.failed), dict(self.searched)
+        return other
+
     def add(self, phases: list[Phase | tuple]) -> None:
         """Takes in more phases of the same potential."""
         for phase in phases:
@@ -192,12 +201,25 @@ class Hull:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} is missing: run python -m data.build")
-        database = ase.db.connect(path)
-        hull = cls([_stored(row, row.energy_eV) for row in database.select()], database.metadata["potential"])
-        hull.searched = dict(database.metadata.get("searched", {}))
+        dropped, phases = Counter(), []
+        for row, _ in readable_rows(path, dropped, "--references"):
+            energy = number(row, "energy_eV")
+            if energy is None:
+                dropped["energy_eV that is no number"] += 1
+            else:
+                phases.append(_stored(row, energy))
+        for reason, count in dropped.items():
+            print(f"{path}: {count} rows are no reference phases: {reason}")
+        known = metadata(path, "--references")
+        hull = cls(phases, str(known.get("potential", "")))
+        hull.searched = dict(known.get("searched", {}))
         if points and hull.potential.startswith(PBE):
             hull.add_points(read_points(points))
         return hull
+
+    def compounds(self, symbols) -> int:
+        """How many phases hold exactly these elements."""
+        return len(self.systems.get(frozenset(Element(symbol) for symbol in symbols), []))
 
     def inside(self, elements: frozenset) -> list[PDEntry]:
         """The phases of a chemical system and of the systems inside it."""
@@ -301,7 +323,8 @@ def relax_phase(atoms: Atoms, calculator, steps: int = RELAX_STEPS) -> tuple[Ato
 
 
 def hull_for(potential, formulas, path: Path, cache: Shard, points: Path | None = POINTS) -> Hull:
-    """Hull of a potential over the chemical systems of some formulas.
+    """Hull of a potential over the chemical systems of some formulas, with O and H, for what water makes of
+    them.
 
     The stored energies serve the potential that made them; for any other potential the phases inside these
     chemical systems are relaxed with it, once (`cache`). A phase that fails is left out and named in the
@@ -314,30 +337,31 @@ def hull_for(potential, formulas, path: Path, cache: Shard, points: Path | None 
     Raises:
         ValueError: the database does not say which potential made it.
     """
-    database = ase.db.connect(path)
-    if "potential" not in database.metadata:
+    known = metadata(path, "--references")
+    if "potential" not in known:
         raise ValueError(
             f"{path} does not name its potential in its metadata: build it with python -m data.build"
         )
-    if database.metadata["potential"] == potential.name:
+    if known["potential"] == potential.name:
         return Hull.read(path, points)
-    systems = [{el.symbol for el in Composition(formula).elements} for formula in formulas]
+    systems = [{el.symbol for el in Composition(formula).elements} | WATER for formula in formulas]
     inside = lambda symbols: any(set(symbols) <= system for system in systems)
     hull = Hull([], potential.name)
-    rows = [row for row in database.select() if inside(row.symbols)]
-    for row in tqdm(rows, desc=f"competing phases by {potential.name}", mininterval=2):
-        key = f"{row.formula}:{digest(json.dumps(pack_atoms(row.toatoms())) + potential.note + RELAXATION)}"
+    everything = readable_rows(path, Counter(), "--references")
+    rows = [(row, atoms) for row, atoms in everything if inside(atoms.symbols)]
+    for row, atoms in tqdm(rows, desc=f"competing phases by {potential.name}", mininterval=2):
+        key = f"{row.formula}:{digest(json.dumps(pack_atoms(atoms)) + potential.note + RELAXATION)}"
         found = cache.rows.get(key)
         if found is None or found["energy"] is None:
             try:
-                found = cache.append(key, {"energy": phase_energy(row.toatoms(), potential.calculator)})
+                found = cache.append(key, {"energy": phase_energy(atoms, potential.calculator)})
             except Exception as error:  # an element that the potential does not know costs its phases only
                 hull.failed[row.get("name", row.formula)] = f"{type(error).__name__}: {error}"[:200]
                 continue
         hull.add([_stored(row, found["energy"])])
     if points and potential.name.startswith(PBE):
-        known = read_points(points).items()
-        hull.add_points({formula: e for formula, e in known if inside(Composition(formula).as_dict())})
+        computed = read_points(points).items()
+        hull.add_points({formula: e for formula, e in computed if inside(Composition(formula).as_dict())})
     return hull
 
 

@@ -137,8 +137,8 @@ class HydrogenOracle:
 
     H alone is relaxed at the best sites of a height scan, which ranks them. With `relaxed`, everything is
     then relaxed at the best site, or at the next one while H does not stay or abstracts a surface atom; H is
-    taken off and the slab relaxed again. Where the slab ends lower than it began it was no reference for any site, and there is no
-    ΔG_H.
+    taken off and the slab relaxed again. Where the slab ends lower than it began it was no reference for any
+    site, and there is no ΔG_H.
 
     Args:
         calculator: ASE calculator with energy and forces.

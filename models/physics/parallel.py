@@ -74,7 +74,7 @@ def run_with_oracle(
 
 
 def label_one(atoms: Atoms, oracle: HydrogenOracle) -> dict:
-    """ΔG_H of a layer, which the oracle relaxes first, as a row of stage 2; {"error": why} where there is none."""
+    """ΔG_H of a layer, which the oracle relaxes first, as a row of stage 2; {"error": why} if it fails."""
     try:
         layer, _ = oracle.own_layer(atoms)
         found = oracle.delta_g(layer)

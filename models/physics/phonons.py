@@ -139,7 +139,9 @@ def _shortest(atoms: Atoms, repeats) -> float:
 
 
 def _repeats(atoms: Atoms) -> tuple[int, int]:
-    """Repeats along a and b that keep images IMAGE_DISTANCE apart, the larger one cut until MAX_ATOMS holds."""
+    """Repeats along a and b that keep images IMAGE_DISTANCE apart, the larger one cut until MAX_ATOMS
+    holds.
+    """
     lengths = atoms.cell.lengths()[:2]
     if np.ptp(lengths) < 0.01 * lengths.max():  # equal but for rounding: a rotation may map a to b
         lengths[:] = lengths.min()

@@ -222,7 +222,9 @@ def _finish(
 
 
 def fully_periodic(atoms: Atoms) -> tuple[Atoms, np.ndarray]:
-    """Copy with pbc = True and `CALCULATION_VACUUM` along the axes that were open, and the shift [3] Å of its atoms."""
+    """Copy with pbc = True and `CALCULATION_VACUUM` along the axes that were open, and the shift [3] Å of its
+    atoms.
+    """
     copy = atoms.copy()
     open_axes = tuple(int(axis) for axis in np.flatnonzero(~atoms.pbc))
     if open_axes:

@@ -38,7 +38,7 @@ def test_equal_to_smact_on_every_binary_of_an_element(other):
 
 
 def test_many_elements_take_no_time():
-    """SMACT needs 220 core-seconds for a molecule of eleven elements, and does not end for one of fourteen."""
+    """SMACT needs 220 core-seconds for a molecule of eleven elements, and never ends for one of fourteen."""
     begin = time.perf_counter()
     assert smact_valid("C20H30N5O7S2P1F3Cl2Br1Fe1Ru2Si1B4Na1")
     smact_valid("".join(f"{symbol}{k + 1}" for k, symbol in enumerate(ELEMENTS)))

@@ -1,4 +1,4 @@
-"""Layers against ASE's neighbour list and crystals whose dimension is known; matching against 1T and 2H MoS2."""
+"""Layers against ASE's neighbour list and crystals of known dimension; matching against 1T and 2H MoS2."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,6 @@ def assert_convention(atoms: Atoms):
 
 
 # --- extract_layer
-# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -122,7 +121,6 @@ def test_reduce_plane_finds_the_shortest_vectors():
 
 
 # --- confusion table
-# -------------------------------------------------------------------------------------------------
 
 
 def bilayer(name="graphene", gap=3.4, c=25.0) -> Atoms:
@@ -213,7 +211,6 @@ def test_interpenetrating_copies_are_counted_in_a_larger_cell_too():
 
 
 # --- bonds
-# -----------------------------------------------------------------------------------------------------------
 
 
 def overlapping_pair(distance: float) -> Atoms:
@@ -260,7 +257,6 @@ def test_min_distance_ratio_of_known_pairs():
 
 
 # --- the same material or not
-# ----------------------------------------------------------------------------------------
 
 
 def test_1t_and_2h_are_two_materials():
@@ -342,7 +338,6 @@ def test_primitive_layer_undoes_a_supercell():
 
 
 # --- displacement
-# ----------------------------------------------------------------------------------------------------
 
 
 def test_rmsd_ignores_drift_and_strain():

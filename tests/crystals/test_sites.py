@@ -1,4 +1,4 @@
-"""Sites of hydrogen on layers: counted by hand, supercells by brute force, starting poses and flags by ASE."""
+"""Sites of hydrogen on layers, counted by hand; supercells by brute force, poses and flags by ASE."""
 
 import itertools
 from collections import Counter
@@ -133,7 +133,7 @@ def test_counts_do_not_depend_on_the_description(name):
 
 
 def test_symmetry_of_the_layer_decides_not_of_its_lattice():
-    """One S of a 2x2 MoS2 sheet is replaced: the faces differ, and so do the S atoms at different distances."""
+    """One S of a 2x2 MoS2 sheet is replaced: the faces differ, and so do S atoms at different distances."""
     layer = known("1H-MoS2").repeat((2, 2, 1))
     top = np.argmax(layer.positions[:, 2])
     layer.symbols[top] = "Se"

@@ -2,9 +2,11 @@
 
 import collections
 import io
+import math
 import os
 import pickle
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -43,8 +45,8 @@ def record(sid=7, **extra):
     )
 
 
-def write_raw(path, values):
-    with lmdb.open(str(path), subdir=False, lock=False, map_size=2**24) as env, env.begin(write=True) as txn:
+def write_raw(path, values, size=2**24):
+    with lmdb.open(str(path), subdir=False, lock=False, map_size=size) as env, env.begin(write=True) as txn:
         for key, value in values.items():
             txn.put(key.encode(), value)
     return path
@@ -248,7 +250,7 @@ def test_truncated_record_names_file_and_key(tmp_path, cut):
         ({"pos": None}, "has no `pos`"),
         ({"pos": torch.zeros(2, 3)}, r"`pos` of shape \[2, 3\]"),
         ({"cell": torch.full((1, 3, 3), float("nan"))}, "not finite"),
-        ({"y_relaxed": "high"}, "unusable field"),
+        ({"y_relaxed": "high"}, "`y_relaxed` that is no finite number"),
     ],
 )
 def test_incomplete_record_says_what_is_wrong(tmp_path, change, message):
@@ -270,6 +272,96 @@ def test_missing_and_damaged_files(tmp_path):
     os.truncate(tmp_path / "cut.lmdb", 20_000)
     with pytest.raises(RecordError, match="cut short"):
         LmdbDataset(tmp_path / "cut.lmdb")
+
+
+# ---------------------------------------------------------------- bombs: little on disk, much in memory
+
+
+def shared(depth: int) -> list:
+    """A list of 2**depth numbers that takes `depth` lists: each holds the one before twice."""
+    part = [1.0, 2.0]
+    for _ in range(depth):
+        part = [part, part]
+    return part
+
+
+class Folded:
+    """Pickles as a tensor of `size` on a storage of four numbers, with strides of 0."""
+
+    def __init__(self, *size: int):
+        self.size = size
+
+    def __reduce__(self):
+        storage = torch.zeros(4)._typed_storage()
+        return torch._utils._rebuild_tensor_v2, (storage, 0, self.size, (0,) * len(self.size), False, {})
+
+
+BOMBS = {
+    "shared lists": {"pos": shared(40)},
+    "shared lists as numbers": {"atomic_numbers": shared(40)},
+    "shared lists as a name": {"host_uid": shared(40)},
+    "shared lists as an energy": {"y_relaxed": shared(40)},
+    "shared lists as a sid": {"sid": shared(40)},
+    "empty lists": {"pos": [[]] * 300_000},
+    "stride 0": {"pos": Folded(10**12, 3)},
+    "stride 0 numbers": {"atomic_numbers": Folded(10**12)},
+    "stride 0 of no field": {"other": Folded(10**6, 10**6)},
+    "a huge array": {"pos": np.zeros((0, 3)), "a": np.empty((10**9, 0))},
+    "a huge integer": {"y_relaxed": 10**400},
+    "a huge sid": {"sid": 10**400},
+    "sid inf": {"sid": math.inf},
+    "sid nan": {"sid": math.nan},
+    "sid a list": {"sid": [1]},
+    "sid a long text": {"sid": "x" * 10_000},
+    "energy nan": {"y_relaxed": math.nan},
+    "energy inf": {"y_init": math.inf},
+    "energy a vector": {"y": torch.zeros(3)},
+    "energy a text": {"y": "1e400"},
+    "energy None in a list": {"y": [None]},
+    "positions inf": {"pos": torch.full((3, 3), math.inf)},
+    "positions a text": {"pos": "a" * 9},
+    "positions complex": {"pos": np.zeros((3, 3), complex)},
+    "numbers a dict": {"atomic_numbers": {"a": 1}},
+    "tags a text": {"tags": "122"},
+    "one atom too many": {"tags": torch.zeros(4)},
+    "no atom": {"atomic_numbers": torch.zeros(0)},
+    "a million atoms": {"atomic_numbers": torch.zeros(1_000_000, dtype=torch.int8)},
+    "cell of text": {"cell": np.array([["a"] * 3] * 3)},
+    "cell nested": {"cell": [[[[1.0]]]]},
+    "a key that is a number": {5: 1},
+    "a key that is None": {None: 1},
+    "keys of two kinds": {5: 1, "pos": None},
+    "a key that is a tuple": {("y_relaxed",): 1},
+}
+RAW = {
+    "nine bytes for 2 GB": b"\x80\x04Nr\xff\xff\xff\x0f.",
+    "a byte array of 8 EB": b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x0f.",
+    "a byte array of 2 GB": b"\x80\x05\x96\x00\x00\x00\x80\x00\x00\x00\x00.",
+    "a frame of 8 EB": b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x0fN.",
+    "a text of 4 GB": b"\x80\x04X\xff\xff\xff\xffa.",
+    "deep nesting": b"\x80\x04" + b"]" * 100_000 + b"a" * 99_999 + b".",
+    "a number of many digits": b"I" + b"9" * 1_000_000 + b"\n.",
+    "an endless tower": b"\x80\x04" + b"(" * 200_000 + b"t" * 200_000 + b".",
+    "nothing": b".",
+    "no pickle": b"hello",
+}
+
+
+@pytest.mark.parametrize("name", [*BOMBS, *RAW])
+def test_a_bomb_costs_one_record_at_once(tmp_path, name):
+    raw = RAW.get(name)
+    if raw is None:
+        data = record()
+        for field, value in BOMBS[name].items():
+            data._store._mapping[field] = value
+        raw = pickle.dumps(data, protocol=4)
+    good = pickle.dumps(record(3), protocol=4)
+    path = write_raw(tmp_path / "a.lmdb", {"0": good, "1": raw, "2": good}, 2**27)
+    dataset, begin = LmdbDataset(path), time.process_time()
+    with pytest.raises(RecordError, match=rf"{path}, key 1: ") as refusal:
+        dataset[1]
+    assert time.process_time() - begin < 3 and len(str(refusal.value)) < 1000
+    assert dataset[0].sid == dataset[2].sid == 3
 
 
 # ---------------------------------------------------------------- the real file, and the split

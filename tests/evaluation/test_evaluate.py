@@ -21,18 +21,20 @@ from ase.io import read, write
 from layers import disguised, known
 
 from data.build.pack import adsorption_records, evaluated_rows
-from geo_utils import evaluate, read_cifs
+from geo_utils import evaluate
 from models.crystals.gates import gates
 from models.crystals.layer import dimension, extract_layer
 from models.crystals.matching import rmsd
+from models.crystals.structure_files import read_structures
 from models.evaluation import columns, tasks
 from models.evaluation.known import write_known
 from models.evaluation.metrics import aggregate
 from models.evaluation.outputs import NULLS, headline
 from models.evaluation.rows import join, read_table, table
-from models.evaluation.schema import COLUMNS
+from models.evaluation.schema import COLUMNS, SUMMARY
 from models.evaluation.settings import Settings
 from models.evaluation.tasks import computed, item_key
+from models.evaluation.verdicts import GATES
 from models.infra.files import ROOT
 from models.infra.shards import Shard
 from models.networks.synthesis import Forest, SynthesisModel, save_synthesis
@@ -80,7 +82,7 @@ def thick() -> Atoms:
 BROKEN = {
     "monolayer": (periodic(known("1H-MoS2")), (1, 2), True, True, ""),
     "monolayer in disguise": (disguised(known("1H-MoS2"), 3), (1, 2), True, True, ""),
-    "overlapping atoms": (overlapping(), (1, 2), True, False, "atoms overlap"),
+    "overlapping atoms": (overlapping(), (1, 2), True, False, "overlap as submitted"),
     "molecule": (water(), (1, 0), False, True, "molecule"),
     "3D crystal": (bulk("NaCl", "rocksalt", a=5.64), (1, 3), False, True, "3D network"),
     "bilayer": (bilayer(), (2, 2), False, True, "2 component"),
@@ -120,7 +122,7 @@ def test_valid_needs_sensible_composition_and_distances():
 @pytest.mark.skipif(not BASELINE.is_dir(), reason=f"{BASELINE} is missing: set HER2D_REFERENCE_DATA")
 def test_the_baseline_is_not_two_dimensional():
     """By the bond graph 3 of the 52 are one 2D component, and those are 1 to 3.6 Å from their next image."""
-    structures = read_cifs(BASELINE)
+    structures = read_structures(BASELINE)
     assert len(structures) == 52 and not any(isinstance(atoms, str) for _, atoms in structures)
     assert sum(dimension(atoms) == (1, 2) for _, atoms in structures) == 3
     rows = [gates(atoms)[0] for _, atoms in structures]
@@ -134,19 +136,19 @@ def test_unreadable_files_are_named_and_cost_one_row(tmp_path):
     (tmp_path / "b.cif").write_text("this is no CIF")
     (tmp_path / "c.cif").write_text("")
     write(tmp_path / "a.cif", bulk("Cu"))
-    found = dict(read_cifs(tmp_path))
+    found = dict(read_structures(tmp_path))
     assert list(found) == ["a", "b", "c"]
     assert isinstance(found["a"], Atoms) and "unreadable" in found["b"] and "unreadable" in found["c"]
     with pytest.raises(FileNotFoundError, match="--cifs"):
-        read_cifs(tmp_path / "none")
+        read_structures(tmp_path / "none")
 
 
 def test_files_that_differ_in_their_ending_alone_are_two_structures(tmp_path):
     write(tmp_path / "a.cif", bulk("Cu"))
     (tmp_path / "a.cif").rename(tmp_path / "a.CIF")
     write(tmp_path / "a.cif", bulk("Al"))
-    found = dict(read_cifs(tmp_path))
-    assert {name: str(atoms.symbols) for name, atoms in found.items()} == {"a.cif": "Al", "a": "Cu"}
+    found = dict(read_structures(tmp_path))
+    assert {name: str(atoms.symbols) for name, atoms in found.items()} == {"a.cif": "Al", "a.CIF": "Cu"}
 
 
 # --- what a result depends on
@@ -258,6 +260,8 @@ def run(tmp_path_factory, untrained_dimenet):
         folder / "learned.json.gz",
         "--second-potential",
         "layers:scaled_emt",
+        "--hull-phases",
+        0,
         "--shortlist",
         2,
         "--phonons",
@@ -299,7 +303,7 @@ def test_the_oracle_may_be_kept_for_stable_layers(run, monkeypatch):
     settings |= {"oracle_for": "stable", "second_potential": "none"}
     for name in ("dimenet", "synthesis", "references", "novelty_db", "template_db", "learned", "validation"):
         settings[name] = Path(settings[name])
-    found = evaluate(read_cifs(run / "cifs"), Settings(**settings), run / "test.py", resume=True)
+    found = evaluate(read_structures(run / "cifs"), Settings(**settings), run / "test.py", resume=True)
     before, after = rows_of(run)["delta_g_h_oracle_eV"], found.rows.set_index("material_id")
     assert seen == [("relax_one", 6), ("adsorb_one", 2)]
     twins = ["a_sheet", "b_twin"]
@@ -357,6 +361,8 @@ def test_the_numbers_of_a_row_by_hand(run):
     assert found["hull_compounds"] == 0
     assert found["stability_score"] == pytest.approx(np.exp(-max(0, e_form)), abs=1e-3)
     assert found["rmsd_relaxed_A"] == pytest.approx(rmsd(start, relaxed.atoms), abs=1e-3)
+    assert "Al" in found["aqueous_products"] and found["e_pourbaix_eV_per_atom"] > 0.3  # Al dissolves in acid
+    assert not found["aqueous"] and found["stopped_by"] == "stable"
     assert found["p_synth"] == pytest.approx(0.7)
 
 
@@ -423,6 +429,10 @@ def test_the_files_are_there_and_say_where_they_come_from(run):
     promised = "two_d_rate valid_rate mae_delta_g_h_dimenet_eV mae_delta_g_h_oracle_eV stability_score "
     promised += "synthesis_rate stable_rate"
     assert set(f"{promised} unique_rate novel_rate sun_rate".split()) <= set(content["metrics"])
+    assert set(content) == set(SUMMARY), "docs/outputs.md names every key"
+    assert content["hit_gates"][:5] == list(GATES)[:5] and "aqueous" in content["hit_gates"]
+    assert [gate["proven"] for gate in content["funnels"]["cifs"]][:3] == [4, 4, 0]
+    assert "| stable | 0 |" in (out / "comparison.md").read_text()
     assert {"shortlist.csv", "comparison.md", "comparison.csv", "report.html"} <= {
         path.name for path in out.iterdir()
     }

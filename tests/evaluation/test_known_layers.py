@@ -71,7 +71,11 @@ def test_the_shipped_fingerprints_hold_c2db(tmp_path):
     assert not list(learned_layers(path, {Fingerprint(strange).formula}))
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"[]"), gzip.compress(b'{"sources"')])
+@pytest.mark.parametrize(
+    "content",
+    [b"no gzip", gzip.compress(b"[]"), gzip.compress(b'{"sources"')],
+    ids=["no gzip", "a list", "cut short"],
+)
 def test_a_broken_file_of_fingerprints_is_named(tmp_path, content):
     path = tmp_path / "x.known.json.gz"
     path.write_bytes(content)
@@ -84,7 +88,7 @@ def test_an_empty_database_of_known_layers_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     empty = tmp_path / "empty.db"
     ase.db.connect(empty).metadata = {"title": "nothing"}
-    with pytest.raises(ValueError, match="empty.db holds no structure"):
+    with pytest.raises(ValueError, match="empty.db holds no row"):
         check_files(replace(Settings(), novelty_db=empty))
     with pytest.raises(FileNotFoundError, match="--help"):
         check_files(replace(Settings(), novelty_db=tmp_path / ""))

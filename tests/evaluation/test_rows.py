@@ -92,9 +92,3 @@ def test_the_dictionary_of_outputs_is_that_of_the_schema():
     for column in (*METRICS, *COMPARISON, *GENERATED):
         assert f"| `{column.name}` |" in document() and column.meaning and column.kind in DTYPES
     assert set(SHORTLIST_COLUMNS) <= set(COLUMNS) and len(set(COLUMNS)) == len(COLUMNS)
-
-
-def test_the_generators_columns_are_in_the_schema():
-    from structure_generator import COLUMNS as written
-
-    assert [column.name for column in GENERATED] == list(written)

@@ -69,6 +69,11 @@ def test_nothing_is_stable_where_nothing_competes(e_hull, compounds):
     assert not join(rows.assign(material_id="a"), ranking(rows.assign(material_id="a"), 0.5))["pareto"][0]
 
 
+def test_what_the_elements_alone_make_unstable_needs_no_competitor():
+    rows = table([PERFECT | {"e_hull_eV_per_atom": 0.79, "hull_compounds": 0}])
+    assert aggregate(rows)["no_competitor_rate"]["value"] == 0 and not is_stable(rows)[0]
+
+
 def test_verdicts_are_those_of_the_hull():
     cases = list(itertools.product([-1.0, -0.15, -0.1501, 0.0, 0.0999, 0.1, 2.0], [0, 1, 7]))
     rows = table([PERFECT | {"e_hull_eV_per_atom": e, "hull_compounds": n} for e, n in cases])

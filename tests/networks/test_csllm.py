@@ -1,6 +1,10 @@
 """CSLLM: the material string, and scores of a tiny Llama with a small tokenizer, adapters included."""
 
+import json
 import os
+import pickle
+import shutil
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -209,3 +213,36 @@ def test_the_evaluator_scores_with_csllm_where_it_is_given(base, adapter):
     assert "out of distribution" in said and list(found) == list(structures)
     expected = CSLLM.from_pretrained(adapter, base, dtype="float32").score(list(structures.values()))
     np.testing.assert_allclose([columns["p_synth"] for columns in found.values()], expected, rtol=1e-6)
+
+
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("kind", ["base", "adapter"])
+def test_weights_in_a_pickle_are_refused_and_not_run(kind, base, adapter, tmp_path):
+    folder = shutil.copytree({"base": base, "adapter": adapter}[kind], tmp_path / kind)
+    weights = folder / {"base": "model.safetensors", "adapter": "adapter_model.safetensors"}[kind]
+    weights.unlink()
+    for name in ("pytorch_model.bin", "adapter_model.bin"):
+        (folder / name).write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
+    with pytest.raises(CSLLMError, match="safetensors"):
+        CSLLM.from_pretrained(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_beside_the_weights_is_not_run(base, tmp_path):
+    folder = shutil.copytree(base, tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(CSLLMError, match="cannot be loaded"):
+        CSLLM.from_pretrained(folder)
+    assert not (tmp_path / "ran").exists()

@@ -44,6 +44,7 @@ from models.networks.dimenet import (
     save_ensemble,
     triplets,
 )
+from models.networks.training import Diverged
 
 SAMPLE = Path(os.environ.get("HER2D_REFERENCE_DATA", ROOT / "../shared/data")) / "is2re_lmdb" / "sample.lmdb"
 
@@ -411,13 +412,13 @@ def run_script(*arguments):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def test_script_runs_and_resumes(tmp_path, records):
+def test_script_runs_and_resumes(tmp_path, records, capsys):
     arguments = ["--lmdb", records, "--out", tmp_path / "m.pt", *TINY, "--epochs", "1"]
-    for extra in ([], ["--resume"]):
-        result = run_script(*arguments, *extra)
-        assert result.returncode == 0, result.stderr
-    assert "continuing after epoch 1" in result.stdout
-    names = {file.name for file in tmp_path.iterdir()}
+    result = run_script(*arguments)
+    assert result.returncode == 0, result.stderr
+    pretrain_dimenet.main([*(str(argument) for argument in arguments), "--resume"])
+    assert "continuing after epoch 1" in capsys.readouterr().out
+    names = {file.name for file in tmp_path.iterdir() if not file.name.startswith(".")}
     assert names == {
         "m.pt",
         "m.last.pt",
@@ -432,11 +433,12 @@ def test_script_runs_and_resumes(tmp_path, records):
 
 
 @pytest.mark.skipif(not SAMPLE.exists(), reason=f"no reference data at {SAMPLE} (set HER2D_REFERENCE_DATA)")
-def test_one_epoch_on_the_real_sample(tmp_path):
-    result = run_script("--lmdb", SAMPLE, "--epochs", 1, "--out", tmp_path / "m.pt", "--hidden-channels", 8)
-    assert result.returncode == 0, result.stderr
-    assert "32 records; 31 used; 1 skipped: atoms closer than 0.5" in result.stdout
-    assert "31 records have no atom tagged 2" in result.stdout and "MAE of the best epoch" in result.stdout
+def test_one_epoch_on_the_real_sample(tmp_path, capsys):
+    flags = "--epochs 1 --hidden-channels 8".split()
+    pretrain_dimenet.main(["--lmdb", str(SAMPLE), "--out", str(tmp_path / "m.pt"), *flags])
+    said = capsys.readouterr().out
+    assert "32 records; 31 used; 1 skipped: atoms closer than 0.5" in said
+    assert "31 records have no atom tagged 2" in said and "MAE of the best epoch" in said
     assert load_dimenet(tmp_path / "m.pt").cutoff == 5.0
 
 
@@ -519,3 +521,43 @@ def test_combined_models_cover_their_validation_error(tmp_path, records, capsys)
     energies, spreads = predict_spread(ensemble, val)
     covered = np.mean(np.abs(energies - [graph.y for graph in val]) <= spreads + 1e-6)
     assert abs(covered - 0.683) <= 1 / len(val)
+
+
+def test_a_loss_that_is_not_finite_is_named_and_the_last_good_weights_stay(
+    tmp_path, records, monkeypatch, capsys
+):
+    """From the second epoch on every prediction is NaN."""
+    real, epochs = pretrain_dimenet.train_epoch, []
+
+    def broken(trainer, *args):
+        epochs.append(1)
+        if len(epochs) == 2:
+            trainer.model.target_mean.fill_(np.nan)
+        return real(trainer, *args)
+
+    monkeypatch.setattr(pretrain_dimenet, "train_epoch", broken)
+    with pytest.raises(Diverged, match=r"no step of epoch 2 .*best of 1 epochs is in .*m.pt"):
+        pretrain_dimenet.main(["--lmdb", str(records), "--out", str(tmp_path / "m.pt"), *TINY])
+    assert "step skipped: loss nan" in capsys.readouterr().out
+    assert np.isfinite(predict(load_dimenet(tmp_path / "m.pt"), [adsorption_graph(*slab())])).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["--epochs 0", "--batch-size -1", "--lr 1e6", "--cutoff nan", "--blocks 0", "--share 0", "--share 2"]
+    + ["--per-host -1", "--jitter -1", "--target-std 0", "--hidden-channels 1.5", "--ema 1"],
+)
+def test_bad_flags_are_refused_by_name(wrong, capsys):
+    with pytest.raises(SystemExit):
+        pretrain_dimenet.main(["--lmdb", "x", *wrong.split()])
+    flag, value = wrong.split()
+    assert f"argument {flag}: '{value}' is not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x04K\x01."])
+def test_a_broken_checkpoint_is_said_before_any_record_is_read(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(pretrain_dimenet, "read_graphs", lambda *args: pytest.fail("the work began"))
+    (tmp_path / "broken.pt").write_bytes(content)
+    for flag in ("--init", "--combine"):
+        with pytest.raises(ValueError, match="broken.pt"):
+            pretrain_dimenet.main(["--lmdb", "x", flag, str(tmp_path / "broken.pt")])

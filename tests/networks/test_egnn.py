@@ -10,7 +10,7 @@ from ase.neighborlist import neighbor_list
 
 from data.build.prototypes import PROTOTYPES
 from models.networks.egnn import CONDITIONS, DenoisingEGNN, neighbours
-from models.networks.layers import MASK, Layers, layers_of
+from models.networks.layers import MASK, Layers, layers_of, reduction
 
 TOLERANCE = 1e-7  # in float64; the contract asks for 1e-5
 ATOMS = {p.name: p.atoms() for p in PROTOTYPES}
@@ -138,9 +138,35 @@ def test_neighbours_are_those_of_ase(name, rattle):
     assert_nearest(one(name, rattle), 20)
 
 
-@pytest.mark.parametrize("matrix", [[[1, 1], [0, 1]], [[1, 0], [-1, 1]], [[2, 1], [1, 1]], [[0, 1], [1, 0]]])
-def test_neighbours_in_skewed_cells(matrix):
-    assert_nearest(skew(one("MoS2-2H"), matrix), 20)
+SKEWED = [
+    [[1, 1], [0, 1]],
+    [[1, 0], [-1, 1]],
+    [[2, 1], [1, 1]],
+    [[0, 1], [1, 0]],
+    [[1, 0], [4, 1]],  # b + 4a: the nearest images are not among −3 … 3 of these rows
+    [[1, -7], [0, 1]],
+    [[8, 5], [11, 7]],
+]
+
+
+@pytest.mark.parametrize("name", ["MoS2-2H", "SnS"])
+@pytest.mark.parametrize("matrix", SKEWED)
+def test_neighbours_in_skewed_cells(matrix, name):
+    assert_nearest(skew(one(name), matrix), 20)
+
+
+def test_reduction_gives_a_short_basis_of_the_same_lattice():
+    generator = torch.Generator().manual_seed(0)
+    cell = torch.randn(500, 2, 2, generator=generator, dtype=torch.float64)
+    cell = cell[torch.linalg.det(cell).abs() > 0.05]
+    skews = torch.tensor([SKEWED[k % len(SKEWED)] for k in range(len(cell))], dtype=torch.float64)
+    basis = reduction(skews @ cell)
+    assert (basis == basis.round()).all() and (torch.linalg.det(basis).abs().round() == 1).all()
+    a, b = (basis @ skews @ cell).unbind(1)
+    shortest = torch.minimum((a * a).sum(-1), (b * b).sum(-1))
+    assert ((a * b).sum(-1).abs() <= 0.501 * shortest + 1e-9).all()
+    again = reduction(basis @ skews @ cell)
+    assert (again == torch.eye(2, dtype=torch.float64)).all()
 
 
 @pytest.mark.parametrize("b, gamma", [(2.6, 100), (2.5, 120), (2.5, 60), (4.0, 90)])
@@ -347,6 +373,25 @@ def test_the_gradient_of_the_heads_is_right(model):
             model.properties(layers.replace(z=layers.z + s * step), time).delta_g_h[0] for s in (1, -1)
         )
         assert abs((up - down).item() / 2e-5 - gradient[0, atom].item()) < 1e-6
+
+
+def test_a_relaxed_one_hot_is_the_atomic_number_and_its_gradient_is_right(model):
+    """Heads of one-hot slots are those of the numbers; the gradient on the weights against finite
+    differences.
+    """
+    layers = one("FeOCl")
+    time = torch.full((1,), 0.4, dtype=torch.float64)
+    slots = int(layers.slots.max()) + 1
+    numbers = torch.stack([layers.atomic_numbers[0, layers.slots[0] == s][0] for s in range(slots)])
+    weights = torch.nn.functional.one_hot(numbers, 120).double()[None].requires_grad_()
+    heads = model.properties(layers, time, weights)
+    close(heads.stacked(), model.properties(layers, time).stacked())
+    gradient = torch.autograd.grad(heads.delta_g_h.sum(), weights)[0]
+    for slot, element in ((0, 8), (1, 42), (2, 16)):
+        step = torch.zeros_like(weights)
+        step[0, slot, element] = 1e-5
+        up, down = (model.properties(layers, time, weights + s * step).delta_g_h[0] for s in (1, -1))
+        assert abs((up - down).item() / 2e-5 - gradient[0, slot, element].item()) < 1e-6
 
 
 def test_each_condition_has_its_own_learned_null(model):

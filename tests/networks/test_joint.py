@@ -24,6 +24,7 @@ from models.networks.joint import (
     validate,
 )
 from models.networks.layers import collate
+from models.networks.training import Diverged
 
 ATOMS = {p.name: p.atoms() for p in PROTOTYPES}
 NAMES = ("graphene", "MoS2-2H", "CdI2-1T", "GaSe", "SnS", "FeOCl", "MXene-M2X", "silicene")
@@ -261,3 +262,26 @@ def test_bad_flags_are_refused_by_name(wrong, capsys):
         optimization.main(wrong.split())
     flag, value = wrong.split()
     assert f"argument {flag}: '{value}' is not" in capsys.readouterr().err
+
+
+def test_a_checkpoint_to_start_from_is_read_before_any_training(folders, monkeypatch):
+    monkeypatch.setattr(optimization, "train_model", lambda *args: pytest.fail("the work began"))
+    (folders / "broken.pth").write_bytes(b"PK\x03\x04")
+    torch.save({"weights": 1}, folders / "other.pth")
+    for name, said in (("broken.pth", "cut short"), ("other.pth", "holds no weights of this model")):
+        with pytest.raises(ValueError, match=said):
+            optimization.main(flags(folders, "--init", folders / name))
+    with pytest.raises(FileNotFoundError, match="absent.pth"):
+        optimization.main(flags(folders, "--init", folders / "absent.pth"))
+    with pytest.raises(ValueError, match="--device cuda:99 is not to be had"):
+        optimization.main(flags(folders, "--device", "cuda:99"))
+
+
+def test_weights_that_run_away_end_in_one_line_and_the_best_stay_finite(folders, monkeypatch):
+    """The highest learning rate that is accepted, nothing capped."""
+    monkeypatch.setattr(optimization, "plot_loss_curve", lambda *args: None)
+    wild = ("--lr", 1, "--clip", 1e12, "--warmup", 0, "--sample-every", 0, "--epochs", 20)
+    with pytest.raises(Diverged, match="the training diverged: .* Use a lower --lr"):
+        optimization.main(flags(folders, *wild))
+    weights = torch.load(folders / "m.pth", weights_only=True)["model"]
+    assert all(torch.isfinite(value).all() for value in weights.values())

@@ -1,15 +1,21 @@
-"""Which proposal is taken: fake samplers whose L_target is known."""
+"""Which proposal is taken (fake samplers whose L_target is known), and the model-free baselines."""
 
+import math
 from collections import Counter
 
 import ase.data
 import ase.geometry
+import numpy as np
 import pytest
 import torch
 
 from data.build.prototypes import PROTOTYPES
-from models.networks.proposals import propose
-from models.networks.settings import GeneratorSettings
+from models.crystals.elements import choose_elements
+from models.crystals.layer import pack_atoms, reduced_formula, unpack_atoms
+from models.crystals.templates import Templates
+from models.networks.layers import layers_of
+from models.networks.proposals import Generator, best, fitting, propose, random_assignment, sensible
+from models.networks.settings import GeneratorSettings, Guide
 
 ATOMS = {p.name: p.atoms() for p in PROTOTYPES}
 
@@ -23,7 +29,7 @@ class OneAtATime:
         self.elements, self.generator = list(elements), torch.Generator().manual_seed(0)
         self.settings = GeneratorSettings(proposals=len(elements), tau=tau)
 
-    def noised(self, layers, start):
+    def noised(self, layers, start, symmetry=None):
         return layers, None
 
     def propose_elements(self, layers, lattice, start, temperature):
@@ -71,3 +77,40 @@ def test_no_template_gets_the_same_elements_twice_while_others_are_left():
 
     assert choose(4, ()) == ["B", "Al", "Ga", "B"]  # by L_target, and from the best again when none is left
     assert choose(2, {("honeycomb", "B")}) == ["Al", "Ga"] and choose(1, {("other", "B")}) == ["B"]
+
+
+def test_the_random_baseline_takes_the_formula_that_is_asked_for():
+    """NbSe2 in other templates of its amounts; TiNF in every order that keeps the amounts."""
+    templates = Templates([("1T", ATOMS["CdI2-1T"]), ("2H", ATOMS["MoS2-2H"])])
+    guide = Guide(elements=frozenset({"Nb", "Se"}))
+    settings = GeneratorSettings(method="random", formula="NbSe2", guide=guide)
+    rows = Generator(settings, templates).draw([[start] for start in templates.structures] * 3, 0)
+    assert {reduced_formula(unpack_atoms(row["atoms"])) for row in rows} == {"NbSe2"}
+    draw = lambda seed: random_assignment(ATOMS["FeOCl"], "TiNF", np.random.default_rng(seed))
+    assert {draw(seed)["Fe"] for seed in range(40)} == {"Ti", "N", "F"}
+
+
+def test_what_has_diverged_costs_one_row():
+    layers = layers_of([ATOMS["MoS2-2H"]] * 5)
+    layers.z[1, 0] = math.nan
+    layers.cell[2] *= 0.01
+    layers.cell[3] *= 1e4
+    assert sensible(layers).tolist() == [True, False, False, False, True]
+    lost = {"atoms": None, "template": "2H", "heads": [""] * 4}
+    good = lost | {"atoms": pack_atoms(ATOMS["MoS2-2H"]), "heads": ["0.1", "0.1", "0.5", "0.1"]}
+    assert best([lost, good, lost], 2, Guide()) == {1}
+
+
+def test_the_elements_that_may_be_chosen():
+    database = ["Au", "Cd", "Mo", "S", "Tl"]
+    assert choose_elements("database", "", database) == database
+    assert choose_elements("benign", "", database) == ["Au", "Mo", "S"]
+    assert choose_elements("database", "Au Tl", database) == ["Cd", "Mo", "S"]
+    assert choose_elements("W,Se", "", database) == ["Se", "W"]
+    assert choose_elements("any", "", database) is None
+    assert "Cd" in choose_elements("any", "Au", database)
+    for which, exclude, named in (("Xx", "", "Xx"), ("Mo", "Mo", "Mo"), ("Og", "", "Og"), ("any", "Q", "Q")):
+        with pytest.raises(ValueError, match=named):
+            choose_elements(which, exclude, database)
+    with pytest.raises(ValueError, match="needs more elements"):
+        fitting(Templates([("1T", ATOMS["CdI2-1T"])]), ["S"])

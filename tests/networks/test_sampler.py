@@ -350,7 +350,7 @@ def test_no_guidance_is_the_plain_sampler_to_the_bit(network, start):
     assert same(found, plain(network, d, x, lattice, times, seeded(2)))
     # cfg_scale = 1 is the conditional network alone
     network.calls.clear()
-    conditional = sampler_of(network, d, 2, cfg_scale=1.0, delta_g_h=0.1, e_hull=0.05)
+    conditional = sampler_of(network, d, 2, cfg_scale=1.0, delta_g_h=0.1, wanted_e_hull=0.05)
     conditional = conditional.denoise(x, lattice, start, 12)
     assert len(network.calls) == 12
     given = torch.tensor([[0.1, 0.05, 1.0]]).repeat(4, 1)
@@ -376,7 +376,7 @@ def test_classifier_free_guidance_extrapolates_on_every_channel(network):
 
 
 def test_conditions_stand_in_the_order_of_the_network():
-    given = mission(delta_g_h=0.3, e_hull=0.1).conditions(2, "cpu")
+    given = mission(delta_g_h=0.3, wanted_e_hull=0.1).conditions(2, "cpu")
     assert CONDITIONS == ("delta_g_h", "e_hull", "synthesizable")
     torch.testing.assert_close(given, torch.tensor([[0.3, 0.1, 1.0]] * 2))
     assert torch.isnan(mission(synthesizable=False).conditions(1, "cpu")[0, 2])
@@ -626,6 +626,86 @@ def test_propose_elements_fills_all_and_moves_nothing():
     end = sampler.propose_elements(partly, lattice, 500)
     assert (end.atomic_numbers[x.mask & (x.slots == 0)] == 16).all()
     assert_whole(end)
+
+
+class Alike(Exact):
+    """Draws one element for every slot, nine times in ten."""
+
+    def __call__(self, *args, **kwargs):
+        out = super().__call__(*args, **kwargs)
+        out.slot_logits[..., 42] = math.log(18)
+        return out
+
+
+def in_five_atoms(model):
+    """The model with the sites of FiveAtoms."""
+    model.sites, model.m_z = FiveAtoms.sites, FiveAtoms.m_z
+    return model
+
+
+def test_slots_that_are_revealed_together_are_distinct_elements():
+    """All in one update, and a network that wants the same everywhere: AB2C must not become A3C."""
+    d = fixed_cell()
+    sampler = sampler_of(in_five_atoms(Alike(d)), d, 2)
+    hidden = hidden_layers(300)
+    end = sampler.denoise(*sampler.prior(hidden), 500, 1)
+    assert_whole(end)
+    for numbers, slots, keep in zip(end.atomic_numbers, end.slots, end.mask):
+        assert len(numbers[keep].unique()) == len(slots[keep].unique())
+
+
+def test_only_the_wanted_elements_are_drawn():
+    d = fixed_cell()
+    few = sampler_of(FiveAtoms(d), d, 2, elements=frozenset({"O", "Au", "Pt"}))
+    end = few.denoise(*few.prior(hidden_layers(100)), 500, 5)
+    assert set(end.atomic_numbers.unique().tolist()) == {0, 8, 78, 79}
+
+
+class QuadraticHead(Exact):
+    """ΔG_H = 10 + ½ Σ_slots (w_slot · c)², c a charge of each element: its gradient is known."""
+
+    charge = torch.zeros(120).scatter(0, torch.tensor(ELEMENTS), torch.tensor([0.0, 1.0, 3.0]))
+
+    def properties(self, layers, time, slot_elements=None):
+        heads = super().properties(layers, time)
+        if slot_elements is not None:
+            heads.delta_g_h = 10 + 0.5 * (slot_elements @ self.charge).square().sum(1)
+        return heads
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7, 5.0])
+def test_the_element_gradient_weights_each_element_as_its_first_order_change_says(eta):
+    """One slot, p_θ uniform on three elements: mean charge 4/3, so p ∝ exp(−η (4/3) c)."""
+    d = fixed_cell()
+    model = QuadraticHead(d)
+    sampler = sampler_of(model, d, 3, element_gradient=eta)
+    x, lattice = sampler.prior(layers_like(4000, numbers=(MASK,) * 3, slots=(0, 0, 0)))
+    end = sampler.propose_elements(x, lattice, 500).atomic_numbers[:, 0]
+    expected = torch.exp(-eta * 4 / 3 * model.charge[list(ELEMENTS)])
+    found = [(end == element).float().mean().item() for element in ELEMENTS]
+    np.testing.assert_allclose(found, expected / expected.sum(), atol=0.03)
+    assert sampler.nfe == 4000 * (1 if eta == 0 else 4)  # one backward pass counts as three
+
+
+def test_gibbs_steps_look_at_every_element_again():
+    """The last of six looks decides; elements that were given stay."""
+    d = fixed_cell()
+    model = QuadraticHead(d)
+    settings = GeneratorSettings(guide=mission(element_gradient=5.0), gibbs=6)
+    sampler = Sampler(model, d, settings, seeded(1))
+    x, lattice = sampler.prior(layers_like(300, numbers=(42, MASK, MASK), slots=(1, 0, 0)))
+    end = sampler.propose_elements(x, lattice, 500)
+    assert (end.atomic_numbers[:, 0] == 42).all()
+    assert (end.atomic_numbers[:, 1] == 8).float().mean() > 0.9  # the lowest charge
+    assert len(model.calls) == 1 + 6
+
+
+def test_the_condition_is_a_wish_and_the_bound_a_bound():
+    e_hull = CONDITIONS.index("e_hull")
+    assert Guide(e_hull=1.0).conditions(1, "cpu")[0, e_hull] == 0.0
+    assert Guide(wanted_e_hull=0.3).conditions(1, "cpu")[0, e_hull] == pytest.approx(0.3)
+    heads = Heads(*torch.tensor([[0.0], [0.9], [0.0], [0.0]]))
+    assert Guide(e_hull=1.0).loss(heads).item() < 1e-5
 
 
 def test_temperature_sharpens_the_proposal():

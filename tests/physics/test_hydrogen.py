@@ -9,10 +9,10 @@ from ase.optimize import BFGS
 from layers import Springs, energy_by, square_metal
 
 from models.crystals.layer import NotALayer, extract_layer, flipped
-from models.crystals.sites import Site, adsorption_sites, roomy, with_hydrogen
+from models.crystals.sites import Site, abstracts, adsorption_flag, adsorption_sites, roomy, with_hydrogen
 from models.physics.hydrogen import CORRECTION, RECONSTRUCTED, HydrogenOracle, HydrogenResult
 from models.physics.parallel import OracleSettings, label_one
-from models.physics.potentials import single_point
+from models.physics.potentials import relax_layer, single_point
 
 
 def emt_energy(atoms: Atoms) -> float:
@@ -159,6 +159,45 @@ def test_the_next_site_is_tried_where_hydrogen_does_not_stay():
     assert found.flags == {"adsorbed": 2} and found.relaxed_flags == {"sunk": 1, "adsorbed": 1}
     assert found.flags_text == "adsorbed:2 then adsorbed:1 sunk:1"
     assert found.delta_g_h is not None and -RECONSTRUCTED < found.slab_change
+
+
+def test_the_next_site_is_tried_where_hydrogen_abstracts_a_surface_atom(monkeypatch):
+    """At the best site H leaves with the atom that it sits on; the answer is that of the second best."""
+    slab, left = square_metal(2.5, 2), []
+
+    def lifting(atoms, calculator, **limits):
+        """Relaxes; the first time that H and slab move together, both leave the slab."""
+        relaxed = relax_layer(atoms, calculator, **limits)
+        if atoms.symbols[-1] == "H" and not atoms.constraints and not left:
+            pose = relaxed.atoms
+            host = pose.get_distances(-1, range(len(pose) - 1), mic=True).argmin()
+            away = np.sign(pose.positions[-1, 2] - pose.positions[:-1, 2].mean())
+            pose.positions[[host, -1], 2] += 8.0 * away
+            left.append(adsorption_flag(pose, away))
+        return relaxed
+
+    oracle = HydrogenOracle(Springs())
+    second = sorted(oracle.adsorb(slab, energy_by(Springs(), slab)), key=lambda result: result.delta_e)[1]
+    monkeypatch.setattr("models.physics.hydrogen.relax_layer", lifting)
+    found = oracle.delta_g(slab)
+    assert left == ["abstracted"] and found.relaxed_flags == {"abstracted": 1, "adsorbed": 1}
+    assert found.site == second.site.label and not abstracts(found.pose)
+    alone = oracle.release(second.end, second.site.face, second.slab_energy)
+    assert found.delta_g_h == pytest.approx(alone.delta_e + CORRECTION, abs=1e-6)
+
+
+def test_a_slab_that_has_not_come_to_rest_without_its_hydrogen_has_no_delta_g(monkeypatch):
+    """The slab without H is still on its way down when the steps run out: nobody knows that it comes back."""
+    slab, oracle = square_metal(2.5, 2), HydrogenOracle(Springs())
+    assert oracle.delta_g(slab).relaxed_flags == {"adsorbed": 1}
+
+    def hasty(atoms, calculator, **limits):
+        bare = atoms.symbols[-1] != "H"
+        return relax_layer(atoms, calculator, **(limits | {"steps": 0, "fmax": 1e-9} if bare else limits))
+
+    monkeypatch.setattr("models.physics.hydrogen.relax_layer", hasty)
+    found = oracle.delta_g(slab)
+    assert found.delta_g_h is None and set(found.relaxed_flags) == {"not converged"}
 
 
 def test_release_flags_hydrogen_that_never_bound(springs):

@@ -158,7 +158,8 @@ def test_errors_are_one_clear_line(arguments, message):
 
 def test_import_is_lazy():
     code = (
-        "import sys; from models.physics.potentials import load_potential; load_potential('ase.calculators.emt:EMT');"
+        "import sys; from models.physics.potentials import load_potential;"
+        "load_potential('ase.calculators.emt:EMT');"
         "print({'torch', 'mattersim', 'sevenn', 'chgnet'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
