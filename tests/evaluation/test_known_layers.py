@@ -71,7 +71,11 @@ def test_the_shipped_fingerprints_hold_c2db(tmp_path):
     assert not list(learned_layers(path, {Fingerprint(strange).formula}))
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"[]"), gzip.compress(b'{"sources"')])
+@pytest.mark.parametrize(
+    "content",
+    [b"no gzip", gzip.compress(b"[]"), gzip.compress(b'{"sources"')],
+    ids=["no gzip", "a list", "cut short"],
+)
 def test_a_broken_file_of_fingerprints_is_named(tmp_path, content):
     path = tmp_path / "x.known.json.gz"
     path.write_bytes(content)
