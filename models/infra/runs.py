@@ -115,6 +115,7 @@ def run_script(main: Callable[[], object]) -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     if sys.stdout is not None:
         sys.stdout = _Output(sys.stdout)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets `script.py &` ignore it
     signal.signal(signal.SIGTERM, _terminated)
     try:
         main()

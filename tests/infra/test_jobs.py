@@ -112,9 +112,8 @@ def within(seconds: float, done) -> float:
 def test_a_signal_to_the_parent_alone_ends_all_within_seconds(tmp_path, moment, number, status):
     trace, code = tmp_path / "trace", RUN.format(start=STARTS[moment])
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{HERE}"}
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code, trace], env=environment, stderr=subprocess.PIPE, text=True
-    )
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", code, trace]  # as `… &` does
+    parent = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     within(30, lambda: trace.exists() and trace.read_text().strip())
     children = [int(pid) for pid in trace.read_text().split()]
     parent.send_signal(getattr(signal, f"SIG{number}"))
