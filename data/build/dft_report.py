@@ -301,7 +301,7 @@ def markdown(rows: list[dict], columns: dict[str, str]) -> str:
         cells = []
         for name in columns:
             value = row.get(name, "")
-            cells.append(f"{value:.2f}" if isinstance(value, float) else str(value))
+            cells.append(f"{value:.2f}" if isinstance(value, float) else str(value).replace("|", "\\|"))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

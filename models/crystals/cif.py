@@ -205,7 +205,8 @@ def checked_cell(lengths: list[float], angles: list[float]) -> np.ndarray:
             raise CifError(f"cell length {name} is {length:g} Å: no crystal has it")
     cosines = np.cos(np.radians(angles))
     squared = 1 - (cosines**2).sum() + 2 * cosines.prod()  # of the volume over abc
-    if any(not 5 < angle < 175 for angle in angles) or squared < 1e-4:
+    # A skewed basis of a good crystal has angles of a few degrees, so only what is flat is refused.
+    if any(not 0 < angle < 180 for angle in angles) or squared < 1e-9:
         raise CifError(f"cell angles {', '.join(f'{angle:g}' for angle in angles)}° close no cell")
     return cellpar_to_cell([*lengths, *angles])
 

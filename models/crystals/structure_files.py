@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from ase import Atoms
+from ase.geometry.minkowski_reduction import minkowski_reduce
 from ase.io import read
 
 from models.crystals.cif import MAX_ATOMS, CifError, checked_cell, read_cif, refuse_overlaps
@@ -241,7 +242,9 @@ def _refuse_impossible(atoms: Atoms) -> None:
         raise CifError("no lattice: an isolated molecule or a file without a cell")
     cell = atoms.cell.complete()
     checked_cell(cell.lengths().tolist(), cell.angles().tolist())
-    heights = abs(cell.volume) / np.linalg.norm(np.cross(np.roll(cell, 1, 0), np.roll(cell, -1, 0)), axis=1)
+    reduced, _ = minkowski_reduce(cell.array)  # a skewed basis of a good crystal has planes close together
+    normals = np.cross(np.roll(reduced, 1, 0), np.roll(reduced, -1, 0))
+    heights = abs(cell.volume) / np.linalg.norm(normals, axis=1)
     if heights.min() < 1:
         raise CifError(f"planes of the lattice {heights.min():.2g} Å apart: no crystal is so small")
     refuse_overlaps(Atoms(atoms, cell=cell))

@@ -79,7 +79,7 @@ def activity(tmp_path_factory, untrained_dimenet) -> dict[str, float]:
 def test_a_known_material_is_a_known_layer_at_its_minimum(rows, name):
     row = rows.loc[f"a_{name}"]
     assert row["verdict"] == "2D" and row["two_d"] and row["valid"] and row["converged"]
-    assert row["error"] == "" and row["novel"] is False and row["known_as"]
+    assert row["error"] == "" and not row["novel"] and row["known_as"]
     assert row["rmsd_relaxed_A"] < 0.15
 
 
@@ -161,7 +161,7 @@ def test_ground_states_lie_below_a_hull_that_does_not_hold_their_formula(rows, n
 def test_a_broken_structure_gets_its_verdict(rows, name):
     row = rows.loc[f"c_{name}"]
     assert row["verdict"] == BROKEN[name]
-    assert row["two_d"] is (name == "overlapping") and row["valid"] is (name != "overlapping")
+    assert row["two_d"] == (name == "overlapping") and row["valid"] == (name != "overlapping")
     if name != "overlapping":
         assert row[["delta_g_h_oracle_eV", "p_active", "candidate_class"]].isna().all()
         assert "not 2D" in row["error"]
