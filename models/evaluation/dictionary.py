@@ -32,6 +32,7 @@ FILES = """\
 | `comparison.md` | comparison.csv as a table to read |
 | `her_performance.png`, `stability_curve.png` | figures: activity, stability |
 | `baseline_comparison.png`, `generated_structures.png` | figures: metrics of all sets, the best structures |
+| `funnel.png` | figure: structures that pass each gate |
 | `dft/<material_id>/` | VASP and GPAW inputs of slab and slab + H of the shortlist |
 | `relaxed.jsonl`, `adsorbed.jsonl`, `second.jsonl`, `phonons.jsonl` | what `--resume` continues from |
 | `phases.jsonl` | competing phases relaxed with another potential, kept for every set |

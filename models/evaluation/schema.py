@@ -85,7 +85,7 @@ METRICS = (
         "hull_compounds",
         "int",
         "",
-        "known compounds of the chemical system; 0: only the elements compete, E_hull is a lower bound",
+        "competing compounds, polymorphs included; 0: E_hull is a lower bound, never called stable",
         "no reference phases",
     ),
     Column(
