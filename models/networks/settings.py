@@ -131,7 +131,7 @@ class GeneratorSettings:
     steps: int = 50
     noise_scale: float = 0.0
     corrector: int = 0
-    symmetry: str = "template"
+    symmetry: str = "none"
     temperature: float = 1.0
     gibbs: int = 0
     proposals: int = 32
