@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.infra.files import read_rows
+from models.infra.files import load_checkpoint, read_rows
 from models.networks.training import (
     LAST_RATE,
     PATIENCE,
@@ -87,7 +87,7 @@ def test_a_continued_training_is_the_whole_one_to_the_bit(tmp_path):
     train(make(arguments(tmp_path / "parts.pt")), until=1)
     (tmp_path / "parts.log.csv").unlink()  # killed between the checkpoint and the log
     train(make(arguments(tmp_path / "parts.pt", resume=True)))
-    whole, parts = (torch.load(last_checkpoint(tmp_path / f"{n}.pt")) for n in ("whole", "parts"))
+    whole, parts = (load_checkpoint(last_checkpoint(tmp_path / f"{n}.pt")) for n in ("whole", "parts"))
     assert whole["history"] == parts["history"]
     for key in ("raw_model", "average", "model"):
         for name, value in whole[key].items():
