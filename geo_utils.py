@@ -1,9 +1,10 @@
 """The evaluator: one path from a CIF to a row of metrics, for our structures and for anybody's.
 
 Gates (2D, valid), relaxation and E_form / E_hull by the potential, ΔG_H by DimeNet++ and by the potential
-with H and layer relaxed, synthesizability, uniqueness and novelty; a shortlist with a second potential's
-opinion, phonons and DFT inputs; then aggregates with intervals beside baselines, tables, figures and a
-report. Steps: models/evaluation/columns.py; what each column means: models/evaluation/schema.py.
+with H and layer relaxed, synthesizability, uniqueness and novelty; DFT of the best where asked for; a
+shortlist with a second potential's opinion, phonons and DFT inputs; then aggregates with intervals beside
+baselines, tables, figures and a report. Steps: models/evaluation/columns.py; what each column means:
+models/evaluation/schema.py.
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ from ase import Atoms
 
 from models.crystals.structure_files import read_structures
 from models.evaluation.columns import (
+    dft,
     dimenet,
     elements_to_avoid,
     hydrogen,
@@ -75,6 +77,9 @@ def evaluate(
     source |= {"oracle_error_eV": sigma, "oracle_error_from": sigma_note}
     source |= {"competing_phases_left_out": left_out}
     evaluation = Evaluation(rows, layers, poses, source)
+    judged = evaluation.layers_of_best(settings.dft)
+    rows = join(rows, dft(judged, poses, settings, Shard(out / "dft.jsonl", resume)))
+    evaluation.rows = rows = join(rows, ranking(rows, sigma))
     best = evaluation.layers_of_best(settings.shortlist)
     best_few = evaluation.layers_of_best(settings.phonons)
     rows = join(rows, second_delta_g(best, second, settings, Shard(out / "second.jsonl", resume)))

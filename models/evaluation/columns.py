@@ -6,6 +6,7 @@ as it is filled (models.evaluation.rows). What takes minutes is spread over proc
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import pandas as pd
 from ase import Atoms
@@ -23,22 +24,30 @@ from models.evaluation.tasks import (
     RELAXATION,
     adsorb_one,
     computed,
+    dft_key,
+    dft_one,
+    dft_reference,
     dynamic_stability,
+    one_thread,
     relax_one,
     second_opinion,
 )
 from models.evaluation.verdicts import E_HULL, is_stable, stability_score
+from models.infra.jobs import run_jobs
 from models.infra.shards import Shard
 from models.networks.csllm import CSLLM
 from models.networks.delta_g import predict_delta_g
 from models.networks.dimenet import load_dimenet
 from models.networks.synthesis import load_synthesis
 from models.physics.competitors import extend
+from models.physics.dft import Settings as DftSettings
+from models.physics.dft import estimated_seconds
 from models.physics.hull import hull_for
 from models.physics.potentials import Potential
 from models.physics.pourbaix import Pourbaix, aqueous_columns
 
 Layers = Mapping[str, Atoms]
+DFT_SECONDS = 6 * 3600.0  # of one candidate: a magnetic layer of 20 atoms that relaxes
 
 
 @dataclass
@@ -205,6 +214,35 @@ def second_delta_g(layers: Layers, second: Potential | None, settings: Settings,
         found[name] = {
             "delta_g_h_second_eV": result.get("delta_g_h"),
             "second_h_flags": result.get("flags") or result.get("lost"),
+        }
+    return found
+
+
+def dft(layers: Layers, poses: Mapping[str, Atoms], settings: Settings, shard: Shard) -> Columns:
+    """ΔG_H by DFT at the oracle's poses, with what --dft-relax lets move; says first how long it takes."""
+    how = DftSettings(code=settings.dft_calculator)
+    items = {}
+    for name, layer in layers.items():
+        if name in poses:
+            item = name, (layer, poses[name])
+            items[dft_key(item, how, settings.dft_relax)] = item
+    todo = [pose for key, (_, (_, pose)) in items.items() if key not in shard.rows]
+    if todo:
+        seconds = sum(estimated_seconds(pose, how, settings.dft_relax) for pose in todo)
+        print(f"DFT of {len(todo)} candidates: about {seconds / 60:.0f} core-minutes")
+    half_h2 = dft_reference(how, shard) if items else 0.0
+    task = partial(dft_one, settings=how, relax=settings.dft_relax, half_h2=half_h2)
+    lost = run_jobs(task, items, shard, settings.jobs, one_thread, (), "DFT", seconds=DFT_SECONDS)
+    found = {}
+    for key, (name, _) in items.items():
+        row = {"reason": lost[key]} if key in lost else shard.rows[key]
+        if row["reason"]:
+            found[name] = {"error": f"DFT: {row['reason']}"}
+            continue
+        found[name] = {
+            "delta_g_h_dft_eV": row["delta_e_dft"] + settings.correction,
+            "dft_settings": f"{how.summary}, relaxed: {settings.dft_relax}",
+            "dft_seconds": row["dft_seconds"],
         }
     return found
 

@@ -162,6 +162,8 @@ def shortlist_line(row: dict) -> str:
     said = []
     for column, label in (("oracle", "oracle"), ("dimenet", "DimeNet++"), ("second", "second")):
         said.append(f"{_signed(row[f'delta_g_h_{column}_eV'])} {label}")
+    if row["delta_g_h_dft_eV"] is not None:
+        said.append(f"{_signed(row['delta_g_h_dft_eV'])} DFT")
     chance = f"P(|ΔG_H| <= 0.1 eV) {row['p_active']:.2f}"
     line = f"{row['rank']}. {row['material_id']} (class {row['candidate_class']}): {chance}"
     line += f", ΔG_H {', '.join(said)}"

@@ -14,7 +14,7 @@ PACKAGES = (
     "pymatgen",
     "sevenn",
     "mattersim",
-    "chgnet",
+    "diep",
     "phonopy",
     "spglib",
     "smact",

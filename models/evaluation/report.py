@@ -58,6 +58,7 @@ COLUMNS = {
     "delta_g_h_dimenet_eV": "ΔG_H, DimeNet++ (eV)",
     "delta_g_h_dimenet_std_eV": "± DimeNet++ (eV)",
     "delta_g_h_second_eV": "ΔG_H, second potential (eV)",
+    "delta_g_h_dft_eV": "ΔG_H, DFT (eV)",
     "p_active": "P(|ΔG_H| ≤ 0.1 eV)",
     "p_synth": "P(synthesizable)",
     "h_site": "Site of H",

@@ -165,6 +165,9 @@ METRICS = (
         "delta_g_h_second_eV", "float", "eV", "ΔG_H by the second potential", "not shortlisted, or no site"
     ),
     Column("second_h_flags", "str", "", "h_flags of the second potential", "not shortlisted"),
+    Column("delta_g_h_dft_eV", "float", "eV", "ΔG_H by DFT at the oracle's site", "not among the --dft best"),
+    Column("dft_settings", "str", "", "functional, basis, k-points, and what was relaxed", "no DFT"),
+    Column("dft_seconds", "float", "s", "processor time of slab and pose by DFT", "no DFT"),
     Column(
         "phonons",
         "str",
@@ -223,6 +226,7 @@ SHORTLIST_COLUMNS = (
     "delta_g_h_dimenet_eV",
     "delta_g_h_dimenet_std_eV",
     "delta_g_h_second_eV",
+    "delta_g_h_dft_eV",
     "h_site",
     "e_hull_eV_per_atom",
     "e_pourbaix_eV_per_atom",

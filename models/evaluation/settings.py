@@ -1,12 +1,14 @@
 """What an evaluation depends on, and the flags that set it."""
 
 import argparse
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from models.crystals.ase_database import row_ids
 from models.infra.cli import real, whole
 from models.infra.files import read_json, shipped
+from models.physics.dft import RELAXATIONS, missing
+from models.physics.dft import Settings as DftSettings
 from models.physics.hydrogen import CORRECTION
 
 
@@ -16,7 +18,7 @@ class Settings:
 
     potential: str = "auto"
     potential_checkpoint: Path | None = None
-    second_potential: str = "chgnet"
+    second_potential: str = "diep"
     dimenet: Path = shipped("models/weights/dimenet.pt")
     synthesis: Path = shipped("models/weights/synthesis.pt")
     csllm: str | None = None
@@ -37,6 +39,9 @@ class Settings:
     oracle_sites: int = 3  # the scan's best two hold the best relaxed site (to 0.02 eV) in 90 % of layers
     shortlist: int = 5
     phonons: int = 3  # about a minute each
+    dft: int = 0  # minutes to hours each
+    dft_relax: str = "h"
+    dft_calculator: str = "gpaw"
     fmax: float = 0.05  # eV/Å, as for the phases of the hull and every label
     relax_steps: int = 200  # bounds what a layer that runs away may cost
     jobs: int = 2
@@ -92,8 +97,13 @@ def _check_models(settings: Settings) -> None:
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
-    """Settings of parsed flags."""
-    return Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+    """Settings of parsed flags; without DFT, and saying so, where there is none to be had."""
+    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+    reason = settings.dft and missing(DftSettings(code=settings.dft_calculator))
+    if reason:
+        print(f"no DFT of the {settings.dft} best: {reason}")
+        return replace(settings, dft=0)
+    return settings
 
 
 def add_evaluation_flags(parser: argparse.ArgumentParser, cifs: Path, compare: list[Path]) -> None:
@@ -119,7 +129,9 @@ def _add_data_flags(group, cifs: Path, compare: list[Path]) -> None:
 
 def _add_model_flags(group) -> None:
     add = group.add_argument
-    potentials = "auto (MatterSim, else SevenNet), mattersim[-1m], sevennet[-0], chgnet or module:factory"
+    potentials = (
+        "auto (MatterSim, else SevenNet), mattersim[-1m], sevennet[-0], diep, chgnet or module:factory"
+    )
     add("--potential", help=potentials)
     add("--potential-checkpoint", type=Path, help="MatterSim checkpoint file")
     add("--second-potential", help="repeats ΔG_H on the shortlist, or none")
@@ -146,6 +158,9 @@ def _add_effort_flags(group) -> None:
     add("--oracle-sites", type=whole(0), help="sites where H alone is relaxed, 0 for all")
     add("--shortlist", type=whole(0), help="candidates for the second potential and for DFT")
     add("--phonons", type=whole(0), help="phonons and elastic constants of so many of the best")
+    add("--dft", type=whole(0), metavar="K", help="ΔG_H of the K best by DFT (make dft), resumable")
+    add("--dft-relax", choices=RELAXATIONS, help="what DFT relaxes: nothing, H alone, or all atoms")
+    add("--dft-calculator", help="gpaw, or module:factory of another (models/physics/dft.py)")
     add("--fmax", type=real(1e-4), help="force at which a relaxation has converged, eV/Å")
     add("--relax-steps", type=whole(1), help="most steps of a relaxation")
     add("--jobs", type=whole(1), help="processes, one thread each")
