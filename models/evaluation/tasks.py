@@ -206,8 +206,10 @@ def one_thread() -> None:
 
 
 def dft_one(item: tuple, settings: DftSettings, relax: str, half_h2: float) -> dict:
-    """ΔE_H of a (material_id, (layer, pose)) by DFT: a record as in data/shards/dft.jsonl; its "reason" says why
-    there are no numbers.
+    """ΔE_H of a (material_id, (layer, pose)) by DFT.
+
+    Returns:
+        a record as in data/shards/dft.jsonl; its "reason" says why there are no numbers.
     """
     name, (layer, pose) = item
     row = {"material_id": name, "settings": settings.key, "relax": relax}
