@@ -18,10 +18,11 @@ from models.datasets.graphs import LayerGraphs
 from models.evaluation.figures import plt, save
 from models.infra.files import write_rows
 from models.infra.shards import Shard
-from models.networks.diffusion import LOSS_WEIGHTS, Diffusion, joint_loss
+from models.networks.diffusion import Diffusion, joint_loss
 from models.networks.egnn import Denoised, DenoisingEGNN
 from models.networks.joint import batches, lattice_statistics, validate
 from models.networks.layers import collate
+from models.networks.settings import LOSS_WEIGHTS
 
 CHANNELS = ("coordinates", "z", "lattice")  # of the diffusion term
 

@@ -12,11 +12,10 @@ from pathlib import Path
 
 from ase.io import read
 
-from models.crystals.thresholds import ACTIVE
+from models.crystals.thresholds import ACTIVE, CORRECTION
 from models.evaluation.settings import Settings
 from models.infra.files import ROOT, read_rows, write_rows
 from models.physics.hull import Hull
-from models.physics.hydrogen import CORRECTION
 from models.physics.potentials import load_potential, single_point
 from models.physics.pourbaix import Pourbaix, aqueous_columns
 

@@ -18,9 +18,9 @@ from ase.io import read
 from ase.neighborlist import neighbor_list
 
 from models.crystals.layer import flipped
+from models.crystals.thresholds import CORRECTION
 from models.evaluation.figures import save, subscripts
 from models.infra.files import ROOT, read_rows
-from models.physics.hydrogen import CORRECTION
 
 PUBLISHED = ROOT / "results" / "published"
 SHOWN = "16_RhS2"  # the layer of the top 20 that both potentials call a hit and that DFT has judged as well

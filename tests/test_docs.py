@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.crystals.thresholds import CORRECTION
 from models.evaluation.schema import COLUMNS
 from models.infra.files import ROOT
-from models.physics.hydrogen import CORRECTION
 
 PUBLISHED = ROOT / "results" / "published"
 READMES = ("README.md", "README.zh-CN.md")

@@ -4,10 +4,9 @@ import argparse
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from models.crystals.ase_database import row_ids
+from models.crystals.thresholds import CORRECTION
 from models.infra.cli import real, whole
 from models.infra.files import read_json, shipped
-from models.physics.hydrogen import CORRECTION
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,8 @@ def check_files(settings: Settings) -> None:
         FileNotFoundError: names the first file that does not exist.
         ValueError: names the file that is damaged or holds something else.
     """
+    from models.crystals.ase_database import row_ids  # late, for --help: ASE's database takes half a second
+
     for path in needed_files(settings):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is no file: see --help for the flag that names it")
