@@ -22,11 +22,13 @@ from ase import Atoms
 from ase.io import read
 from tqdm import tqdm
 
+from data.build.rows import checked
 from models.crystals.layer import pack_atoms, primitive_layer, reduced_formula, unpack_atoms
 from models.crystals.sites import adsorption_flag, spaced_supercell
 from models.crystals.split import split_of
-from models.datasets.lmdb_data import LmdbDataset
-from models.infra.files import ROOT, digest
+from models.infra.cli import real
+from models.infra.files import ROOT, UnreadableFile, digest, file_text
+from models.infra.runs import run_script, take_output
 from models.infra.shards import Shard
 from models.physics.dft import Energy, Settings, core_seconds, half_hydrogen, hydrogen_on
 from models.physics.hydrogen import CORRECTION, HydrogenOracle
@@ -38,6 +40,7 @@ MAX_ATOMS = 16  # of a supercell without its H, in the random and targeted sampl
 MAX_ATOMS_LITERATURE = 30
 MAX_E_HULL = 0.3  # eV/atom of a C2DB layer
 TARGET, WINDOW = -0.27, 0.3  # eV: ΔE_H at which ΔG_H is 0, and how far off a targeted host may lie
+SAMPLES = ("random", "targeted", "literature", "top20", "magnetic")
 SURFACES = ("fcc", "hcp", "bcc", "skin", "buried")  # keys of the embedded set that are no monolayers
 ORACLE_SITES = 3  # at which H is relaxed alone, before everything is at the best of them
 # Over and over. Layers with V, Cr, Mn, Fe, Co or Ni cost three to ten times as much for their spin: they
@@ -112,7 +115,7 @@ def embedded_items(shard: Path) -> list[dict]:
     """Monolayers of the embedded set at the relaxed level, shuffled by hash: the better of their two sites,
     of some the other one too.
     """
-    rows = sorted(Shard(shard).rows.values(), key=lambda row: digest("dft" + row["key"]))
+    rows = sorted(checked(shard).rows.values(), key=lambda row: digest("dft" + row["key"]))
     items, hosts = [], 0
     for row in rows:
         if row["reason"] or row["key"].startswith(SURFACES) or len(row["slab"]["numbers"]) > MAX_ATOMS:
@@ -166,6 +169,8 @@ def targeted_items(folder: Path) -> list[dict]:
     """Layers that the generator drew and SevenNet calls active, of each formula and layer group the first by
     hash.
     """
+    from models.datasets.lmdb_data import LmdbDataset  # late: the other samples need no torch
+
     found = {}
     for path in sorted(folder.glob("her2d_h_generated_*.lmdb")):
         for record in LmdbDataset(path):
@@ -200,11 +205,11 @@ def targeted_items(folder: Path) -> list[dict]:
 
 def literature_items(shard: Path) -> list[dict]:
     """Layers of LITERATURE as SevenNet relaxed them in the embedded set; hydrogen is still to be put on."""
-    rows = Shard(shard).rows
+    rows = checked(shard).rows
     return [
         item(key, "literature", "embedded", None, unrelaxed=unpack_atoms(rows[key]["atoms"]))
         for key in LITERATURE
-        if rows[key]["reason"] == ""
+        if key in rows and rows[key]["reason"] == ""
     ]
 
 
@@ -381,6 +386,33 @@ def make(
         shard.append(key, row | {"seconds": round(core_seconds() - begin, 1)})
 
 
+def records(path: Path) -> Shard:
+    """The shard of the records, with what a continued run reads of them checked.
+
+    Raises:
+        UnreadableFile: a row is no record of DFT.
+    """
+    shard = Shard(path)
+    for key, row in shard.rows.items():
+        if not _is_record(row):
+            raise UnreadableFile(
+                f"{file_text(path)}: the row {key[:80]!r} is no record of DFT: take it out, or give "
+                "another --out"
+            )
+    return shard
+
+
+def _is_record(row: dict) -> bool:
+    sample, reason = row.get("sample"), row.get("reason")
+    if sample == "reference":
+        return isinstance(row.get("half_h2"), float)
+    if not isinstance(sample, str) or not isinstance(reason, str):
+        return False
+    if reason.startswith("TimeoutError"):
+        return isinstance(row.get("limit"), (int, float))
+    return bool(reason) or {"energies", "moments", "gaps"} <= row.keys()
+
+
 def counts(shard: Shard) -> str:
     """How many records there are, by sample and by what became of them."""
     table = defaultdict(int)
@@ -389,18 +421,19 @@ def counts(shard: Shard) -> str:
     return "\n".join(f"{sample:12s}{state:30s}{count}" for (sample, state), count in sorted(table.items()))
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
+    """All flags."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument(
-        "--hours", type=float, default=1.0, help="no new calculation is started after this time"
+        "--hours", type=real(0), default=1.0, help="no new calculation is started after this time"
     )
     parser.add_argument("--out", type=Path, default=SHARDS / "dft.jsonl", help="where the records go")
-    parser.add_argument("--only", nargs="*", help="only these samples: random, targeted, literature, top20")
+    parser.add_argument("--only", nargs="*", choices=SAMPLES, help="only these samples")
     parser.add_argument(
         "--seconds",
-        type=float,
+        type=real(1),
         default=600,
         help="most processor time of one calculation; what ran out of less is tried again",
     )
@@ -416,10 +449,11 @@ def main():
     np.seterr(all="ignore")
     settings = Settings(code=args.dft_calculator)
     items = (work for work in work_items() if not args.only or work["sample"] in args.only)
-    shard = Shard(args.out)
+    take_output(args.out, out_is_file=True)
+    shard = records(args.out)
     make(shard, items, settings, args.hours, args.potential, args.seconds)
     print(counts(shard))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
