@@ -1,10 +1,4 @@
-"""Hydrogen on monolayers by DFT: python -m data.build.dft --hours 2
-
-One record a host and pose is appended to data/shards/dft.jsonl as it comes: SevenNet relaxes layer and
-hydrogen, DFT takes its energy where SevenNet put it. The order of work is fixed and mixes its sources, so
-that whatever is done is a sample of the whole; what is in the shard is never computed again. What failed is a
-record with its reason.
-"""
+"""Items of work for DFT, in their order, and the records that they become."""
 
 import argparse
 import csv
@@ -26,9 +20,9 @@ from data.build.rows import checked
 from models.crystals.layer import pack_atoms, primitive_layer, reduced_formula, unpack_atoms
 from models.crystals.sites import adsorption_flag, spaced_supercell
 from models.crystals.split import split_of
-from models.infra.cli import real
+from models.datasets.lmdb_data import LmdbDataset
 from models.infra.files import ROOT, UnreadableFile, digest, file_text
-from models.infra.runs import run_script, take_output
+from models.infra.runs import take_output
 from models.infra.shards import Shard
 from models.physics.dft import Energy, Settings, core_seconds, half_hydrogen, hydrogen_on
 from models.physics.hydrogen import CORRECTION, HydrogenOracle
@@ -40,7 +34,6 @@ MAX_ATOMS = 16  # of a supercell without its H, in the random and targeted sampl
 MAX_ATOMS_LITERATURE = 30
 MAX_E_HULL = 0.3  # eV/atom of a C2DB layer
 TARGET, WINDOW = -0.27, 0.3  # eV: ΔE_H at which ΔG_H is 0, and how far off a targeted host may lie
-SAMPLES = ("random", "targeted", "literature", "top20", "magnetic")
 SURFACES = ("fcc", "hcp", "bcc", "skin", "buried")  # keys of the embedded set that are no monolayers
 ORACLE_SITES = 3  # at which H is relaxed alone, before everything is at the best of them
 # Over and over. Layers with V, Cr, Mn, Fe, Co or Ni cost three to ten times as much for their spin: they
@@ -169,8 +162,6 @@ def targeted_items(folder: Path) -> list[dict]:
     """Layers that the generator drew and SevenNet calls active, of each formula and layer group the first by
     hash.
     """
-    from models.datasets.lmdb_data import LmdbDataset  # late: the other samples need no torch
-
     found = {}
     for path in sorted(folder.glob("her2d_h_generated_*.lmdb")):
         for record in LmdbDataset(path):
@@ -421,31 +412,8 @@ def counts(shard: Shard) -> str:
     return "\n".join(f"{sample:12s}{state:30s}{count}" for (sample, state), count in sorted(table.items()))
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument(
-        "--hours", type=real(0), default=1.0, help="no new calculation is started after this time"
-    )
-    parser.add_argument("--out", type=Path, default=SHARDS / "dft.jsonl", help="where the records go")
-    parser.add_argument("--only", nargs="*", choices=SAMPLES, help="only these samples")
-    parser.add_argument(
-        "--seconds",
-        type=real(1),
-        default=600,
-        help="most processor time of one calculation; what ran out of less is tried again",
-    )
-    parser.add_argument("--potential", default="sevennet", help="potential that relaxes layers and hydrogen")
-    parser.add_argument(
-        "--dft-calculator", default="gpaw", help="gpaw, or module:factory of any ASE calculator"
-    )
-    return parser
-
-
-def main():
-    args = build_parser().parse_args()
+def run(args: argparse.Namespace) -> None:
+    """Computes what the shard lacks until the time is up; args are the parsed flags."""
     np.seterr(all="ignore")
     settings = Settings(code=args.dft_calculator)
     items = (work for work in work_items() if not args.only or work["sample"] in args.only)
@@ -453,7 +421,3 @@ def main():
     shard = records(args.out)
     make(shard, items, settings, args.hours, args.potential, args.seconds)
     print(counts(shard))
-
-
-if __name__ == "__main__":
-    run_script(main)
