@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.build.dft import ROOT, SHARDS, counts, embedded_items, material_class
+from data.build.dft.records import ROOT, SHARDS, counts, embedded_items, material_class
 from data.build.validate import errors
 from models.crystals.layer import pack_atoms, reduced_formula, unpack_atoms
 from models.crystals.sites import abstracts, roomy

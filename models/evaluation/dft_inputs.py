@@ -14,9 +14,8 @@ from ase.calculators.calculator import kptdensity2monkhorstpack
 from ase.io import write
 
 from models.crystals.sites import spaced_supercell
-from models.crystals.thresholds import CALCULATION_VACUUM, EXACT_SYMPREC
+from models.crystals.thresholds import CALCULATION_VACUUM, CORRECTION, EXACT_SYMPREC
 from models.infra.files import write_text
-from models.physics.hydrogen import CORRECTION
 
 KPOINT_DENSITY = (
     5.0  # points per Å^-1 of reciprocal vector (2π included): 15 along graphene's a, 5 along 6.4 Å

@@ -4,12 +4,9 @@ import argparse
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from models.crystals.ase_database import row_ids
+from models.crystals.thresholds import CORRECTION
 from models.infra.cli import real, whole
 from models.infra.files import read_json, shipped
-from models.physics.dft import RELAXATIONS, missing
-from models.physics.dft import Settings as DftSettings
-from models.physics.hydrogen import CORRECTION
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,8 @@ def check_files(settings: Settings) -> None:
         FileNotFoundError: names the first file that does not exist.
         ValueError: names the file that is damaged or holds something else.
     """
+    from models.crystals.ase_database import row_ids  # late, for --help: ASE's database takes half a second
+
     for path in needed_files(settings):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is no file: see --help for the flag that names it")
@@ -98,6 +97,9 @@ def _check_models(settings: Settings) -> None:
 
 def settings_from(args: argparse.Namespace) -> Settings:
     """Settings of parsed flags; without DFT, and saying so, where there is none to be had."""
+    from models.physics.dft import Settings as DftSettings  # late: flags are parsed in a tenth of a second
+    from models.physics.dft import missing
+
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     reason = settings.dft and missing(DftSettings(code=settings.dft_calculator))
     if reason:
@@ -159,7 +161,7 @@ def _add_effort_flags(group) -> None:
     add("--shortlist", type=whole(0), help="candidates for the second potential and for DFT")
     add("--phonons", type=whole(0), help="phonons and elastic constants of so many of the best")
     add("--dft", type=whole(0), metavar="K", help="ΔG_H of the K best by DFT (make dft), resumable")
-    add("--dft-relax", choices=RELAXATIONS, help="what DFT relaxes: nothing, H alone, or all atoms")
+    add("--dft-relax", choices=("none", "h", "all"), help="what DFT relaxes: nothing, H alone, or all atoms")
     add("--dft-calculator", help="gpaw, or module:factory of another (models/physics/dft.py)")
     add("--fmax", type=real(1e-4), help="force at which a relaxation has converged, eV/Å")
     add("--relax-steps", type=whole(1), help="most steps of a relaxation")

@@ -29,7 +29,6 @@ WEAK = 2.0  # eV: H bound more weakly than this to a layer without spin may keep
 ATTEMPTS = 2  # at a density that converges, the second one gentler
 H2_BOX = 10.0  # Å, edge of the cube of the H2 molecule
 MISSING = "GPAW is not installed: `make dft` installs it (conda-forge's gpaw package works as well)"
-RELAXATIONS = ("none", "h", "all")  # what DFT moves: nothing, H alone, or all atoms
 # Processor seconds of slab and pose, measured on the data set (docs/dft.md): of an atom of the pose without
 # spin, the factor of spin, and that of a relaxation.
 SECONDS_PER_ATOM, SPIN_FACTOR, RELAX_FACTOR = 10.0, 3.0, {"none": 1.0, "h": 3.0, "all": 6.0}

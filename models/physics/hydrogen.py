@@ -14,9 +14,9 @@ from ase.optimize import BFGS
 
 from models.crystals.layer import extract_layer
 from models.crystals.sites import Site, adsorption_flag, adsorption_sites, roomy, with_hydrogen
+from models.crystals.thresholds import CORRECTION
 from models.physics.potentials import relax_layer, single_point
 
-CORRECTION = 0.27  # eV, ΔE_ZPE − TΔS of adsorbed H at 300 K, 1 bar (the mission's constant)
 SCAN = (-0.35, 0.0, 0.35)  # Å, heights tried about the starting one
 RECONSTRUCTED = 0.1  # eV: a slab that ends lower by more, H taken off, was not the reference
 FMAX = 0.05  # eV/Å, force on the free atoms at which H has settled; ΔE_H moves by less than 0.01 eV below it

@@ -8,7 +8,7 @@ import pytest
 from ase import Atoms
 from ase.calculators.lj import LennardJones
 
-from data.build.dft import add_evaluated
+from data.build.dft.records import add_evaluated
 from models.crystals.sites import roomy, spaced_supercell
 from models.evaluation import columns
 from models.evaluation.settings import Settings, settings_from
