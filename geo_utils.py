@@ -23,6 +23,7 @@ from models.evaluation.columns import (
     second_delta_g,
     stability,
     synthesizability,
+    to_dft,
 )
 from models.evaluation.outputs import Evaluation, compared_sets, write_outputs
 from models.evaluation.provenance import provenance
@@ -66,6 +67,10 @@ def evaluate(
     rows = join(rows, energies)
     adsorbed, poses = hydrogen(rows, layers, potential, settings, Shard(out / "adsorbed.jsonl", resume))
     rows = join(rows, adsorbed)
+    corrected, correction = to_dft(
+        rows, layers, poses, potential, settings, Shard(out / "poses.jsonl", resume)
+    )
+    rows = join(rows, corrected)
     rows = join(rows, dimenet(layers, settings))
     synthesis, synthesis_model = synthesizability(rows, layers, settings)  # it reads E_hull
     rows = join(rows, synthesis)
@@ -74,7 +79,7 @@ def evaluate(
     rows = join(rows, ranking(rows, sigma))
 
     source = provenance(settings, potential, second, synthesis_model)
-    source |= {"oracle_error_eV": sigma, "oracle_error_from": sigma_note}
+    source |= {"oracle_error_eV": sigma, "oracle_error_from": sigma_note, "dft_correction": correction}
     source |= {"competing_phases_left_out": left_out}
     evaluation = Evaluation(rows, layers, poses, source)
     judged = evaluation.layers_of_best(settings.dft)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import pandas as pd
 from ase import Atoms
 from pymatgen.core import Composition
@@ -24,6 +25,7 @@ from models.evaluation.tasks import (
     RELAXATION,
     adsorb_one,
     computed,
+    delta_e_at,
     dft_key,
     dft_one,
     dft_reference,
@@ -32,7 +34,7 @@ from models.evaluation.tasks import (
     relax_one,
     second_opinion,
 )
-from models.evaluation.verdicts import E_HULL, is_stable, stability_score
+from models.evaluation.verdicts import E_HULL, ORACLE, ORACLE_STD, POTENTIAL, is_stable, stability_score
 from models.infra.jobs import run_jobs
 from models.infra.shards import Shard
 from models.networks.csllm import CSLLM
@@ -42,8 +44,9 @@ from models.networks.synthesis import load_synthesis
 from models.physics.competitors import extend
 from models.physics.dft import Settings as DftSettings
 from models.physics.dft import estimated_seconds
+from models.physics.dft_correction import DftCorrection
 from models.physics.hull import hull_for
-from models.physics.potentials import Potential
+from models.physics.potentials import Potential, load_potential
 from models.physics.pourbaix import Pourbaix, aqueous_columns
 
 Layers = Mapping[str, Atoms]
@@ -145,6 +148,42 @@ def hydrogen(
         if result.get("pose"):
             poses[name] = unpack_atoms(result["pose"])
     return found, poses
+
+
+def to_dft(
+    rows: pd.DataFrame,
+    layers: Layers,
+    poses: Mapping[str, Atoms],
+    potential: Potential,
+    settings: Settings,
+    shard: Shard,
+) -> tuple[Columns, str]:
+    """The oracle's ΔG_H brought to DFT, with its standard deviation (models.physics.dft_correction).
+
+    Returns:
+        the columns, and in words where the correction is from or why there is none.
+    """
+    if settings.dft_correction is None:
+        return {}, "none asked for"
+    correction = DftCorrection.load(settings.dft_correction)
+    if correction.potential != potential.name:
+        return {}, f"none: {settings.dft_correction.name} is of {correction.potential}"
+    said = dict(zip(rows["material_id"], numbers(rows[POTENTIAL])))
+    second = load_potential(correction.second, device=settings.device)
+    items = [(name, (layers[name], pose)) for name, pose in poses.items()]
+    results = computed(delta_e_at, items, settings, second, None, shard, f"poses by {second.name}", ())
+    found, good = {}, []
+    for (name, _), result in zip(items, results):
+        if result.get("delta_e") is None:
+            found[name] = {"error": f"not brought to DFT: {result.get('error') or result['lost']}"}
+        else:
+            good.append((name, poses[name], said[name] - settings.correction, result["delta_e"]))
+    if good:
+        names, kept, delta_e, others = zip(*good)
+        mean, std = correction.delta_e(list(kept), np.array(delta_e), np.array(others))
+        for name, value, width in zip(names, mean + settings.correction, std):
+            found[name] = {ORACLE: float(value), ORACLE_STD: float(width)}
+    return found, f"{settings.dft_correction.name}, by {potential.name} and {second.name}"
 
 
 def dimenet(layers: Layers, settings: Settings) -> Columns:

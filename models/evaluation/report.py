@@ -55,6 +55,7 @@ COLUMNS = {
     "layer_group": "Layer group",
     "e_hull_eV_per_atom": "E_hull (eV/atom)",
     "delta_g_h_oracle_eV": "ΔG_H, H relaxed (eV)",
+    "delta_g_h_oracle_std_eV": "its standard deviation (eV)",
     "delta_g_h_dimenet_eV": "ΔG_H, DimeNet++ (eV)",
     "delta_g_h_dimenet_std_eV": "± DimeNet++ (eV)",
     "delta_g_h_second_eV": "ΔG_H, second potential (eV)",

@@ -97,9 +97,17 @@ METRICS = (
         "delta_g_h_oracle_eV",
         "float",
         "eV",
-        "ΔG_H by the oracle: H and layer relaxed with the potential, best site",
+        "ΔG_H by the oracle: H and layer relaxed with the potential, best site, brought to DFT",
         "H adsorbs nowhere, the layer reconstructs, or the oracle did not run",
     ),
+    Column(
+        "delta_g_h_oracle_std_eV",
+        "float",
+        "eV",
+        "its standard deviation, DFT being the truth",
+        "no correction to DFT for this potential",
+    ),
+    Column("delta_g_h_potential_eV", "float", "eV", "ΔG_H by the potential alone", "as delta_g_h_oracle_eV"),
     Column(
         "delta_g_h_rigid_eV", "float", "eV", "the same with H alone relaxed", "H adsorbs at no rigid site"
     ),
@@ -223,6 +231,8 @@ SHORTLIST_COLUMNS = (
     "p_active",
     "pareto",
     "delta_g_h_oracle_eV",
+    "delta_g_h_oracle_std_eV",
+    "delta_g_h_potential_eV",
     "delta_g_h_dimenet_eV",
     "delta_g_h_dimenet_std_eV",
     "delta_g_h_second_eV",

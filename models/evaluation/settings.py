@@ -26,6 +26,7 @@ class Settings:
     template_db: Path = shipped("data/her2d.db")
     learned: Path = shipped("models/weights/best_diffusion_model.known.json.gz")
     validation: Path = shipped("data/validation.json")
+    dft_correction: Path | None = shipped("models/weights/dft_correction.json")
     hull_phases: int = (
         3  # relaxations in a chemical system of which no compound is known; 15 to 20 s of a core
     )
@@ -50,7 +51,8 @@ def needed_files(settings: Settings) -> list[Path]:
     """Files that an evaluation reads."""
     classifier = [] if settings.csllm else [settings.synthesis]
     known = [settings.novelty_db, settings.template_db, settings.learned]
-    needed = [settings.dimenet, *classifier, settings.references, *known, settings.validation]
+    to_dft = [settings.dft_correction] if settings.dft_correction else []
+    needed = [settings.dimenet, *classifier, settings.references, *known, settings.validation, *to_dft]
     return list(dict.fromkeys(needed))
 
 
@@ -129,6 +131,10 @@ def _add_data_flags(group, cifs: Path, compare: list[Path]) -> None:
     add("--validation", type=Path, help="the oracle's error against DFT (python -m data.build.validate)")
 
 
+def _path_or_none(text: str) -> Path | None:
+    return None if text == "none" else Path(text)
+
+
 def _add_model_flags(group) -> None:
     add = group.add_argument
     potentials = (
@@ -144,6 +150,8 @@ def _add_model_flags(group) -> None:
     add("--csllm-dtype", help="torch dtype of CSLLM, e.g. bfloat16; auto is the checkpoint's")
     aqueous = "eV/atom above the Pourbaix hull up to which a layer counts as stable in water"
     add("--max-pourbaix", type=real(0), help=aqueous)
+    to_dft = "brings the potential's ΔG_H to DFT (python -m data.build.dft_correction), or none"
+    add("--dft-correction", type=_path_or_none, help=to_dft)
     add("--correction", type=real(), help="ΔE_ZPE − TΔS in ΔG_H, eV")
 
 

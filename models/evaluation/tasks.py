@@ -59,7 +59,11 @@ def item_key(item: tuple, settings: Settings, note: str, depends: tuple[str, ...
         depends: names of these settings.
     """
     name, atoms = item
-    content = atoms if isinstance(atoms, str) else json.dumps(pack_atoms(atoms))
+    if isinstance(atoms, str):
+        content = atoms
+    else:  # a structure, or several that belong together
+        several = (atoms,) if isinstance(atoms, Atoms) else atoms
+        content = " ".join(json.dumps(pack_atoms(one)) for one in several)
     values = [str(getattr(settings, field)) for field in depends]
     return f"{name}:{digest(' '.join([content, note, code_version(), *values]))}"
 
@@ -162,6 +166,7 @@ def _adsorb_into(row: dict, atoms: Atoms, oracle: HydrogenOracle) -> Atoms | Non
     """Fills the oracle's columns; returns its best pose."""
     found = oracle.delta_g(atoms)
     row |= {
+        "delta_g_h_potential_eV": found.delta_g_h,
         "delta_g_h_oracle_eV": found.delta_g_h,
         "delta_g_h_rigid_eV": found.rigid_delta_g_h,
         "slab_change_eV": found.slab_change,
@@ -182,6 +187,15 @@ def second_opinion(item: tuple, oracle: HydrogenOracle, settings: Settings) -> d
     except Exception as error:  # one bad structure costs one row
         return {"delta_g_h": None, "flags": f"{type(error).__name__}: {error}"}
     return {"delta_g_h": found.delta_g_h, "flags": found.flags_text}
+
+
+def delta_e_at(item: tuple, oracle: HydrogenOracle, settings: Settings) -> dict:
+    """{"delta_e": eV or None, "error"} of a (material_id, (layer, pose)), nothing relaxed."""
+    _, (layer, pose) = item
+    try:
+        return {"delta_e": oracle.delta_e_at(layer, pose)}
+    except Exception as error:  # one bad structure costs one row
+        return {"delta_e": None, "error": f"{type(error).__name__}: {error}"}
 
 
 def dynamic_stability(item: tuple, oracle: HydrogenOracle, settings: Settings) -> dict:

@@ -16,10 +16,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, Kernel, WhiteKernel
 
 from models.crystals.elements import element_features
-from models.crystals.sites import roomy
 from models.infra.files import read_json, write_json
-from models.physics.hydrogen import hydrogen_energy
-from models.physics.potentials import load_potential, single_point
 
 SHELL = 0.1  # decay of a neighbour's weight, in sums of covalent radii beyond the shortest bond to H
 FEATURES = (
@@ -126,7 +123,6 @@ class DftCorrection:
 
     def __init__(self, process: GaussianProcess, potential: str, second: str):
         self.process, self.potential, self.second = process, potential, second
-        self._second = None
 
     @classmethod
     def load(cls, path: Path) -> "DftCorrection":
@@ -164,24 +160,16 @@ class DftCorrection:
             },
         )
 
-    def second_delta_e(self, layer: Atoms, pose: Atoms) -> float:
-        """ΔE_H (eV) at the pose by the second potential: single points."""
-        if self._second is None:
-            calculator = load_potential(self.second).calculator
-            self._second = calculator, hydrogen_energy(calculator)
-        calculator, half_h2 = self._second
-        cells = (len(pose) - 1) // len(layer)
-        slab = single_point(roomy(layer), calculator)
-        return single_point(roomy(pose), calculator) - cells * slab - half_h2
-
-    def delta_e(self, layer: Atoms, pose: Atoms, delta_e: float) -> tuple[float, float]:
-        """(ΔE_H by DFT, its standard deviation), eV.
+    def delta_e(
+        self, poses: list[Atoms], delta_e: np.ndarray, second: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(ΔE_H by DFT, its standard deviation) [n] eV.
 
         Args:
-            layer: relaxed by the potential.
-            pose: supercell with H last, relaxed by it.
-            delta_e: by the potential, eV.
+            poses: supercells with H last, relaxed by the potential.
+            delta_e: [n] eV by the potential.
+            second: [n] eV by the second potential at the same poses.
         """
-        row = features(pose, delta_e, self.second_delta_e(layer, pose))
-        mean, std = self.process.predict(np.array([row]))
-        return delta_e + float(mean[0]), float(std[0])
+        x = np.array([features(*row) for row in zip(poses, delta_e, second)])
+        mean, std = self.process.predict(x)
+        return delta_e + mean, std
