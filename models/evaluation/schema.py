@@ -91,6 +91,8 @@ METRICS = (
     Column(
         "rmsd_relaxed_A", "float", "Å", "RMS displacement on relaxation, drift and strain removed", REFUSED
     ),
+    Column("gap_eV", "float", "eV", "PBE band gap expected by trees on C2DB, at most 2.5 eV", REFUSED),
+    Column("gap_std_eV", "float", "eV", "standard deviation of the trees", REFUSED),
     Column("delta_g_h_dimenet_eV", "float", "eV", "ΔG_H by DimeNet++, lowest over all sites", REFUSED),
     Column("delta_g_h_dimenet_std_eV", "float", "eV", "calibrated spread of its members", "no ensemble"),
     Column(

@@ -1,8 +1,10 @@
 """From potentials to DFT: what ΔE_H by DFT would be at a pose, with a standard deviation.
 
-A Gaussian process on what two potentials of different training data say of the pose and on the surroundings
-of H, fitted to the DFT data set (python -m data.build.dft_correction). It keeps its training points as plain
-numbers: its file holds no code, and a prediction far from all of them is as wide as the prior.
+A Gaussian process on what two potentials of different training data say of the pose and on the band gap of
+the layer, fitted to the DFT data set (python -m data.build.dft_correction). Potentials bind H too strongly
+where there is a gap: its electron must go to a state above it, and no potential knows where that lies. The
+process keeps its training points as plain numbers: its file holds no code, and a prediction far from all of
+them is as wide as the prior.
 """
 
 import math
@@ -10,52 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from ase import Atoms
-from ase.data import covalent_radii
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, Kernel, WhiteKernel
 
-from models.crystals.elements import element_features
 from models.infra.files import read_json, write_json
 
-SHELL = 0.1  # decay of a neighbour's weight, in sums of covalent radii beyond the shortest bond to H
 FEATURES = (
     "delta_e",  # by the potential that made the pose, eV
     "second_minus_first",  # by the second potential at this pose, less the former, eV
-    "near_electronegativity",  # of the neighbours of H, weighted mean
-    "near_radius",
-    "near_valence",
-    "coordination",  # number of neighbours by their weights
-    "bond",  # shortest distance of H, in sums of covalent radii
-    "height",  # of H above the outermost nucleus of its face, Å
-    "electronegativity",  # of the layer: mean, and spread, which tells ionic from metallic
-    "electronegativity_spread",
-    "valence",
+    "gap",  # band gap of the layer, eV, at most that of models.networks.gap.CAP
 )
 PRIOR = 0.6  # eV: by how much ΔE_H by DFT and by a potential differ before anything is known
-
-
-def site_features(pose: Atoms) -> list[float]:
-    """FEATURES but the first two; invariant under rotation, mirror, translation and the order of atoms.
-
-    Args:
-        pose: supercell with H as the last atom.
-    """
-    host, last = pose.numbers[:-1], len(pose) - 1
-    ratio = pose.get_distances(last, range(last), mic=True)
-    ratio = ratio / (covalent_radii[host] + covalent_radii[pose.numbers[-1]])
-    weight = np.exp(-(ratio - ratio.min()) / SHELL)  # [N]
-    _, _, electronegativity, radius, valence = np.array([element_features(int(z)) for z in host]).T
-    near = [weight @ column / weight.sum() for column in (electronegativity, radius, valence)]
-    heights, h = pose.positions[:-1, 2], pose.positions[-1, 2]
-    outside = h - heights.max() if h > heights.mean() else heights.min() - h
-    whole = [electronegativity.mean(), electronegativity.std(), valence.mean()]
-    return [*near, weight.sum(), ratio.min(), outside, *whole]
-
-
-def features(pose: Atoms, delta_e: float, second: float) -> list[float]:
-    """FEATURES of a pose with ΔE_H (eV) by the two potentials."""
-    return [delta_e, second - delta_e, *site_features(pose)]
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(5)  # to average over a gap that is not known exactly
 
 
 @dataclass
@@ -108,7 +76,7 @@ class GaussianProcess:
 def _kernel(slope: float, amplitude: float, length: float, noise: float) -> Kernel:
     # Bounds in eV and standard deviations: noise below 0.05 eV would claim more than DFT's own convergence.
     plane = ConstantKernel(slope**2, (0.01**2, 1.0**2)) * DotProduct(0.0, "fixed")
-    bumps = ConstantKernel(amplitude**2, (0.01**2, 3.0**2)) * RBF(length, (3.0, 50.0))
+    bumps = ConstantKernel(amplitude**2, (0.01**2, 3.0**2)) * RBF(length, (1.0, 30.0))
     return plane + bumps + WhiteKernel(noise**2, (0.1**2, 1.0**2))
 
 
@@ -161,15 +129,22 @@ class DftCorrection:
         )
 
     def delta_e(
-        self, poses: list[Atoms], delta_e: np.ndarray, second: np.ndarray
+        self, delta_e: np.ndarray, second: np.ndarray, gap: np.ndarray, gap_std: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """(ΔE_H by DFT, its standard deviation) [n] eV.
 
         Args:
-            poses: supercells with H last, relaxed by the potential.
-            delta_e: [n] eV by the potential.
+            delta_e: [n] eV by the potential, at poses that it relaxed.
             second: [n] eV by the second potential at the same poses.
+            gap, gap_std: [n] eV, expected band gap of the layers and its uncertainty.
         """
-        x = np.array([features(*row) for row in zip(poses, delta_e, second)])
-        mean, std = self.process.predict(x)
-        return delta_e + mean, std
+        means, variances = [], []
+        for node in NODES:
+            drawn = np.maximum(gap + node * gap_std, 0.0)
+            mean, std = self.process.predict(np.column_stack([delta_e, second - delta_e, drawn]))
+            means.append(mean)
+            variances.append(std**2)
+        share = WEIGHTS / WEIGHTS.sum()
+        mean = share @ means
+        variance = share @ variances + share @ (np.array(means) - mean) ** 2
+        return delta_e + mean, np.sqrt(variance)
