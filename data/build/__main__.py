@@ -5,12 +5,13 @@ any moment; databases and LMDBs are packed from the shards, sorted, and so do no
 """
 
 import argparse
+import json
 import os
 from pathlib import Path
 
 from data.build.items import host_items
 from data.build.levels import HERE, LEVELS, claim, guarded, items_of
-from data.build.pack import pack, pack_evaluated
+from data.build.pack import pack, pack_evaluated, rejudge
 from models.infra.runs import run_script, take_output
 from models.infra.shards import Shard
 from models.physics.parallel import OracleSettings, run_with_oracle
@@ -40,6 +41,13 @@ def build_parser():
         metavar="ADSORBED.jsonl",
         help="only pack what the oracle said of scored sets (test.py) into her2d_h_generated_*.lmdb",
     )
+    parser.add_argument(
+        "--rejudge",
+        type=Path,
+        nargs="*",
+        metavar="FILE.lmdb",
+        help="only drop from packed LMDBs what is no adsorption by the rules of today",
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, one thread each")
     parser.add_argument(
         "--limit", type=int, default=0, help="only the first so many items of each level, 0 for all"
@@ -54,6 +62,8 @@ def main():
     args = build_parser().parse_args()
     if args.evaluated:
         return pack_evaluated(args.evaluated, args.out)
+    if args.rejudge:
+        return print(json.dumps([rejudge(path) for path in args.rejudge], indent=1))
     take_output(args.out)
     claim(args.out / "shards" / "potential.txt", args.potential)
     shards = {name: Shard(args.out / "shards" / f"{name}.jsonl") for name in LEVELS}
