@@ -16,7 +16,7 @@ from models.evaluation.columns import (
     band_gap,
     dft,
     dimenet,
-    elements_to_avoid,
+    element_marks,
     hydrogen,
     novelty,
     phonons,
@@ -77,7 +77,7 @@ def evaluate(
     synthesis, synthesis_model = synthesizability(rows, layers, settings)  # it reads E_hull
     rows = join(rows, synthesis)
     rows = join(rows, novelty(rows, layers, settings))  # of twins the one of lower E_hull is unique
-    rows = join(rows, elements_to_avoid(rows))
+    rows = join(rows, element_marks(rows))
     rows = join(rows, ranking(rows, sigma))
 
     source = provenance(settings, potential, second, synthesis_model)

@@ -13,7 +13,7 @@ import pandas as pd
 from ase import Atoms
 from pymatgen.core import Composition
 
-from models.crystals.elements import avoided
+from models.crystals.elements import avoided, price
 from models.crystals.layer import unpack_atoms
 from models.crystals.matching import Fingerprint
 from models.crystals.thresholds import STABLE
@@ -56,6 +56,7 @@ from models.physics.dft import Settings as DftSettings
 from models.physics.dft import estimated_seconds
 from models.physics.dft_correction import DftCorrection
 from models.physics.hull import hull_for
+from models.physics.hull_error import spread
 from models.physics.potentials import Potential, load_potential
 from models.physics.pourbaix import Pourbaix, aqueous_columns
 
@@ -128,6 +129,7 @@ def stability(
         found[name] = {
             "e_form_eV_per_atom": place.e_form,
             "e_hull_eV_per_atom": place.e_hull,
+            "e_hull_std_eV_per_atom": spread(hull, cell),
             "hull_compounds": place.phases,
             "stability_score": stability_score(place.e_hull),
             "error": alone if place.e_hull < STABLE and not place.competes else None,
@@ -253,12 +255,14 @@ def novelty(rows: pd.DataFrame, layers: Layers, settings: Settings) -> Columns:
     return found
 
 
-def elements_to_avoid(rows: pd.DataFrame) -> Columns:
-    """The elements of each structure that one would not use (models.crystals.elements.AVOIDED)."""
+def element_marks(rows: pd.DataFrame) -> Columns:
+    """The elements of each structure that one would not use (models.crystals.elements.AVOIDED), and what they
+    cost.
+    """
     found = {}
     for name, formula in zip(rows["material_id"], rows["formula"]):
-        symbols = Composition(formula).as_dict() if formula else ()
-        found[name] = {"avoid_elements": " ".join(avoided(symbols))}
+        amounts = Composition(formula).as_dict() if formula else {}
+        found[name] = {"avoid_elements": " ".join(avoided(amounts)), "price_usd_per_kg": price(amounts)}
     return found
 
 
