@@ -51,8 +51,8 @@ TRIES = 100  # draws of a formula that the templates do not hold yet
 
 
 def prototype_name(atoms: Atoms, symprec: float = SYMPREC) -> str:
-    """Name of a layer's prototype: anonymous formula, layer group, and how many atoms each orbit of each
-    element holds, e.g. "AB2 p-6m2 1|2".
+    """Name of a layer's prototype: anonymous formula, layer group, and how many atoms of a primitive cell
+    each orbit of each element holds, e.g. "AB2 p-6m2 1|2".
 
     Args:
         symprec: tolerance in Å of the symmetry.
@@ -62,12 +62,13 @@ def prototype_name(atoms: Atoms, symprec: float = SYMPREC) -> str:
     found = spglib.get_layergroup(cell, aperiodic_dir=2, symprec=symprec)
     if found is None:
         return f"{anonymous} {len(atoms)}"
+    copies = int((found.rotations == np.eye(3, dtype=int)).all((1, 2)).sum())  # primitive cells in this one
     orbits = {}  # element -> sizes of its orbits; which element is which does not count
     for (element, _), size in Counter(zip(atoms.numbers, found.equivalent_atoms)).items():
-        orbits.setdefault(element, []).append(size)
+        orbits.setdefault(element, []).append(size // copies)
     texts = []
-    for sizes in sorted(orbits.values()):
-        texts.append(",".join(str(size) for size in sorted(sizes)))
+    for sizes in sorted(sorted(sizes) for sizes in orbits.values()):
+        texts.append(",".join(map(str, sizes)))
     return f"{anonymous} {found.international} {'|'.join(texts)}"
 
 
@@ -83,6 +84,7 @@ class Templates:
     def __init__(self, structures: list[tuple[str, Atoms]]):
         self.structures = structures
         self.compositions = []
+        self._prototypes = {}  # anonymous formula -> prototypes, filled as they are asked for
         for _, atoms in structures:
             self.compositions.append(Composition(atoms.get_chemical_formula()).reduced_composition)
 
@@ -126,6 +128,17 @@ class Templates:
     def elements(self) -> list[str]:
         """All elements of the templates, sorted."""
         return sorted({symbol for _, atoms in self.structures for symbol in atoms.symbols})
+
+    def holds_prototype(self, atoms: Atoms) -> bool:
+        """Whether a layer of the database has the same prototype (prototype_name) as this one."""
+        anonymous = Composition(atoms.get_chemical_formula()).anonymized_formula
+        if anonymous not in self._prototypes:
+            names = set()
+            for (_, own), composition in zip(self.structures, self.compositions):
+                if composition.anonymized_formula == anonymous:
+                    names.add(prototype_name(own))
+            self._prototypes[anonymous] = names
+        return prototype_name(atoms) in self._prototypes[anonymous]
 
     def draw(self, rng: np.random.Generator) -> tuple[str, Atoms]:
         """A random template: (name, layer)."""
