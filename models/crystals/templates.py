@@ -72,6 +72,11 @@ def prototype_name(atoms: Atoms, symprec: float = SYMPREC) -> str:
     return f"{anonymous} {found.international} {'|'.join(texts)}"
 
 
+def amounts(composition: Composition) -> tuple[float, ...]:
+    """What formulas of one type share, e.g. (1.0, 2.0) of MoS2."""
+    return tuple(sorted(composition.values()))
+
+
 class Templates:
     """The layers of a database, as recipes to start from.
 
@@ -83,10 +88,12 @@ class Templates:
 
     def __init__(self, structures: list[tuple[str, Atoms]]):
         self.structures = structures
-        self.compositions = []
+        self.compositions, self.by_amounts = [], {}  # sorted amounts of a formula -> numbers of templates
         self._prototypes = {}  # anonymous formula -> prototypes, filled as they are asked for
         for _, atoms in structures:
-            self.compositions.append(Composition(atoms.get_chemical_formula()).reduced_composition)
+            composition = Composition(atoms.get_chemical_formula()).reduced_composition
+            self.by_amounts.setdefault(amounts(composition), []).append(len(self.compositions))
+            self.compositions.append(composition)
 
     @classmethod
     def read(cls, path: Path, max_atoms: int = 20, max_e_hull: float = 0.3) -> "Templates":
@@ -185,7 +192,7 @@ def best_assignment(own: Composition, wanted: Composition) -> tuple[int, dict[st
     Returns:
         (sum of chemical distances, own symbol -> wanted symbol), or None if the amounts differ.
     """
-    if sorted(own.values()) != sorted(wanted.values()):
+    if amounts(own) != amounts(wanted):
         return None
     old = sorted(element.symbol for element in own)
     best = None
@@ -210,7 +217,8 @@ def nearest_prototypes(templates: Templates, formula: str) -> Iterator[tuple[str
         ValueError: no template of another formula has these amounts.
     """
     wanted, found = Composition(formula).reduced_composition, []
-    for k, own in enumerate(templates.compositions):
+    for k in templates.by_amounts.get(amounts(wanted), []):
+        own = templates.compositions[k]
         fit = None if own == wanted else best_assignment(own, wanted)
         if fit:
             found.append((fit[0], k, fit[1]))
@@ -245,11 +253,11 @@ def related_formula(
         choices = [(relatives(element.symbol, elements), amount) for element, amount in composition.items()]
         if not all(symbols for symbols, _ in choices):
             continue
-        amounts = {}
+        chosen = {}
         for symbols, amount in choices:
-            amounts.setdefault(str(rng.choice(symbols)), amount)
-        formula = Composition(amounts).reduced_formula
-        if len(amounts) == len(composition) and formula not in known:
+            chosen.setdefault(str(rng.choice(symbols)), amount)
+        formula = Composition(chosen).reduced_formula
+        if len(chosen) == len(composition) and formula not in known:
             break
     if formula is None:
         raise ValueError(f"no template has relatives of all its elements among {', '.join(elements)}")

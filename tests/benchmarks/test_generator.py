@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from layers import known
 
-from benchmarks import generator
+from benchmarks.generator import study as generator
 from data.build.prototypes import PROTOTYPES
 from models.crystals.layer import layer_atoms
 from models.crystals.templates import Templates, substitute

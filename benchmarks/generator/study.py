@@ -1,27 +1,17 @@
-"""What the generator draws before any filter, beside plain substitution (the model-free baseline) and real
-held-out layers (the ceiling).
-
-    python -m benchmarks.generator --db c2db.db --out results/benchmark_generator
-    python -m benchmarks.generator --db c2db.db --quick
-
-Formulas of the test split are asked for, and it is counted how often the stablest layer of the formula comes
-out; the guesses at some of them are relaxed and ranked by the potential as well. Then every set is drawn
-unguided by structure_generator.py and judged by evaluate_external.py, without hydrogen. Writes OUT/table.md
-and OUT/table.csv; what is done is not done again. --quick: formulas only, the four ways that matter.
-"""
+"""The benchmark of the generator: guesses at held-out formulas, and sets judged by the evaluator."""
 
 import argparse
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from ase import Atoms
 from tqdm import tqdm
 
+from benchmarks.generator import QUICK_FORMULAS, RELAXED
 from models.crystals.matching import MATCHER, Fingerprint, layer_group
 from models.crystals.orbits import Orbits
 from models.crystals.split import split_of
@@ -31,7 +21,7 @@ from models.evaluation.ranking import by_energy, relaxations
 from models.evaluation.rows import read_table, write_table
 from models.evaluation.schema import GENERATED
 from models.evaluation.settings import Settings
-from models.infra.files import ROOT, file_hash, read_json, shipped, write_text
+from models.infra.files import ROOT, file_hash, read_json, write_text
 from models.infra.shards import Shard
 from models.networks.proposals import Start, drawn, head_properties, with_formula
 from models.networks.sampler import Sampler, load_generator
@@ -56,8 +46,6 @@ METRICS = [
     "sun_rate",
 ]
 UNKNOWN = ("p1", "?")  # layer groups that are no symmetry
-RELAXED = 30  # formulas whose guesses are relaxed: some ten different ones each, 2 to 5 core-seconds each
-QUICK_FORMULAS = 60
 
 
 @dataclass(frozen=True)
@@ -100,10 +88,10 @@ def judged(name: str, flags: list, args: argparse.Namespace) -> dict:
     """Metrics of one set, drawn and judged by the project's own scripts."""
     folder = args.out / name.replace(" ", "_").replace(",", "")
     generate = ["--db", args.db, "--checkpoint", args.checkpoint, "--num", args.num, "--seed", args.seed]
-    run("structure_generator.py", *generate, "--resume", "--out", folder / "cifs", *UNGUIDED, *flags)
+    script_run("structure_generator.py", *generate, "--resume", "--out", folder / "cifs", *UNGUIDED, *flags)
     judge = ["--cifs", folder / "cifs", "--out", folder, "--novelty-db", args.db, "--jobs", args.jobs]
     without = ["--oracle", "none", "--second-potential", "none", "--shortlist", 0, "--phonons", 0]
-    run("evaluate_external.py", *judge, "--resume", "--compare", *without)
+    script_run("evaluate_external.py", *judge, "--resume", "--compare", *without)
     metrics = read_json(folder / "metrics.json")["metrics"]
     rows = read_table(folder / "metrics.csv")
     found = {"rmsd_median_A": median(rows["rmsd_relaxed_A"].dropna().to_numpy(), args.seed)}
@@ -111,7 +99,7 @@ def judged(name: str, flags: list, args: argparse.Namespace) -> dict:
     return found | prototypes(rows, read_table(folder / "cifs/generated.csv", GENERATED), args.seed)
 
 
-def run(script: str, *flags) -> None:
+def script_run(script: str, *flags) -> None:
     """A script of the project with these flags, to its end."""
     subprocess.run([sys.executable, ROOT / script, *map(str, flags)], check=True, cwd=ROOT)
 
@@ -351,29 +339,8 @@ def relaxed_summary(rows: list[dict], args: argparse.Namespace) -> dict:
     return found
 
 
-def main() -> None:
-    """Parses the flags and writes the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    add, weights = parser.add_argument, shipped("models/weights/best_diffusion_model.pth")
-    novel = "templates, held-out layers, and what is novel"
-    add("--db", type=Path, default=shipped("data/her2d.db"), help=novel)
-    add("--checkpoint", type=Path, default=weights, help="from stage 3")
-    add("--num", type=int, default=256, help="structures a set")
-    add("--formulas", type=int, default=100, help="held-out formulas to ask for")
-    add("--tries", type=int, default=20, help="guesses a formula")
-    relax = f"formulas whose guesses are relaxed by the potential; {RELAXED}, with --quick none, if not given"
-    add("--relax", type=int, help=relax)
-    add("--only-formulas", action="store_true", help="judge no sets")
-    quick = f"formulas only ({QUICK_FORMULAS} at most), the ways that matter: minutes"
-    add("--quick", action="store_true", help=quick)
-    height = "of the layers that are to be found, eV/atom"
-    add("--max-e-hull", type=float, default=0.3, help=height)
-    add("--seed", type=int, default=0, help="of everything random")
-    add("--jobs", type=int, default=2, help="processes of the potential")
-    add("--out", type=Path, default=Path("results/benchmark_generator"), help="folder")
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> None:
+    """Fills the table and writes it."""
     args.db, args.checkpoint, args.out = (path.resolve() for path in (args.db, args.checkpoint, args.out))
     args.out.mkdir(parents=True, exist_ok=True)
     if args.relax is None:
@@ -387,7 +354,3 @@ def main() -> None:
     write_text(args.out / "table.md", markdown(sets) + "\n")
     write_table(args.out / "table.csv", flat(sets), ["set", "metric", "value", "low95", "high95", "n"])
     print(markdown(sets))
-
-
-if __name__ == "__main__":
-    main()
