@@ -63,7 +63,9 @@ KINDS = {  # kind -> parts of test ids
         "test_lost_items",
     ),
     "Signals to the parent alone: all ends within 5 s": ("test_a_signal_to_the_parent",),
-    "Kills of stages 1 to 5 at random moments, the same bytes after --resume": ("test_a_killed_stage",),
+    "Kills of stages 1 to 5 and of the builder at random moments, the same bytes after a second start": (
+        "test_a_killed_stage",
+    ),
     "Two runs into one output": ("test_two_runs", "test_the_second_run", "test_files_of_one_folder"),
     "Environment: locale, names, closed stdout, full disk, other folders": (
         "test_environment.py",
