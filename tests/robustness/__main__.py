@@ -33,6 +33,7 @@ KINDS = {  # kind -> parts of test ids
     "Resume files (shards), CSV and JSON of strangers": (
         "test_a_foreign_line",
         "test_broken_json",
+        "test_rows.py",
         "test_no_cell_is_a_formula",
         "test_a_name_stays_in_its_cell",
     ),
@@ -84,7 +85,7 @@ KINDS = {  # kind -> parts of test ids
     ),
 }
 TESTS = ("infra", "robustness", "datasets/test_lmdb_data.py")
-TESTS += ("crystals/test_structure_files.py", "crystals/test_ase_database.py")
+TESTS += ("build/test_rows.py", "crystals/test_structure_files.py", "crystals/test_ase_database.py")
 
 
 def kind_of(test: str) -> str | None:

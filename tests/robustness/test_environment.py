@@ -95,6 +95,7 @@ def test_a_small_disk_fills_up_and_a_larger_one_goes_on(root, tmp_path, small_di
     small_disk(4096)
     stage = stages.stages(root)["material_dataset"]
     stages.finish(stage, folder, *stage.again)
+    (tmp_path / "roomy").mkdir()
     stages.finish(stage, tmp_path / "roomy" / "run")
     found, expected = stages.contents(folder), stages.contents(tmp_path / "roomy" / "run")
     assert found.keys() == expected.keys()
