@@ -1,9 +1,9 @@
-# make run    installs, then runs the five stages           make test       installs what it needs, lints, tests
+# make run    five stages; DFT=3: judges the 3 best by DFT        make test       installs what it needs, lints, tests
 # make retrain   stages 1 to 3 from the embedded data       make test-long  all tests, 50 kills a stage
 # make dimenet   stage 1 alone; HOSTS=DIR for further hosts make lint       formats
 # make nulls     unguided, reseeded, filtered and real held-out sets beside those of the run
 # make gates     confusion table of the 2D gate
-# make benchmark-generator   what the generator draws beside baseline and ceiling; DB=c2db.db for real layers
+# make benchmark-generator   what the generator draws beside baseline and ceiling; DB=c2db.db for real layers; QUICK=1
 # make study     guidance against its baselines
 # make dft       GPAW into .venv, which nothing else needs  make dft-data   HOURS=1 more of the DFT data, and its tables
 PYTHON ?= python3
@@ -22,6 +22,7 @@ DIMENET := $(RETRAINED)
 MEMBERS = $(DIMENET)/members
 ADAPT := --epochs 12 --lr 5e-4
 NUM ?= 24
+DFT ?= 0
 
 .PHONY: run test test-long retrain dimenet install data nulls benchmark-generator study gates lint dft dft-data
 
@@ -47,7 +48,7 @@ run: install
 	@echo "[5/5] evaluate_external.py and test.py"
 	$(BIN)/python evaluate_external.py --cifs results_external/random_baseline --out results_external --resume --compare
 	$(BIN)/python evaluate_external.py --cifs results_external/substitution --out results_external/substitution_scores --resume --compare
-	$(BIN)/python test.py --cifs results/generated_cifs --out results --resume
+	$(BIN)/python test.py --cifs results/generated_cifs --out results --resume --dft $(DFT)
 
 retrain: install
 	@echo "[1/3] pretrain_dimenet.py"
@@ -80,7 +81,7 @@ results_external/%_scores/metrics.csv:
 
 DB ?= data/her2d.db
 benchmark-generator: install
-	$(BIN)/python -m benchmarks.generator --db $(DB) --out results/benchmark_generator
+	$(BIN)/python -m benchmarks.generator --db $(DB) $(if $(QUICK),--quick) --out results/benchmark_generator
 
 study: install
 	$(BIN)/python -m benchmarks.guidance --out results/study

@@ -34,6 +34,8 @@ PREDICTIONS = {
     "e_hull_eV_per_atom": "energy above the hull (eV/atom)",
     "delta_g_h_dimenet_eV": "ΔG_H by DimeNet++ (eV)",
     "delta_g_h_oracle_eV": "ΔG_H by the potential (eV)",
+    "delta_g_h_dft_eV": "ΔG_H by DFT at that site (eV)",
+    "dft_settings": "settings of that DFT",
     "h_site": "site of H",
     "h_flags": "what became of H at the sites tried",
     "p_synth": "P(synthesizable)",

@@ -82,6 +82,13 @@ METRICS = (
         "no reference phases",
     ),
     Column(
+        "e_hull_std_eV_per_atom",
+        "float",
+        "eV/atom",
+        "68 % of the errors of E_hull against DFT lie within it, for formulas like this one (docs/hull.md)",
+        "no E_hull, or a potential whose errors were not measured",
+    ),
+    Column(
         "hull_compounds",
         "int",
         "",
@@ -91,15 +98,25 @@ METRICS = (
     Column(
         "rmsd_relaxed_A", "float", "Å", "RMS displacement on relaxation, drift and strain removed", REFUSED
     ),
+    Column("gap_eV", "float", "eV", "PBE band gap expected by trees on C2DB, at most 2.5 eV", REFUSED),
+    Column("gap_std_eV", "float", "eV", "standard deviation of the trees", REFUSED),
     Column("delta_g_h_dimenet_eV", "float", "eV", "ΔG_H by DimeNet++, lowest over all sites", REFUSED),
     Column("delta_g_h_dimenet_std_eV", "float", "eV", "calibrated spread of its members", "no ensemble"),
     Column(
         "delta_g_h_oracle_eV",
         "float",
         "eV",
-        "ΔG_H by the oracle: H and layer relaxed with the potential, best site",
+        "ΔG_H by the oracle: H and layer relaxed with the potential, best site, brought to DFT",
         "H adsorbs nowhere, the layer reconstructs, or the oracle did not run",
     ),
+    Column(
+        "delta_g_h_oracle_std_eV",
+        "float",
+        "eV",
+        "its standard deviation, DFT being the truth",
+        "no correction to DFT for this potential",
+    ),
+    Column("delta_g_h_potential_eV", "float", "eV", "ΔG_H by the potential alone", "as delta_g_h_oracle_eV"),
     Column(
         "delta_g_h_rigid_eV", "float", "eV", "the same with H alone relaxed", "H adsorbs at no rigid site"
     ),
@@ -158,13 +175,20 @@ METRICS = (
         "no p_active",
     ),
     Column(
-        "rank", "int", "", "place by class, elements to avoid last, then p_active, then E_hull", "no p_active"
+        "rank",
+        "int",
+        "",
+        "place by class, elements to avoid last, p_active, E_hull and price",
+        "no p_active",
     ),
     Column("pareto", "bool", "", "on the Pareto front of |ΔG_H| (oracle), E_hull and P_synth"),
     Column(
         "delta_g_h_second_eV", "float", "eV", "ΔG_H by the second potential", "not shortlisted, or no site"
     ),
     Column("second_h_flags", "str", "", "h_flags of the second potential", "not shortlisted"),
+    Column("delta_g_h_dft_eV", "float", "eV", "ΔG_H by DFT at the oracle's site", "not among the --dft best"),
+    Column("dft_settings", "str", "", "functional, basis, k-points, and what was relaxed", "no DFT"),
+    Column("dft_seconds", "float", "s", "processor time of slab and pose by DFT", "no DFT"),
     Column(
         "phonons",
         "str",
@@ -203,6 +227,13 @@ METRICS = (
         "toxic or radioactive elements in it (models/crystals/elements.py)",
         "none",
     ),
+    Column(
+        "price_usd_per_kg",
+        "float",
+        "USD/kg",
+        "what a kilogram of its elements costs (data/element_prices.csv); below E_hull in the ranking",
+        "an element without a price",
+    ),
     Column("gate_passed", "str", "", "last gate of the unbroken chain that it passes", "not 2D"),
     Column("stopped_by", "str", "", "the first gate that it does not pass", "passes all"),
     Column("hit", "bool", "", "passes the chain up to active, and every later gate that was computed for it"),
@@ -220,13 +251,18 @@ SHORTLIST_COLUMNS = (
     "p_active",
     "pareto",
     "delta_g_h_oracle_eV",
+    "delta_g_h_oracle_std_eV",
+    "delta_g_h_potential_eV",
     "delta_g_h_dimenet_eV",
     "delta_g_h_dimenet_std_eV",
     "delta_g_h_second_eV",
+    "delta_g_h_dft_eV",
     "h_site",
     "e_hull_eV_per_atom",
+    "e_hull_std_eV_per_atom",
     "e_pourbaix_eV_per_atom",
     "avoid_elements",
+    "price_usd_per_kg",
     "p_synth",
     "hit",
     "stopped_by",
@@ -281,6 +317,9 @@ GENERATED = (
     Column("formula", "str", "", "reduced formula"),
     Column("template", "str", "", "prototype that it started from"),
     Column("layer_group", "str", "", "international symbol of the layer group as drawn"),
+    Column(
+        "prototype_known", "bool", "", "a layer of --db has its layer group and sizes of orbits", "failed"
+    ),
     Column("head_delta_g_h_eV", "float", "eV", "ΔG_H by the generator's own head", "drawn without the model"),
     Column("head_e_hull_eV_per_atom", "float", "eV/atom", "E_hull by its head", "drawn without the model"),
     Column("head_p_synth", "float", "", "P_synth by its head", "drawn without the model"),
@@ -293,6 +332,15 @@ GENERATED = (
     ),
     Column("pareto", "bool", "", "on the Pareto front of the heads' |ΔG_H − target|, E_hull and P_synth"),
     Column("kept", "bool", "", "written as a CIF: the best of --best-of"),
+    Column(
+        "relaxed_energy_eV_per_atom",
+        "float",
+        "eV/atom",
+        "energy after relaxation with the potential, by which --rank potential ranks",
+        "ranked by the heads",
+    ),
+    Column("failure", "str", "", "why it is no structure: diverged, or two atoms on one place", "it is one"),
+    Column("redrawn", "int", "", "how often it was drawn again, as two atoms had come to lie on one place"),
     Column("nfe", "float", "", "network evaluations spent on it"),
     Column("seconds", "float", "s", "core-seconds spent on it"),
 )

@@ -177,6 +177,12 @@ class HydrogenOracle:
             raise ValueError(f"relaxation: {found.problem}")
         return extract_layer(found.atoms).atoms, found.energy
 
+    def delta_e_at(self, layer: Atoms, pose: Atoms) -> float:
+        """ΔE_H (eV) of a pose (supercell, H last) on its layer as they stand, whoever relaxed them."""
+        cells = (len(pose) - 1) // len(layer)
+        slab = single_point(roomy(layer), self.calculator)
+        return single_point(roomy(pose), self.calculator) - cells * slab - self.half_h2
+
     def delta_g(self, layer: Atoms) -> HydrogenResult:
         """ΔG_H of a layer that this potential has relaxed, in the convention."""
         energy = single_point(roomy(layer), self.calculator)

@@ -27,6 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=ROOT / "data/shards/dft.jsonl", help="where the records go"
     )
+    evaluated = "dft.jsonl of evaluations whose records are added before the work begins"
+    parser.add_argument("--evaluated", type=Path, nargs="*", default=[], help=evaluated)
     parser.add_argument("--only", nargs="*", choices=SAMPLES, help="only these samples")
     parser.add_argument(
         "--seconds",

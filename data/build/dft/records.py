@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import json
 import os
 import signal
 import time
@@ -24,7 +25,14 @@ from models.datasets.lmdb_data import LmdbDataset
 from models.infra.files import ROOT, UnreadableFile, digest, file_text
 from models.infra.runs import take_output
 from models.infra.shards import Shard
-from models.physics.dft import Energy, Settings, core_seconds, half_hydrogen, hydrogen_on
+from models.physics.dft import (
+    Energy,
+    Settings,
+    adsorption_record,
+    core_seconds,
+    half_hydrogen,
+    hydrogen_on,
+)
 from models.physics.hydrogen import CORRECTION, HydrogenOracle
 from models.physics.parallel import OracleSettings
 
@@ -306,26 +314,7 @@ def record(work: dict, settings: Settings, half_h2: float, potential: str, slab:
         "delta_e_sevennet": round(float(work["delta_e"]), 5),
     }
     found = hydrogen_on(host, pose, settings, half_h2, work["relax"], slab)
-    row |= {
-        "delta_e_dft": round(found.delta_e, 5),
-        "energies": {
-            "slab": round(found.slab.energy, 5),
-            "pose": round(found.pose.energy, 5),
-            "half_h2": round(half_h2, 5),
-        },
-        "cells": found.cells,
-        "moments": {"slab": round(found.slab.moment, 3), "pose": round(found.pose.moment, 3)},
-        "gaps": {
-            "slab": found.slab.gap and round(found.slab.gap, 3),
-            "pose": found.pose.gap and round(found.pose.gap, 3),
-        },
-        "attempts": {"slab": found.slab.attempts, "pose": found.pose.attempts},
-        "spin": found.spin,
-        "grid": found.grid,
-        "dft_seconds": round(found.slab.seconds + found.pose.seconds, 1),
-    }
-    if found.end is not None:
-        row["relaxed_pose"] = pack_atoms(found.end)
+    row |= adsorption_record(found, host, pose, half_h2)
     return row | {"reason": ""}
 
 
@@ -377,6 +366,26 @@ def make(
         shard.append(key, row | {"seconds": round(core_seconds() - begin, 1)})
 
 
+def add_evaluated(shard: Shard, path: Path) -> int:
+    """Appends what `test.py --dft` computed (its dft.jsonl) and the shard lacks; returns how many records."""
+    added = 0
+    for row in Shard(path).sorted_rows():
+        if "material_id" not in row or row["reason"]:  # the H2 molecule, or one that failed
+            continue
+        host = unpack_atoms(row["host"])
+        formula = reduced_formula(host)
+        name = f"evaluated {formula} {digest(json.dumps([row['host'], row['pose']]))[:8]}"
+        key = "|".join([name, "best", row["relax"], row["settings"]])
+        if key in shard.rows:
+            continue
+        about = {"sample": "evaluated", "source": "evaluated", "rank": "best", "formula": formula}
+        about |= {"class": material_class(host), "split": split_of(formula), "site": ""}
+        kept = {name: value for name, value in row.items() if name not in ("key", "material_id")}
+        shard.append(key, about | kept)
+        added += 1
+    return added
+
+
 def records(path: Path) -> Shard:
     """The shard of the records, with what a continued run reads of them checked.
 
@@ -419,5 +428,7 @@ def run(args: argparse.Namespace) -> None:
     items = (work for work in work_items() if not args.only or work["sample"] in args.only)
     take_output(args.out, out_is_file=True)
     shard = records(args.out)
+    for path in args.evaluated:
+        print(f"{path}: {add_evaluated(shard, path)} records added")
     make(shard, items, settings, args.hours, args.potential, args.seconds)
     print(counts(shard))
