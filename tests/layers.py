@@ -47,6 +47,11 @@ def known(name: str) -> Atoms:
     return PROTOTYPE[FROM_PROTOTYPE[name]].atoms()
 
 
+def lennard_jones() -> LennardJones:
+    """Binds everything to everything, and knows every element."""
+    return LennardJones(sigma=2.2, epsilon=0.5, rc=5.0, smooth=True)
+
+
 def unimodular(rng: np.random.Generator) -> np.ndarray:
     """Random integer matrix of determinant 1 that mixes all three lattice vectors."""
     matrix = np.eye(3, dtype=int)

@@ -86,15 +86,15 @@ def main() -> None:
         FileNotFoundError, ValueError: a database or a shard is missing or unreadable.
     """
     args = build_parser().parse_args()
+    shards, path = args.out / "shards", args.out / "reference_phases.db"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: make it with python -m data.build")
     # late: torch takes seconds, and wrong flags none
     from data.build.levels import claim
     from data.build.pack import pack_references
     from data.build.rows import checked
     from models.crystals.ase_database import metadata
 
-    shards, path = args.out / "shards", args.out / "reference_phases.db"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: make it with python -m data.build")
     potential = metadata(path, "reference_phases.db").get("potential")
     if not potential:
         raise ValueError(

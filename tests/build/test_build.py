@@ -13,8 +13,7 @@ from pathlib import Path
 
 import ase.db
 import pytest
-from ase.calculators.lj import LennardJones
-from layers import known
+from layers import known, lennard_jones
 from torch_geometric.data import InMemoryDataset
 
 from data.build.items import HOST_SITES, RELAXED_HOSTS, balanced, reference_items, relaxed_items
@@ -26,11 +25,6 @@ from models.infra.files import ROOT
 from models.infra.shards import Shard
 
 LEVELS = ("references", "layers", "adsorption", "perturbed", "relaxed")
-
-
-def calculator():
-    """Binds everything to everything, and knows every element."""
-    return LennardJones(sigma=2.2, epsilon=0.5, rc=5.0, smooth=True)
 
 
 def start(out: Path, *more) -> subprocess.Popen:
@@ -46,7 +40,7 @@ def start(out: Path, *more) -> subprocess.Popen:
         "--jobs",
         "2",
         "--potential",
-        "test_build:calculator",
+        "layers:lennard_jones",
     ]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}/tests:{ROOT}/tests/build", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -146,7 +140,7 @@ def test_every_level_makes_rows_and_counts(whole):
             assert len(site["end"]) == len(row["slab"]["numbers"]) + 1
             assert site["delta_e"] <= site["rigid_delta_e"] + 0.02  # more freedom, lower energy
     counts = json.loads((whole / "data.json").read_text())
-    assert counts["layers"]["tried"] == 3 and counts["potential"] == "test_build:calculator"
+    assert counts["layers"]["tried"] == 3 and counts["potential"] == "layers:lennard_jones"
 
 
 def test_layers_of_stage_2_take_hydrogen_in_the_place_of_the_own_ones(tmp_path):
@@ -165,7 +159,7 @@ def test_layers_of_stage_2_take_hydrogen_in_the_place_of_the_own_ones(tmp_path):
     for name, row in rows.items():
         assert 0 < len(row["sites"]) <= HOST_SITES
         host = unpack_atoms(row["host"])
-        host.calc = calculator()
+        host.calc = lennard_jones()
         assert (
             abs(host.get_forces()).max() < 0.1
             and host.get_chemical_formula() == layers[name].get_chemical_formula()
@@ -190,7 +184,7 @@ def test_shards_of_another_potential_are_not_touched(whole):
         "sevennet-0",
     ]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert found.returncode != 0 and "was made with test_build:calculator" in found.stderr
+    assert found.returncode != 0 and "was made with layers:lennard_jones" in found.stderr
 
 
 def test_charge_balance_of_known_compounds():

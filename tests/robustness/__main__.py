@@ -33,6 +33,7 @@ KINDS = {  # kind -> parts of test ids
     "Resume files (shards), CSV and JSON of strangers": (
         "test_a_foreign_line",
         "test_broken_json",
+        "test_rows.py",
         "test_no_cell_is_a_formula",
         "test_a_name_stays_in_its_cell",
     ),
@@ -63,7 +64,9 @@ KINDS = {  # kind -> parts of test ids
         "test_lost_items",
     ),
     "Signals to the parent alone: all ends within 5 s": ("test_a_signal_to_the_parent",),
-    "Kills of stages 1 to 5 at random moments, the same bytes after --resume": ("test_a_killed_stage",),
+    "Kills of stages 1 to 5 and of the builder at random moments, the same bytes after a second start": (
+        "test_a_killed_stage",
+    ),
     "Two runs into one output": ("test_two_runs", "test_the_second_run", "test_files_of_one_folder"),
     "Environment: locale, names, closed stdout, full disk, other folders": (
         "test_environment.py",
@@ -82,7 +85,7 @@ KINDS = {  # kind -> parts of test ids
     ),
 }
 TESTS = ("infra", "robustness", "datasets/test_lmdb_data.py")
-TESTS += ("crystals/test_structure_files.py", "crystals/test_ase_database.py")
+TESTS += ("build/test_rows.py", "crystals/test_structure_files.py", "crystals/test_ase_database.py")
 
 
 def kind_of(test: str) -> str | None:

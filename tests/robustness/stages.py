@@ -1,4 +1,6 @@
-"""The five stages at their smallest, run in forked children that may be killed at any moment."""
+"""The five stages and the builder at their smallest, run in forked children that may be killed at any
+moment.
+"""
 
 import os
 import signal
@@ -17,21 +19,29 @@ from ase.io import write
 from layers import known
 from torch_geometric.data import Data, InMemoryDataset
 
+import data.build.__main__ as builder
 import evaluate_external
+import geo_utils
 import material_dataset
 import optimization
 import pretrain_dimenet
 import structure_generator
+from data.build import pack
 from models.crystals.templates import substitute
 from models.datasets.graphs import layer_graph
 from models.datasets.lmdb_data import write_lmdb
+from models.evaluation import generated
 from models.infra.files import save_checkpoint
 from models.infra.runs import run_script
+from models.networks import proposals
 from models.networks.diffusion import Diffusion
 from models.networks.dimenet import PeriodicDimeNetPlusPlus, save_dimenet
 from models.networks.egnn import DenoisingEGNN
 from models.networks.synthesis import Forest, SynthesisModel, save_synthesis
+from models.stages import joint_training, labelling, pretraining
 
+# What the stages import after their flags, here already: a forked child begins with its work
+IMPORTED = (geo_utils, generated, joint_training, labelling, pack, pretraining, proposals)
 NETWORK = "--channels 16 --vectors 4 --trunk 1 --conditional 1 --neighbours 8 --device cpu".split()
 SURROGATE = "--hidden-channels 8 --int-emb-size 8 --out-emb-channels 8 --cutoff 3.5 --device cpu".split()
 EMT_NAME = "ase.calculators.emt:EMT"
@@ -40,11 +50,14 @@ METALS = "Cu Ag Au Ni Pd Pt Al".split()  # that EMT knows
 
 @dataclass(frozen=True)
 class Stage:
-    """A script's main, its flags but --out, and the output as a file or a folder below the run's folder."""
+    """A script's main, its flags but --out, the output as a file or a folder below the run's folder, and the
+    flags of a second start.
+    """
 
     main: Callable
     flags: list
     out: str
+    again: tuple[str, ...] = ("--resume",)
 
 
 def child(stage: Stage, folder: Path, *more: str) -> int:
@@ -189,6 +202,7 @@ def stages(root: Path) -> dict[str, Stage]:
     judged += ["--dimenet", root / "dimenet.pt", "--synthesis", root / "synthesis.pt", "--oracle", "none"]
     judged += "--second-potential none --hull-phases 0 --phonons 0 --shortlist 0 --device cpu".split()
     labelled = ["--db", root / "layers.db", "--dimenet", root / "dimenet.pt", "--batch-size", 4]
+    built = "references layers pack --limit 2 --jobs 1 --potential layers:lennard_jones".split()
     records = ["--lmdb", root / "h.lmdb", "--epochs", 4, "--batch-size", 4]
     return {
         "pretrain_dimenet": Stage(pretrain_dimenet.main, [*records, *SURROGATE], "m.pt"),
@@ -202,4 +216,5 @@ def stages(root: Path) -> dict[str, Stage]:
             "cifs",
         ),
         "evaluate_external": Stage(evaluate_external.main, judged, "scores"),
+        "builder": Stage(builder.main, built, "data", again=()),
     }

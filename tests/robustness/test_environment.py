@@ -1,15 +1,21 @@
 """Where a run may find itself: other folders, odd names, no room, no home, nobody who listens."""
 
+import ctypes
+import errno
 import os
 import resource
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import stages
+from test_interruption import assert_whole, comparable
 
 from models.infra.files import ROOT
+
+NEW_NETWORK = 0x40000000  # CLONE_NEWNET of Linux
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +64,64 @@ def test_a_full_disk_is_said_and_leaves_whole_files(root, tmp_path, room):
     assert status == 1 and "Traceback" not in said and "File too large" in said
     assert not list((tmp_path / "run").rglob("*.tmp*"))
     status, said = run(root, tmp_path / "run")
+    assert status == 0, said
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of its own of so many kilobytes, mounted on tmp_path/run."""
+    (tmp_path / "run").mkdir()
+
+    def resize(kilobytes: int) -> Path:
+        again = "remount," if os.path.ismount(tmp_path / "run") else ""
+        command = ["mount", "-t", "tmpfs", "-o", f"{again}size={kilobytes}k", "none", str(tmp_path / "run")]
+        mounted = subprocess.run(command, capture_output=True, text=True)
+        if mounted.returncode:
+            pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
+        return tmp_path / "run"
+
+    yield resize
+    if os.path.ismount(tmp_path / "run"):
+        subprocess.run(["umount", "--lazy", str(tmp_path / "run")], check=True)
+
+
+@pytest.mark.parametrize("kilobytes", [8, 24])
+def test_a_small_disk_fills_up_and_a_larger_one_goes_on(root, tmp_path, small_disk, kilobytes):
+    """The second start, with more room, ends with the bytes of a run that always had it."""
+    folder = small_disk(kilobytes)
+    status, said = run(root, folder)
+    assert status == 1 and "Traceback" not in said and "No space left on device" in said.splitlines()[-1]
+    assert_whole(folder)
+    small_disk(4096)
+    stage = stages.stages(root)["material_dataset"]
+    stages.finish(stage, folder, *stage.again)
+    (tmp_path / "roomy").mkdir()
+    stages.finish(stage, tmp_path / "roomy" / "run")
+    found, expected = stages.contents(folder), stages.contents(tmp_path / "roomy" / "run")
+    assert found.keys() == expected.keys()
+    assert all(comparable(name, found[name]) == comparable(name, expected[name]) for name in found)
+
+
+def without_network() -> None:
+    """Leaves the network: a namespace without any (needs rights), else sockets that connect to nothing."""
+    if ctypes.CDLL(None).unshare(NEW_NETWORK) == 0:
+        return
+
+    def unreachable(*_):
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    socket.socket.connect = socket.socket.connect_ex = unreachable
+
+
+@pytest.mark.parametrize("name", ["structure_generator", "evaluate_external"])
+def test_no_stage_needs_a_network(root, tmp_path, name):
+    def leave() -> None:
+        without_network()
+        with pytest.raises(OSError), socket.socket() as tried:  # port of an address that is nobody's
+            tried.settimeout(5)
+            tried.connect(("192.0.2.1", 9))
+
+    status, said = run(root, tmp_path / "run", leave, name)
     assert status == 0, said
 
 

@@ -9,8 +9,10 @@ import json
 import os
 import random
 import signal
+import tempfile
 from pathlib import Path
 
+import ase.db
 import pytest
 import stages
 import torch
@@ -21,6 +23,7 @@ KILLS = int(os.environ.get("HER2D_KILLS", "1"))
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 STATUS = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}
 NAMES = ("pretrain_dimenet", "material_dataset", "optimization", "structure_generator", "evaluate_external")
+NAMES += ("builder",)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,8 @@ def assert_whole(folder: Path) -> None:
             case ".csv":
                 rows = list(csv.reader(path.open(newline="", encoding="utf-8")))
                 assert len({len(row) for row in rows}) == 1 and path.read_bytes().endswith(b"\n")
+            case ".db":
+                assert all(row.natoms for row in ase.db.connect(path).select())
             case ".png":
                 assert path.read_bytes().endswith(b"IEND\xaeB`\x82")
 
@@ -62,7 +67,7 @@ def test_a_killed_stage_goes_on_to_the_same_bytes(root, tmp_path, name, record_p
         status = stages.kill_after(rng.uniform(0.05, 0.95) * seconds, stage, folder, number)
         assert status in (STATUS[number], 0), (tmp_path / "log.txt").read_text()[-2000:]
         assert_whole(folder)
-        stages.finish(stage, folder, "--resume")
+        stages.finish(stage, folder, *stage.again)
         found = stages.contents(folder)
         assert found.keys() == expected.keys()
         different = [
@@ -81,9 +86,22 @@ def comparable(name: str, raw: bytes) -> object:
         return sorted(json.dumps(without_time(row), sort_keys=True) for row in rows)
     if name.endswith(".csv"):
         return [without_time(row) for row in csv.DictReader(raw.decode().splitlines())]
+    if name.endswith(".db"):
+        return rows_of(raw)
     if name.endswith(".json"):
         return without_time(json.loads(raw))
     return raw
+
+
+def rows_of(raw: bytes) -> list:
+    """What the rows of an ASE database say, without the moment at which they were written."""
+    with tempfile.NamedTemporaryFile(suffix=".db") as file:
+        Path(file.name).write_bytes(raw)
+        database = ase.db.connect(file.name)
+        rows = [
+            repr((row.toatoms(), row.positions.tolist(), row.key_value_pairs)) for row in database.select()
+        ]
+        return [database.metadata, *rows]
 
 
 def plain(content: object) -> object:
@@ -99,7 +117,9 @@ def plain(content: object) -> object:
 
 
 def without_time(row: dict) -> dict:
-    return {key: value for key, value in row.items() if "second" not in key or "potential" in key}
+    """Without seconds and core-hours; the seconds in a potential's name stay."""
+    timed = lambda key: key == "core_hours" or ("second" in key and "potential" not in key)
+    return {key: value for key, value in row.items() if not timed(key)}
 
 
 def test_two_runs_into_one_output_are_one(root, tmp_path):
