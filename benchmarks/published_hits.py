@@ -10,15 +10,10 @@ Writes results/published/top20_rejudged.csv.
 import argparse
 from pathlib import Path
 
-from ase.io import read
-
-from models.crystals.thresholds import ACTIVE
+from models.crystals.thresholds import ACTIVE, CORRECTION
 from models.evaluation.settings import Settings
 from models.infra.files import ROOT, read_rows, write_rows
-from models.physics.hull import Hull
-from models.physics.hydrogen import CORRECTION
-from models.physics.potentials import load_potential, single_point
-from models.physics.pourbaix import Pourbaix, aqueous_columns
+from models.infra.runs import run_script
 
 PUBLISHED = ROOT / "results" / "published"
 COLUMNS = (
@@ -35,14 +30,19 @@ COLUMNS = (
 )
 
 
-def judged(row: dict[str, str], hull: Hull, calculator, dft: dict[str, float]) -> dict:
+def judged(row: dict[str, str], hull, calculator, dft: dict[str, float]) -> dict:
     """A published layer by today's rules.
 
     Args:
         row: of top20.csv.
-        hull: of the calculator's potential.
+        hull: models.physics.hull.Hull of the calculator's potential.
         dft: material_id -> ΔE_H by DFT, eV.
     """
+    from ase.io import read
+
+    from models.physics.potentials import single_point
+    from models.physics.pourbaix import Pourbaix, aqueous_columns
+
     name = row["material_id"]
     atoms = read(PUBLISHED / "top20" / f"{name}.cif")
     atoms.pbc = (True, True, False)
@@ -65,12 +65,21 @@ def judged(row: dict[str, str], hull: Hull, calculator, dft: dict[str, float]) -
     }
 
 
-def main():
+def build_parser() -> argparse.ArgumentParser:
+    """All flags."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=PUBLISHED / "top20_rejudged.csv", help="CSV to write")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Judges the published layers and writes the table."""
+    args = build_parser().parse_args()
+    from models.physics.hull import Hull  # late: it takes seconds, and wrong flags none
+    from models.physics.potentials import load_potential
+
     potential = load_potential("sevennet")
     hull = Hull.read()
     dft = {row["layer"]: float(row["dft_eV"]) for row in read_rows(PUBLISHED / "dft_single_points.csv")}
@@ -83,4 +92,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

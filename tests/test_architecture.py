@@ -8,8 +8,11 @@ import pytest
 
 from models.infra.files import ROOT
 
-ROOMS = ("infra", "crystals", "physics", "datasets", "networks", "evaluation")
+ROOMS = ("infra", "crystals", "physics", "datasets", "networks", "evaluation", "stages")
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
+PARSING = sorted(SCRIPTS - {"geo_utils"}) + ["data.build", "data.build.dft", "data.build.competitors"]
+PARSING += [f"benchmarks.{path.parent.name}" for path in sorted((ROOT / "benchmarks").glob("*/__main__.py"))]
+PARSING += ["benchmarks.learning_curve", "benchmarks.published_hits", "tests.robustness"]
 
 
 def imported(path) -> set[str]:
@@ -47,5 +50,24 @@ def test_early_rooms_load_no_network(room):
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
-    assert "torch_geometric" not in loaded
+    assert not {"torch", "torch_geometric"} & set(loaded)
     assert not [name for name in loaded if name.startswith(("models.networks", "models.physics"))]
+
+
+@pytest.mark.parametrize("flags", ["--help", "--no-such-flag"])
+@pytest.mark.parametrize("script", PARSING)
+def test_flags_cost_no_heavy_library(script, flags):
+    """--help is told, and a wrong flag refused, before torch, pymatgen or matplotlib are imported."""
+    code = f"""
+import runpy, sys
+sys.argv = [{script!r}, {flags!r}]
+try:
+    runpy.run_module({script!r}, run_name="__main__")
+except SystemExit as end:
+    heavy = [name for name in ("torch", "pymatgen", "matplotlib") if name in sys.modules]
+    print("status", end.code or 0, "heavy", *heavy, flush=True)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    status = 0 if flags == "--help" else 2
+    assert ran.stdout.splitlines()[-1] == f"status {status} heavy", ran.stderr[-2000:]
+    assert "usage:" in (ran.stdout if flags == "--help" else ran.stderr)

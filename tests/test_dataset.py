@@ -15,7 +15,6 @@ from ase.build import bulk, fcc111, molecule
 from layers import disguised, known
 
 import material_dataset
-from material_dataset import read_layers, synthesizable, write_splits
 from models.crystals.layer import extract_layer
 from models.crystals.matching import Fingerprint
 from models.crystals.split import split_of
@@ -24,6 +23,8 @@ from models.datasets.graphs import LayerGraphs, graph_atoms, labelled_layers
 from models.infra.files import ROOT, write_json
 from models.networks.dimenet import PeriodicDimeNetPlusPlus, load_dimenet, predict, save_dimenet
 from models.networks.layers import collate
+from models.stages import labelling
+from models.stages.labelling import read_layers, synthesizable, write_splits
 
 MOS2 = Path(os.environ.get("HER2D_REFERENCE_DATA", ROOT / "../shared/data")) / "c2db_asr" / "mos2.db"
 
@@ -127,7 +128,7 @@ def test_a_missing_database_and_an_unreadable_row_are_said(tmp_path, database, m
             raise RuntimeError("boom")
         return extract_layer(atoms)
 
-    monkeypatch.setattr(material_dataset, "extract_layer", broken)
+    monkeypatch.setattr(labelling, "extract_layer", broken)
     rows, dropped = read_layers(database[0], 12, 0.25)
     assert len(rows) == 4 and dropped["unreadable (RuntimeError)"] == 1
 
@@ -308,7 +309,7 @@ def run_stage(*flags: object) -> None:
 
 
 def test_a_broken_dimenet_is_said_before_any_work(tmp_path, database, monkeypatch):
-    monkeypatch.setattr(material_dataset, "read_layers", lambda *args: pytest.fail("the work began"))
+    monkeypatch.setattr(labelling, "read_layers", lambda *args: pytest.fail("the work began"))
     (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04")
     for name, said in (("broken.pt", "broken.pt is cut short"), ("absent.pt", "absent.pt is missing")):
         with pytest.raises((ValueError, FileNotFoundError), match=said):
@@ -336,14 +337,14 @@ def checked(monkeypatch, tmp_path):
         delta_g = {uid: {"delta_g_h": 0.01 * k} for k, (uid, _, _) in enumerate(rows)}
         said = potential if potential is not None else {}
         monkeypatch.setattr(
-            material_dataset,
+            labelling,
             "labels",
             lambda chosen, args, labeller: {
                 uid: said.get(uid, {"delta_g_h": delta_g[uid]["delta_g_h"] + 0.1}) for uid, _, _ in chosen
             },
         )
         args = argparse.Namespace(seed=0, check=count, potential="sevennet", out=tmp_path)
-        return material_dataset.check_labels(rows, delta_g, args)
+        return labelling.check_labels(rows, delta_g, args)
 
     return check
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.crystals.thresholds import CORRECTION
 from models.evaluation.schema import COLUMNS
 from models.infra.files import ROOT
-from models.physics.hydrogen import CORRECTION
 
 PUBLISHED = ROOT / "results" / "published"
 READMES = ("README.md", "README.zh-CN.md")
@@ -307,8 +307,9 @@ def flags() -> dict[str, set[str]]:
     found["data.build"] = set(
         importlib.import_module("data.build.__main__").build_parser()._option_string_actions
     )
-    for path in [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "data" / "build").glob("[a-z]*.py")]:
-        found[f"{path.parent.name}.{path.stem}"] = set(re.findall(r'"(--[a-z][\w-]*)"', path.read_text()))
+    for path in [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "data" / "build").rglob("*.py")]:
+        folder = path.parent if path.stem == "__main__" else path
+        found[f"{folder.parent.name}.{folder.stem}"] = set(re.findall(r'"(--[a-z][\w-]*)"', path.read_text()))
     return found
 
 

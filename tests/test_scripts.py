@@ -37,14 +37,15 @@ TRAINING = [*SMALL, *"--epochs 3 --batch-atoms 24 --warmup 0.2 --device cpu --se
 # saved.
 KILLED = """
 import os, optimization
-saved, step, plot = [], optimization.joint_loss, optimization.plot_loss_curve
+from models.stages import joint_training
+saved, step, plot = [], joint_training.joint_loss, joint_training.plot_loss_curve
 def joint_loss(*args, **kwargs):
     if len(saved) == 2:
         os._exit(9)
     saved.extend([True] if saved else [])
     return step(*args, **kwargs)
-optimization.plot_loss_curve = lambda *args: (plot(*args), saved.append(True))
-optimization.joint_loss = joint_loss
+joint_training.plot_loss_curve = lambda *args: (plot(*args), saved.append(True))
+joint_training.joint_loss = joint_loss
 optimization.main()
 """
 

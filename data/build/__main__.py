@@ -9,28 +9,38 @@ import json
 import os
 from pathlib import Path
 
-from data.build.items import host_items
-from data.build.levels import HERE, LEVELS, claim, guarded, items_of
-from data.build.pack import pack, pack_evaluated, rejudge
+from models.infra.cli import real, whole
+from models.infra.files import ROOT
 from models.infra.runs import run_script, take_output
-from models.infra.shards import Shard
-from models.physics.parallel import OracleSettings, run_with_oracle
+
+STEPS = ("references", "layers", "adsorption", "perturbed", "relaxed", "pack")  # levels.LEVELS, then pack
 
 
-def build_parser():
+def step(name: str) -> str:
+    """Type of a flag: one of STEPS."""
+    if name not in STEPS:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(STEPS)}")
+    return name
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All flags."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument(
         "levels",
         nargs="*",
-        default=[*LEVELS, "pack"],
-        help=f"which of {', '.join(LEVELS)}, pack to do, in this order",
+        type=step,
+        default=list(STEPS),
+        help=f"which of {', '.join(STEPS)} to do, in this order",
     )
     parser.add_argument(
         "--potential", default="sevennet", help="potential that makes the data (models/physics/potentials.py)"
     )
-    parser.add_argument("--out", type=Path, default=HERE, help="where the shards and the packed files go")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "data", help="where the shards and the packed files go"
+    )
     parser.add_argument(
         "--hosts", type=Path, help="folder of stage 2 whose layers take hydrogen in the place of the own ones"
     )
@@ -48,25 +58,33 @@ def build_parser():
         metavar="FILE.lmdb",
         help="only drop from packed LMDBs what is no adsorption by the rules of today",
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, one thread each")
+    parser.add_argument("--jobs", type=whole(1), default=os.cpu_count(), help="processes, one thread each")
     parser.add_argument(
-        "--limit", type=int, default=0, help="only the first so many items of each level, 0 for all"
+        "--limit", type=whole(0), default=0, help="only the first so many items of each level, 0 for all"
     )
     parser.add_argument(
-        "--hours", type=float, default=1e6, help="start no new item of a level after this time"
+        "--hours", type=real(0), default=1e6, help="start no new item of a level after this time"
     )
     return parser
 
 
-def main():
+def main() -> None:
+    """Computes what the shards lack, level by level, and packs them."""
     args = build_parser().parse_args()
+    # late: torch takes seconds, and wrong flags none
+    from data.build.items import host_items
+    from data.build.levels import LEVELS, claim, guarded, items_of
+    from data.build.pack import pack, pack_evaluated, rejudge
+    from data.build.rows import checked
+    from models.physics.parallel import OracleSettings, run_with_oracle
+
     if args.evaluated:
         return pack_evaluated(args.evaluated, args.out)
     if args.rejudge:
         return print(json.dumps([rejudge(path) for path in args.rejudge], indent=1))
     take_output(args.out)
     claim(args.out / "shards" / "potential.txt", args.potential)
-    shards = {name: Shard(args.out / "shards" / f"{name}.jsonl") for name in LEVELS}
+    shards = {name: checked(args.out / "shards" / f"{name}.jsonl") for name in LEVELS}
     oracle = OracleSettings(args.potential)
     for name, (task, _, _) in LEVELS.items():
         if name not in args.levels:

@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.build.dft import ROOT, SHARDS, counts, embedded_items, material_class
+from data.build.dft.records import ROOT, SHARDS, counts, embedded_items, material_class
 from data.build.validate import errors
 from models.crystals.layer import pack_atoms, reduced_formula, unpack_atoms
-from models.crystals.sites import abstracts, roomy
+from models.crystals.sites import abstracts
 from models.crystals.split import split_of
 from models.evaluation.figures import plt, save
 from models.evaluation.metrics import DRAWS
 from models.infra.files import read_rows, write_rows
 from models.infra.shards import Shard
 from models.physics.dft import Settings
-from models.physics.hydrogen import CORRECTION, hydrogen_energy
-from models.physics.potentials import load_potential, single_point
+from models.physics.hydrogen import CORRECTION, HydrogenOracle
+from models.physics.potentials import load_potential
 
 PUBLISHED = ROOT / "results" / "published"
 OWN = "SevenNet 7net-l3i5"  # made the poses
@@ -68,16 +68,12 @@ def add_potentials(rows: list[dict], shard: Shard, names: list[str]) -> None:
             continue
         potential = load_potential(name)
         title = name.rpartition(":")[2] if ":" in name else potential.name
-        half_h2 = hydrogen_energy(potential.calculator)
+        oracle = HydrogenOracle(potential.calculator)
         for row in tqdm(todo, desc=title):
             begin, result = time.time(), {"record": row["key"], "potential": title, "spec": name}
             try:
-                host, pose = roomy(unpack_atoms(row["host"])), roomy(unpack_atoms(row["pose"]))
-                energy, slab = (
-                    single_point(pose, potential.calculator),
-                    single_point(host, potential.calculator),
-                )
-                result |= {"delta_e": round(energy - row["cells"] * slab - half_h2, 5), "reason": ""}
+                delta_e = oracle.delta_e_at(unpack_atoms(row["host"]), unpack_atoms(row["pose"]))
+                result |= {"delta_e": round(delta_e, 5), "reason": ""}
             except Exception as error:  # one bad structure costs one row
                 result |= {"delta_e": None, "reason": f"{type(error).__name__}: {error}"[:200]}
             shard.append(f"{row['key']}|{name}", result | {"seconds": round(time.time() - begin, 2)})

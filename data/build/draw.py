@@ -7,10 +7,10 @@ from pathlib import Path
 import ase.db
 import numpy as np
 
+from models.crystals.thresholds import CORRECTION
 from models.datasets.lmdb_data import LmdbDataset
 from models.evaluation.figures import draw_layer, plt, save, subscripts
 from models.infra.files import ROOT
-from models.physics.hydrogen import CORRECTION
 
 HERE = ROOT / "data"
 SPLITS = ("train", "val", "test")

@@ -14,6 +14,7 @@ from ase.geometry import find_mic
 from pymatgen.core import Composition
 from torch_geometric.data import Data
 
+from data.build.rows import checked
 from models.crystals.layer import min_distance_ratio, pack_atoms, unpack_atoms
 from models.crystals.matching import Fingerprint, Register, layer_group
 from models.crystals.sites import adsorption_flag, adsorption_sites, roomy, with_hydrogen
@@ -299,7 +300,7 @@ def pack(shards: dict, out: Path, potential: str) -> None:
     rows = {level: shard.sorted_rows() for level, shard in shards.items()}
     counts = {"potential": name}
     if rows["layers"]:
-        searched = Shard(out / "shards" / "competitors.jsonl").sorted_rows()
+        searched = checked(out / "shards" / "competitors.jsonl").sorted_rows()
         references = out / "reference_phases.db"
         hull = pack_references(rows["references"], rows["layers"], references, name, searched)
         kept, dropped = pack_layers(rows["layers"], hull, out / "her2d.db", name)

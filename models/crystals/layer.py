@@ -12,7 +12,6 @@ import spglib
 from ase import Atoms
 from ase.data import covalent_radii
 from matscipy.neighbours import neighbour_list
-from pymatgen.core import Composition
 
 from models.crystals.thresholds import BOND_SCALE, LAYER_VACUUM
 
@@ -96,6 +95,8 @@ def bond_ratios(atoms: Atoms, scale: float) -> tuple[np.ndarray, np.ndarray, np.
 
 def reduced_formula(atoms: Atoms) -> str:
     """Reduced formula in pymatgen's order, e.g. MoS2."""
+    from pymatgen.core import Composition  # late: most users of this file need no pymatgen
+
     return Composition(atoms.get_chemical_formula()).reduced_formula
 
 

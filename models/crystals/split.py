@@ -6,7 +6,6 @@ from hashlib import blake2b
 
 import numpy as np
 from ase.symbols import Symbols
-from pymatgen.core import Composition
 
 ADSORBATE = 2  # OC20's tag of adsorbate atoms
 
@@ -26,6 +25,8 @@ def split_of(formula: str) -> str:
     Returns:
         "train" (80 %), "val" (10 %) or "test" (10 %).
     """
+    from pymatgen.core import Composition  # late, for --help
+
     fraction = hash_fraction(Composition(formula).reduced_formula)
     return "train" if fraction < 0.8 else "val" if fraction < 0.9 else "test"
 

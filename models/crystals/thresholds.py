@@ -24,6 +24,7 @@ SITE_SYMPREC = 0.05  # adsorption sites that symmetry makes equal
 EXACT_SYMPREC = 0.01  # relaxed layers in phonons and DFT inputs, which must keep their symmetry
 
 # Energies.
+CORRECTION = 0.27  # eV, ΔE_ZPE − TΔS of adsorbed H at 300 K, 1 bar (the mission's constant)
 STABLE = 0.1  # eV/atom above the convex hull
 BELOW_HULL = (
     -0.15

@@ -6,7 +6,9 @@ as it is filled (models.evaluation.rows). What takes minutes is spread over proc
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
+import numpy as np
 import pandas as pd
 from ase import Atoms
 from pymatgen.core import Composition
@@ -23,23 +25,33 @@ from models.evaluation.tasks import (
     RELAXATION,
     adsorb_one,
     computed,
+    delta_e_at,
+    dft_key,
+    dft_one,
+    dft_reference,
     dynamic_stability,
+    one_thread,
     relax_one,
     second_opinion,
 )
-from models.evaluation.verdicts import E_HULL, is_stable, stability_score
+from models.evaluation.verdicts import E_HULL, ORACLE, ORACLE_STD, POTENTIAL, is_stable, stability_score
+from models.infra.jobs import run_jobs
 from models.infra.shards import Shard
 from models.networks.csllm import CSLLM
 from models.networks.delta_g import predict_delta_g
 from models.networks.dimenet import load_dimenet
 from models.networks.synthesis import load_synthesis
 from models.physics.competitors import extend
+from models.physics.dft import Settings as DftSettings
+from models.physics.dft import estimated_seconds
+from models.physics.dft_correction import DftCorrection
 from models.physics.hull import hull_for
 from models.physics.hull_error import spread
-from models.physics.potentials import Potential
+from models.physics.potentials import Potential, load_potential
 from models.physics.pourbaix import Pourbaix, aqueous_columns
 
 Layers = Mapping[str, Atoms]
+DFT_SECONDS = 6 * 3600.0  # of one candidate: a magnetic layer of 20 atoms that relaxes
 
 
 @dataclass
@@ -140,6 +152,42 @@ def hydrogen(
     return found, poses
 
 
+def to_dft(
+    rows: pd.DataFrame,
+    layers: Layers,
+    poses: Mapping[str, Atoms],
+    potential: Potential,
+    settings: Settings,
+    shard: Shard,
+) -> tuple[Columns, str]:
+    """The oracle's ΔG_H brought to DFT, with its standard deviation (models.physics.dft_correction).
+
+    Returns:
+        the columns, and in words where the correction is from or why there is none.
+    """
+    if settings.dft_correction is None:
+        return {}, "none asked for"
+    correction = DftCorrection.load(settings.dft_correction)
+    if correction.potential != potential.name:
+        return {}, f"none: {settings.dft_correction.name} is of {correction.potential}"
+    said = dict(zip(rows["material_id"], numbers(rows[POTENTIAL])))
+    second = load_potential(correction.second, device=settings.device)
+    items = [(name, (layers[name], pose)) for name, pose in poses.items()]
+    results = computed(delta_e_at, items, settings, second, None, shard, f"poses by {second.name}", ())
+    found, good = {}, []
+    for (name, _), result in zip(items, results):
+        if result.get("delta_e") is None:
+            found[name] = {"error": f"not brought to DFT: {result.get('error') or result['lost']}"}
+        else:
+            good.append((name, poses[name], said[name] - settings.correction, result["delta_e"]))
+    if good:
+        names, kept, delta_e, others = zip(*good)
+        mean, std = correction.delta_e(list(kept), np.array(delta_e), np.array(others))
+        for name, value, width in zip(names, mean + settings.correction, std):
+            found[name] = {ORACLE: float(value), ORACLE_STD: float(width)}
+    return found, f"{settings.dft_correction.name}, by {potential.name} and {second.name}"
+
+
 def dimenet(layers: Layers, settings: Settings) -> Columns:
     """ΔG_H by DimeNet++ from the starting poses of H, and the spread of its members if it is an ensemble."""
     model, found = load_dimenet(settings.dimenet, settings.device), {}
@@ -209,6 +257,35 @@ def second_delta_g(layers: Layers, second: Potential | None, settings: Settings,
         found[name] = {
             "delta_g_h_second_eV": result.get("delta_g_h"),
             "second_h_flags": result.get("flags") or result.get("lost"),
+        }
+    return found
+
+
+def dft(layers: Layers, poses: Mapping[str, Atoms], settings: Settings, shard: Shard) -> Columns:
+    """ΔG_H by DFT at the oracle's poses, with what --dft-relax lets move; says first how long it takes."""
+    how = DftSettings(code=settings.dft_calculator)
+    items = {}
+    for name, layer in layers.items():
+        if name in poses:
+            item = name, (layer, poses[name])
+            items[dft_key(item, how, settings.dft_relax)] = item
+    todo = [pose for key, (_, (_, pose)) in items.items() if key not in shard.rows]
+    if todo:
+        seconds = sum(estimated_seconds(pose, how, settings.dft_relax) for pose in todo)
+        print(f"DFT of {len(todo)} candidates: about {seconds / 60:.0f} core-minutes")
+    half_h2 = dft_reference(how, shard) if items else 0.0
+    task = partial(dft_one, settings=how, relax=settings.dft_relax, half_h2=half_h2)
+    lost = run_jobs(task, items, shard, settings.jobs, one_thread, (), "DFT", seconds=DFT_SECONDS)
+    found = {}
+    for key, (name, _) in items.items():
+        row = {"reason": lost[key]} if key in lost else shard.rows[key]
+        if row["reason"]:
+            found[name] = {"error": f"DFT: {row['reason']}"}
+            continue
+        found[name] = {
+            "delta_g_h_dft_eV": row["delta_e_dft"] + settings.correction,
+            "dft_settings": f"{how.summary}, relaxed: {settings.dft_relax}",
+            "dft_seconds": row["dft_seconds"],
         }
     return found
 

@@ -14,9 +14,8 @@ from ase.calculators.calculator import kptdensity2monkhorstpack
 from ase.io import write
 
 from models.crystals.sites import spaced_supercell
-from models.crystals.thresholds import CALCULATION_VACUUM, EXACT_SYMPREC
+from models.crystals.thresholds import CALCULATION_VACUUM, CORRECTION, EXACT_SYMPREC
 from models.infra.files import write_text
-from models.physics.hydrogen import CORRECTION
 
 KPOINT_DENSITY = (
     5.0  # points per Å^-1 of reciprocal vector (2π included): 15 along graphene's a, 5 along 6.4 Å
@@ -35,6 +34,8 @@ PREDICTIONS = {
     "e_hull_eV_per_atom": "energy above the hull (eV/atom)",
     "delta_g_h_dimenet_eV": "ΔG_H by DimeNet++ (eV)",
     "delta_g_h_oracle_eV": "ΔG_H by the potential (eV)",
+    "delta_g_h_dft_eV": "ΔG_H by DFT at that site (eV)",
+    "dft_settings": "settings of that DFT",
     "h_site": "site of H",
     "h_flags": "what became of H at the sites tried",
     "p_synth": "P(synthesizable)",

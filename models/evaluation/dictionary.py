@@ -34,7 +34,8 @@ FILES = """\
 | `baseline_comparison.png`, `generated_structures.png` | figures: metrics of all sets, the best structures |
 | `funnel.png` | figure: structures that pass each gate |
 | `dft/<material_id>/` | VASP and GPAW inputs of slab and slab + H of the shortlist |
-| `relaxed.jsonl`, `adsorbed.jsonl`, `second.jsonl`, `phonons.jsonl` | what `--resume` continues from |
+| `relaxed`, `adsorbed`, `poses`, `second`, `phonons` (`.jsonl`) | what `--resume` continues from |
+| `dft.jsonl` | the same of `--dft`; `python -m data.build.dft --evaluated` adds it to the DFT data set |
 | `phases.jsonl` | competing phases relaxed with another potential, kept for every set |
 | `config.json` | the resolved flags |"""
 

@@ -152,16 +152,23 @@ def headline(content: dict, rows: pd.DataFrame) -> list[str]:
         lines.append(f"both potentials within 0.2 eV on the shortlist: {same} that have both")
     second = source["second_potential"].split(" (")[0]
     models = (
-        f"potential: {source['potential']}; second: {second}; synthesizability: {source['synthesizability']}"
+        f"potential: {source['potential']}; second: {second}; correction to DFT: {source['dft_correction']}; "
+        f"synthesizability: {source['synthesizability']}"
     )
     return [*lines, models]
 
 
 def shortlist_line(row: dict) -> str:
     """A candidate in a line."""
-    said = []
-    for column, label in (("oracle", "oracle"), ("dimenet", "DimeNet++"), ("second", "second")):
+    said, std = [], row["delta_g_h_oracle_std_eV"]
+    for column, label in (
+        ("oracle", "oracle" if std is None else f"± {std:.2f} oracle"),
+        ("dimenet", "DimeNet++"),
+        ("second", "second"),
+    ):
         said.append(f"{_signed(row[f'delta_g_h_{column}_eV'])} {label}")
+    if row["delta_g_h_dft_eV"] is not None:
+        said.append(f"{_signed(row['delta_g_h_dft_eV'])} DFT")
     chance = f"P(|ΔG_H| <= 0.1 eV) {row['p_active']:.2f}"
     line = f"{row['rank']}. {row['material_id']} (class {row['candidate_class']}): {chance}"
     line += f", ΔG_H {', '.join(said)}"

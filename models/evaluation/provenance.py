@@ -14,12 +14,18 @@ PACKAGES = (
     "pymatgen",
     "sevenn",
     "mattersim",
-    "chgnet",
+    "diep",
     "phonopy",
     "spglib",
     "smact",
 )
-SAME = ("potential", "delta_g_h_correction_eV", "checkpoints", "oracle")  # of two sets that may be compared
+SAME = (
+    "potential",
+    "delta_g_h_correction_eV",
+    "dft_correction",
+    "checkpoints",
+    "oracle",
+)  # of two sets that may be compared
 SHARED = "trained in part on the same Materials Project calculations, so not independent"
 
 

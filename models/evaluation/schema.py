@@ -104,9 +104,17 @@ METRICS = (
         "delta_g_h_oracle_eV",
         "float",
         "eV",
-        "ΔG_H by the oracle: H and layer relaxed with the potential, best site",
+        "ΔG_H by the oracle: H and layer relaxed with the potential, best site, brought to DFT",
         "H adsorbs nowhere, the layer reconstructs, or the oracle did not run",
     ),
+    Column(
+        "delta_g_h_oracle_std_eV",
+        "float",
+        "eV",
+        "its standard deviation, DFT being the truth",
+        "no correction to DFT for this potential",
+    ),
+    Column("delta_g_h_potential_eV", "float", "eV", "ΔG_H by the potential alone", "as delta_g_h_oracle_eV"),
     Column(
         "delta_g_h_rigid_eV", "float", "eV", "the same with H alone relaxed", "H adsorbs at no rigid site"
     ),
@@ -176,6 +184,9 @@ METRICS = (
         "delta_g_h_second_eV", "float", "eV", "ΔG_H by the second potential", "not shortlisted, or no site"
     ),
     Column("second_h_flags", "str", "", "h_flags of the second potential", "not shortlisted"),
+    Column("delta_g_h_dft_eV", "float", "eV", "ΔG_H by DFT at the oracle's site", "not among the --dft best"),
+    Column("dft_settings", "str", "", "functional, basis, k-points, and what was relaxed", "no DFT"),
+    Column("dft_seconds", "float", "s", "processor time of slab and pose by DFT", "no DFT"),
     Column(
         "phonons",
         "str",
@@ -238,9 +249,12 @@ SHORTLIST_COLUMNS = (
     "p_active",
     "pareto",
     "delta_g_h_oracle_eV",
+    "delta_g_h_oracle_std_eV",
+    "delta_g_h_potential_eV",
     "delta_g_h_dimenet_eV",
     "delta_g_h_dimenet_std_eV",
     "delta_g_h_second_eV",
+    "delta_g_h_dft_eV",
     "h_site",
     "e_hull_eV_per_atom",
     "e_hull_std_eV_per_atom",

@@ -1,13 +1,12 @@
 """What an evaluation depends on, and the flags that set it."""
 
 import argparse
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from models.crystals.ase_database import row_ids
+from models.crystals.thresholds import CORRECTION
 from models.infra.cli import real, whole
 from models.infra.files import read_json, shipped
-from models.physics.hydrogen import CORRECTION
 
 
 @dataclass(frozen=True)
@@ -16,7 +15,7 @@ class Settings:
 
     potential: str = "auto"
     potential_checkpoint: Path | None = None
-    second_potential: str = "chgnet"
+    second_potential: str = "diep"
     dimenet: Path = shipped("models/weights/dimenet.pt")
     synthesis: Path = shipped("models/weights/synthesis.pt")
     csllm: str | None = None
@@ -27,6 +26,7 @@ class Settings:
     template_db: Path = shipped("data/her2d.db")
     learned: Path = shipped("models/weights/best_diffusion_model.known.json.gz")
     validation: Path = shipped("data/validation.json")
+    dft_correction: Path | None = shipped("models/weights/dft_correction.json")
     hull_phases: int = (
         3  # relaxations in a chemical system of which no compound is known; 15 to 20 s of a core
     )
@@ -37,6 +37,9 @@ class Settings:
     oracle_sites: int = 3  # the scan's best two hold the best relaxed site (to 0.02 eV) in 90 % of layers
     shortlist: int = 5
     phonons: int = 3  # about a minute each
+    dft: int = 0  # minutes to hours each
+    dft_relax: str = "h"
+    dft_calculator: str = "gpaw"
     fmax: float = 0.05  # eV/Å, as for the phases of the hull and every label
     relax_steps: int = 200  # bounds what a layer that runs away may cost
     jobs: int = 2
@@ -48,7 +51,8 @@ def needed_files(settings: Settings) -> list[Path]:
     """Files that an evaluation reads."""
     classifier = [] if settings.csllm else [settings.synthesis]
     known = [settings.novelty_db, settings.template_db, settings.learned]
-    needed = [settings.dimenet, *classifier, settings.references, *known, settings.validation]
+    to_dft = [settings.dft_correction] if settings.dft_correction else []
+    needed = [settings.dimenet, *classifier, settings.references, *known, settings.validation, *to_dft]
     return list(dict.fromkeys(needed))
 
 
@@ -59,6 +63,8 @@ def check_files(settings: Settings) -> None:
         FileNotFoundError: names the first file that does not exist.
         ValueError: names the file that is damaged or holds something else.
     """
+    from models.crystals.ase_database import row_ids  # late, for --help: ASE's database takes half a second
+
     for path in needed_files(settings):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is no file: see --help for the flag that names it")
@@ -92,8 +98,16 @@ def _check_models(settings: Settings) -> None:
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
-    """Settings of parsed flags."""
-    return Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+    """Settings of parsed flags; without DFT, and saying so, where there is none to be had."""
+    from models.physics.dft import Settings as DftSettings  # late: flags are parsed in a tenth of a second
+    from models.physics.dft import missing
+
+    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+    reason = settings.dft and missing(DftSettings(code=settings.dft_calculator))
+    if reason:
+        print(f"no DFT of the {settings.dft} best: {reason}")
+        return replace(settings, dft=0)
+    return settings
 
 
 def add_evaluation_flags(parser: argparse.ArgumentParser, cifs: Path, compare: list[Path]) -> None:
@@ -117,9 +131,15 @@ def _add_data_flags(group, cifs: Path, compare: list[Path]) -> None:
     add("--validation", type=Path, help="the oracle's error against DFT (python -m data.build.validate)")
 
 
+def _path_or_none(text: str) -> Path | None:
+    return None if text == "none" else Path(text)
+
+
 def _add_model_flags(group) -> None:
     add = group.add_argument
-    potentials = "auto (MatterSim, else SevenNet), mattersim[-1m], sevennet[-0], chgnet or module:factory"
+    potentials = (
+        "auto (MatterSim, else SevenNet), mattersim[-1m], sevennet[-0], diep, chgnet or module:factory"
+    )
     add("--potential", help=potentials)
     add("--potential-checkpoint", type=Path, help="MatterSim checkpoint file")
     add("--second-potential", help="repeats ΔG_H on the shortlist, or none")
@@ -130,6 +150,8 @@ def _add_model_flags(group) -> None:
     add("--csllm-dtype", help="torch dtype of CSLLM, e.g. bfloat16; auto is the checkpoint's")
     aqueous = "eV/atom above the Pourbaix hull up to which a layer counts as stable in water"
     add("--max-pourbaix", type=real(0), help=aqueous)
+    to_dft = "brings the potential's ΔG_H to DFT (python -m data.build.dft_correction), or none"
+    add("--dft-correction", type=_path_or_none, help=to_dft)
     add("--correction", type=real(), help="ΔE_ZPE − TΔS in ΔG_H, eV")
 
 
@@ -146,6 +168,9 @@ def _add_effort_flags(group) -> None:
     add("--oracle-sites", type=whole(0), help="sites where H alone is relaxed, 0 for all")
     add("--shortlist", type=whole(0), help="candidates for the second potential and for DFT")
     add("--phonons", type=whole(0), help="phonons and elastic constants of so many of the best")
+    add("--dft", type=whole(0), metavar="K", help="ΔG_H of the K best by DFT (make dft), resumable")
+    add("--dft-relax", choices=("none", "h", "all"), help="what DFT relaxes: nothing, H alone, or all atoms")
+    add("--dft-calculator", help="gpaw, or module:factory of another (models/physics/dft.py)")
     add("--fmax", type=real(1e-4), help="force at which a relaxation has converged, eV/Å")
     add("--relax-steps", type=whole(1), help="most steps of a relaxation")
     add("--jobs", type=whole(1), help="processes, one thread each")

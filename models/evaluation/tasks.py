@@ -7,6 +7,7 @@ models.evaluation.settings.Settings, and returns plain JSON.
 
 import ast
 import json
+import os
 import time
 from collections.abc import Callable
 from functools import cache, partial
@@ -21,6 +22,8 @@ from models.crystals.thresholds import OVERLAP_SCALE
 from models.evaluation.settings import Settings
 from models.infra.files import ROOT, digest
 from models.infra.shards import Shard
+from models.physics.dft import DftError, adsorption_record, half_hydrogen, hydrogen_on
+from models.physics.dft import Settings as DftSettings
 from models.physics.hydrogen import HydrogenOracle
 from models.physics.parallel import OracleSettings, run_with_oracle
 from models.physics.phonons import elastic_positivity, phonon_stability
@@ -56,7 +59,11 @@ def item_key(item: tuple, settings: Settings, note: str, depends: tuple[str, ...
         depends: names of these settings.
     """
     name, atoms = item
-    content = atoms if isinstance(atoms, str) else json.dumps(pack_atoms(atoms))
+    if isinstance(atoms, str):
+        content = atoms
+    else:  # a structure, or several that belong together
+        several = (atoms,) if isinstance(atoms, Atoms) else atoms
+        content = " ".join(json.dumps(pack_atoms(one)) for one in several)
     values = [str(getattr(settings, field)) for field in depends]
     return f"{name}:{digest(' '.join([content, note, code_version(), *values]))}"
 
@@ -159,6 +166,7 @@ def _adsorb_into(row: dict, atoms: Atoms, oracle: HydrogenOracle) -> Atoms | Non
     """Fills the oracle's columns; returns its best pose."""
     found = oracle.delta_g(atoms)
     row |= {
+        "delta_g_h_potential_eV": found.delta_g_h,
         "delta_g_h_oracle_eV": found.delta_g_h,
         "delta_g_h_rigid_eV": found.rigid_delta_g_h,
         "slab_change_eV": found.slab_change,
@@ -181,6 +189,15 @@ def second_opinion(item: tuple, oracle: HydrogenOracle, settings: Settings) -> d
     return {"delta_g_h": found.delta_g_h, "flags": found.flags_text}
 
 
+def delta_e_at(item: tuple, oracle: HydrogenOracle, settings: Settings) -> dict:
+    """{"delta_e": eV or None, "error"} of a (material_id, (layer, pose)), nothing relaxed."""
+    _, (layer, pose) = item
+    try:
+        return {"delta_e": oracle.delta_e_at(layer, pose)}
+    except Exception as error:  # one bad structure costs one row
+        return {"delta_e": None, "error": f"{type(error).__name__}: {error}"}
+
+
 def dynamic_stability(item: tuple, oracle: HydrogenOracle, settings: Settings) -> dict:
     """{"phonons": …, "elastic": …} of a relaxed layer: models.physics.phonons."""
     _, layer = item
@@ -188,3 +205,39 @@ def dynamic_stability(item: tuple, oracle: HydrogenOracle, settings: Settings) -
         "phonons": phonon_stability(layer, oracle.calculator),
         "elastic": elastic_positivity(layer, oracle.calculator),
     }
+
+
+def dft_key(item: tuple, settings: DftSettings, relax: str) -> str:
+    """Changes with layer, pose and settings but not with the code: DFT is too expensive for that."""
+    name, (layer, pose) = item
+    content = json.dumps([pack_atoms(layer), pack_atoms(pose)])
+    return f"{name}:{digest(' '.join([content, settings.key, relax]))}"
+
+
+def one_thread() -> None:
+    """Has the BLAS that DFT will load use one thread in this process."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def dft_one(item: tuple, settings: DftSettings, relax: str, half_h2: float) -> dict:
+    """ΔE_H of a (material_id, (layer, pose)) by DFT.
+
+    Returns:
+        a record as in data/shards/dft.jsonl; its "reason" says why there are no numbers.
+    """
+    name, (layer, pose) = item
+    row = {"material_id": name, "settings": settings.key, "relax": relax}
+    try:
+        found = hydrogen_on(layer, pose, settings, half_h2, relax)
+    except DftError as error:  # one that does not converge costs one row
+        return row | {"reason": str(error)}
+    return row | adsorption_record(found, layer, pose, half_h2) | {"reason": ""}
+
+
+def dft_reference(settings: DftSettings, shard: Shard) -> float:
+    """½ E(H2) by DFT in eV, kept in the shard."""
+    key = f"H2|{settings.key}"
+    if key not in shard.rows:
+        half_h2, bond = half_hydrogen(settings)
+        shard.append(key, {"settings": settings.key, "half_h2": half_h2, "bond": bond})
+    return shard.rows[key]["half_h2"]

@@ -13,7 +13,9 @@ import pandas as pd
 from models.crystals.thresholds import ACTIVE, BELOW_HULL, STABLE, SYNTHESIZABLE
 from models.evaluation.rows import Columns, is_true, numbers
 
-ORACLE, DIMENET, E_HULL = "delta_g_h_oracle_eV", "delta_g_h_dimenet_eV", "e_hull_eV_per_atom"
+ORACLE, DIMENET, DFT = "delta_g_h_oracle_eV", "delta_g_h_dimenet_eV", "delta_g_h_dft_eV"
+POTENTIAL, ORACLE_STD = "delta_g_h_potential_eV", "delta_g_h_oracle_std_eV"
+E_HULL = "e_hull_eV_per_atom"
 GATES = {  # in the order of the chain: what passes
     "2D": "free-standing two-dimensional crystal",
     "valid": "no overlapping atoms, charges can balance",
@@ -23,6 +25,7 @@ GATES = {  # in the order of the chain: what passes
     "aqueous": "within the metastability bound of the Pourbaix hull at the working point",
     "dynamic": "no imaginary phonons, positive elastic tensor",
     "synthesizable": "P_synth ≥ 0.5",
+    "DFT": "|ΔG_H| ≤ 0.2 eV by DFT",
 }
 NEEDED = 5  # a hit is proven up to this many gates
 
@@ -72,6 +75,7 @@ def gates_passed(rows: pd.DataFrame, active: float = ACTIVE) -> pd.DataFrame:
         "aqueous": rows["aqueous"],
         "dynamic": _verdict((rows["phonons"] == "stable") & (rows["elastic"] == "stable"), vibrates),
         "synthesizable": _verdict(numbers(rows["p_synth"]) >= SYNTHESIZABLE, rows["p_synth"].notna()),
+        "DFT": _verdict(abs(numbers(rows[DFT])) <= active, rows[DFT].notna()),
     }
     return pd.DataFrame(columns, index=rows.index)
 

@@ -1,4 +1,4 @@
-"""Flags that every script has, and what their values may be."""
+"""Flags that scripts share, and what their values may be."""
 
 import argparse
 import math
@@ -44,3 +44,24 @@ def add_system(parser: argparse.ArgumentParser, out: Path, resume: str) -> argpa
     system.add_argument("--out", type=Path, default=out, help="where the output goes")
     system.add_argument("--resume", action=argparse.BooleanOptionalAction, default=False, help=resume)
     return system
+
+
+def add_optimisation(parser: argparse.ArgumentParser, **defaults) -> argparse._ArgumentGroup:
+    """Adds the flags that every training has; the script gives the defaults and says why.
+
+    Args:
+        defaults: epochs, lr, warmup, weight_decay, clip, ema.
+    """
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--epochs", type=whole(1), help="passes over the training set")
+    group.add_argument("--lr", type=real(1e-12, 1), help="highest learning rate of AdamW")
+    group.add_argument(
+        "--warmup", type=real(0, 1), help="share of the steps with a rising learning rate, then a cosine"
+    )
+    group.add_argument("--weight-decay", type=real(0, 1), help="of AdamW")
+    group.add_argument("--clip", type=real(1e-9), help="highest norm of the gradient")
+    group.add_argument(
+        "--ema", type=real(0, 0.999999), help="decay of the averaged weights (shorter at first)"
+    )
+    parser.set_defaults(**defaults)
+    return group

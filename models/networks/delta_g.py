@@ -9,9 +9,9 @@ from ase import Atoms
 from tqdm import tqdm
 
 from models.crystals.sites import adsorption_sites, roomy, with_hydrogen
+from models.crystals.thresholds import CORRECTION
 from models.datasets.adsorption import adsorption_graph
 from models.networks.dimenet import Ensemble, predict_spread
-from models.physics.hydrogen import CORRECTION
 
 CHUNK = 32  # layers whose sites are predicted together
 

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from models.networks.egnn import CONDITIONS, Denoised, DenoisingEGNN, Heads
 from models.networks.layers import MASK, Labels, Layers
+from models.networks.settings import LOSS_WEIGHTS
 from models.networks.symmetry import Symmetry
 
 # eV/atom: labels of E_hull above are clamped; how bad beyond that a structure is, no guide needs to know.
@@ -43,20 +44,6 @@ IMAGES = (10, 2)
 HUBER = 0.1
 # Below this no density of a wrapped normal lies where its dual sum is used; keeps the division finite.
 TINY = 1e-6
-# Weights of the terms of the joint loss, set by hand and not swept: a property term is to be a tenth of the
-# diffusion term or less late in training, when L1 is 0.2 eV, the square 0.05² (eV/atom)², the cross-entropy
-# 0.5.
-LOSS_WEIGHTS = {
-    "coordinates": 1.0,  # the diffusion term, channel by channel; σ·score is of order 1
-    "z": 1.0,  # in units of its spread, so of order 1
-    "lattice": 0.5,  # three numbers a graph beside 3 N: less, or they drown the atoms
-    "elements": 0.3,  # cross-entropies start at log 90
-    "delta_g_h": 0.5,  # λ1
-    "e_hull": 10.0,  # λ2
-    "synthesizable": 0.2,  # λ3: labels are few and positive-unlabelled
-    "delta_g_h_std": 0.5,  # as λ1, the same unit
-    "off_equilibrium": 0.5,  # as λ2 by Huber's loss
-}
 
 
 class Noised(NamedTuple):

@@ -17,11 +17,11 @@ from models.crystals.symmetry import layer_operations
 from models.crystals.thresholds import SAME_SYMPREC
 from models.datasets.graphs import LABELS, graph_atoms
 from models.infra.files import digest
-from models.networks.diffusion import LOSS_WEIGHTS, MAX_E_HULL, Diffusion, joint_loss, raw_lattice
+from models.networks.diffusion import MAX_E_HULL, Diffusion, joint_loss, raw_lattice
 from models.networks.egnn import DenoisingEGNN
 from models.networks.layers import collate, layers_of, to_atoms
 from models.networks.sampler import Sampler
-from models.networks.settings import MISSION, GeneratorSettings
+from models.networks.settings import LOSS_WEIGHTS, MISSION, GeneratorSettings
 from models.networks.symmetry import Symmetry
 
 VALIDATION_SEED = 1234  # the same noise at every validation, so that epochs can be compared

@@ -1,18 +1,37 @@
-"""How the generator draws, in one place: what it steers towards (Guide) and how it gets there
-(GeneratorSettings).
+"""How the generator learns (LOSS_WEIGHTS) and draws, in one place: what it steers towards (Guide) and how it
+gets there (GeneratorSettings).
 
-The defaults are those of structure_generator.py; the study (results/published/study.csv) chose them on seeds
-of its own.
+The defaults are those of optimization.py and structure_generator.py; the study (results/published/study.csv)
+chose those of drawing on seeds of its own. Torch is imported where tensors are made: flags need none.
 """
 
+from __future__ import annotations
+
+import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
 from ase.data import atomic_numbers as ase_numbers
-from torch import Tensor
 
-from models.networks.egnn import CONDITIONS, Heads
-from models.networks.layers import TOKENS
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.networks.egnn import Heads
+
+# Weights of the terms of the joint loss, set by hand and not swept: a property term is to be a tenth of the
+# diffusion term or less late in training, when L1 is 0.2 eV, the square 0.05² (eV/atom)², the cross-entropy
+# 0.5.
+LOSS_WEIGHTS = {
+    "coordinates": 1.0,  # the diffusion term, channel by channel; σ·score is of order 1
+    "z": 1.0,  # in units of its spread, so of order 1
+    "lattice": 0.5,  # three numbers a graph beside 3 N: less, or they drown the atoms
+    "elements": 0.3,  # cross-entropies start at log 90
+    "delta_g_h": 0.5,  # λ1
+    "e_hull": 10.0,  # λ2
+    "synthesizable": 0.2,  # λ3: labels are few and positive-unlabelled
+    "delta_g_h_std": 0.5,  # as λ1, the same unit
+    "off_equilibrium": 0.5,  # as λ2 by Huber's loss
+}
 
 METHODS = ("diffusion", "random", "substitution", "held-out")
 SYMMETRIES = ("template", "subgroup", "none")
@@ -58,15 +77,23 @@ class Guide:
 
     def conditions(self, count: int, device) -> Tensor:
         """Targets [count, 3] in the order of CONDITIONS."""
+        import torch
+
+        from models.networks.egnn import CONDITIONS
+
         values = {
             "delta_g_h": self.delta_g_h,
             "e_hull": self.wanted_e_hull,
-            "synthesizable": 1.0 if self.synthesizable else torch.nan,
+            "synthesizable": 1.0 if self.synthesizable else math.nan,
         }
         return torch.tensor([[values[name] for name in CONDITIONS]], device=device).repeat(count, 1)
 
     def may_choose(self, device) -> Tensor | None:
         """[TOKENS] which elements the model may choose; None for any."""
+        import torch
+
+        from models.networks.layers import TOKENS
+
         if self.elements is None:
             return None
         wanted = torch.zeros(TOKENS, dtype=torch.bool, device=device)
@@ -75,6 +102,8 @@ class Guide:
 
     def allows(self, atomic_numbers: Tensor) -> Tensor:
         """[B] whether graphs with these numbers [B, N] (0 on padding) hold nothing but `elements`."""
+        import torch
+
         if self.elements is None:
             return atomic_numbers.new_ones(len(atomic_numbers), dtype=torch.bool)
         wanted = [0, *(ase_numbers[symbol] for symbol in sorted(self.elements))]
@@ -148,4 +177,4 @@ def expected_distance(mean: Tensor, std: Tensor) -> Tensor:
     """E|x| of a normal x, [B]; |mean| where std is 0."""
     width = std.clamp(min=1e-6)
     ratio = mean / (width * 2**0.5)
-    return width * (2 / torch.pi) ** 0.5 * torch.exp(-(ratio**2)) + mean * torch.erf(ratio)
+    return width * (2 / math.pi) ** 0.5 * (-(ratio**2)).exp() + mean * ratio.erf()

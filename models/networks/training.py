@@ -1,4 +1,4 @@
-"""What the trainings of stages 1 and 3 share: flags, files, learning rate, averaged weights, checkpoints.
+"""What the trainings of stages 1 and 3 share: files, learning rate, averaged weights, checkpoints.
 
 A training writes beside OUT = m.pth, each file by rename:
 
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from models.infra.cli import real, whole
 from models.infra.files import UnreadableFile, load_checkpoint, plain, save_checkpoint, write_rows
 
 LAST_RATE = 0.01  # of the highest learning rate, at the end of the cosine: small enough to settle, never zero
@@ -32,27 +31,6 @@ RUN_ONLY = {"resume", "device", "threads", "out", "figure", "plot"}
 
 class Diverged(RuntimeError):
     """The weights have run away; the message says what was kept and what to change."""
-
-
-def add_optimisation(parser: argparse.ArgumentParser, **defaults) -> argparse._ArgumentGroup:
-    """Adds the flags that every training has; the script gives the defaults and says why.
-
-    Args:
-        defaults: epochs, lr, warmup, weight_decay, clip, ema.
-    """
-    group = parser.add_argument_group("optimisation")
-    group.add_argument("--epochs", type=whole(1), help="passes over the training set")
-    group.add_argument("--lr", type=real(1e-12, 1), help="highest learning rate of AdamW")
-    group.add_argument(
-        "--warmup", type=real(0, 1), help="share of the steps with a rising learning rate, then a cosine"
-    )
-    group.add_argument("--weight-decay", type=real(0, 1), help="of AdamW")
-    group.add_argument("--clip", type=real(1e-9), help="highest norm of the gradient")
-    group.add_argument(
-        "--ema", type=real(0, 0.999999), help="decay of the averaged weights (shorter at first)"
-    )
-    parser.set_defaults(**defaults)
-    return group
 
 
 def beside(out: Path, ending: str) -> Path:
@@ -162,7 +140,7 @@ class Trainer:
 
         Args:
             model: On its device; its parameters that require a gradient are trained.
-            args: The flags of `add_optimisation`, and out, resume, device.
+            args: The flags of `models.infra.cli.add_optimisation`, and out, resume, device.
             steps_per_epoch: About how many steps an epoch has: the cosine ends with the last.
             content: From the averaged model to what its checkpoint holds.
             data: Digest of what is trained on.

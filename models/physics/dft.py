@@ -17,6 +17,7 @@ from ase.calculators.calculator import BaseCalculator
 from ase.constraints import FixAtoms
 from ase.optimize import BFGS
 
+from models.crystals.layer import pack_atoms
 from models.crystals.sites import spaced_supercell
 from models.infra.files import digest
 
@@ -28,6 +29,9 @@ WEAK = 2.0  # eV: H bound more weakly than this to a layer without spin may keep
 ATTEMPTS = 2  # at a density that converges, the second one gentler
 H2_BOX = 10.0  # Å, edge of the cube of the H2 molecule
 MISSING = "GPAW is not installed: `make dft` installs it (conda-forge's gpaw package works as well)"
+# Processor seconds of slab and pose, measured on the data set (docs/dft.md): of an atom of the pose without
+# spin, the factor of spin, and that of a relaxation.
+SECONDS_PER_ATOM, SPIN_FACTOR, RELAX_FACTOR = 10.0, 3.0, {"none": 1.0, "h": 3.0, "all": 6.0}
 
 
 class DftError(RuntimeError):
@@ -69,6 +73,12 @@ class Settings:
         """8 hex digits that depend on every setting; part of the key of every record."""
         return digest(repr(sorted(asdict(self).items())))[:8]
 
+    @property
+    def summary(self) -> str:
+        """The settings in a few words."""
+        basis = f"plane waves {self.cutoff:g} eV" if self.mode == "pw" else self.mode
+        return f"{self.xc}, {basis}, k-points {self.kpoint_length:g} Å, {self.code}"
+
     def polarised(self, symbols) -> bool:
         """Whether a layer of these elements is calculated with spin."""
         return self.spin == "all" or self.spin == "magnetic" and not MAGNETIC.keys().isdisjoint(symbols)
@@ -92,6 +102,21 @@ class Energy:
     gap: float | None
     attempts: int
     seconds: float
+
+
+def missing(settings: Settings) -> str:
+    """Why these settings cannot be calculated here, in one line; empty if they can."""
+    try:
+        calculator_factory(settings.code)
+    except DftError as error:
+        return str(error)
+    return MISSING if settings.code == "gpaw" and importlib.util.find_spec("gpaw") is None else ""
+
+
+def estimated_seconds(pose: Atoms, settings: Settings, relax: str = "none") -> float:
+    """Processor time that slab and pose will take, within a factor of about two."""
+    spin = SPIN_FACTOR if settings.polarised(pose.symbols) else 1.0
+    return SECONDS_PER_ATOM * len(pose) * spin * RELAX_FACTOR[relax]
 
 
 def core_seconds() -> float:
@@ -304,7 +329,7 @@ def hydrogen_on(
     half_h2: float,
     relax: str = "none",
     slab: Energy | None = None,
-):
+) -> HydrogenEnergy:
     """ΔE_H of one pose by DFT.
 
     Args:
@@ -353,3 +378,31 @@ def hydrogen_on(
         end = Atoms(work.numbers, work.positions, cell=work.cell.array, pbc=(True, True, False))
     delta_e = energy.energy - cells * slab.energy - half_h2
     return HydrogenEnergy(delta_e, slab, energy, cells, grid, spin, end)
+
+
+def adsorption_record(found: HydrogenEnergy, host: Atoms, pose: Atoms, half_h2: float) -> dict:
+    """What is kept of a calculation, as plain JSON: energies in eV, moments in μB a cell, packed atoms."""
+    slab, with_h = found.slab, found.pose
+    row = {
+        "host": pack_atoms(host),
+        "pose": pack_atoms(pose),
+        "delta_e_dft": round(found.delta_e, 5),
+        "energies": {
+            "slab": round(slab.energy, 5),
+            "pose": round(with_h.energy, 5),
+            "half_h2": round(half_h2, 5),
+        },
+        "cells": found.cells,
+        "moments": {"slab": round(slab.moment, 3), "pose": round(with_h.moment, 3)},
+        "gaps": {
+            "slab": slab.gap and round(slab.gap, 3),
+            "pose": with_h.gap and round(with_h.gap, 3),
+        },
+        "attempts": {"slab": slab.attempts, "pose": with_h.attempts},
+        "spin": found.spin,
+        "grid": found.grid,
+        "dft_seconds": round(slab.seconds + with_h.seconds, 1),
+    }
+    if found.end is not None:
+        row["relaxed_pose"] = pack_atoms(found.end)
+    return row

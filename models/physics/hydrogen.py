@@ -14,9 +14,9 @@ from ase.optimize import BFGS
 
 from models.crystals.layer import extract_layer
 from models.crystals.sites import Site, adsorption_flag, adsorption_sites, roomy, with_hydrogen
+from models.crystals.thresholds import CORRECTION
 from models.physics.potentials import relax_layer, single_point
 
-CORRECTION = 0.27  # eV, ΔE_ZPE − TΔS of adsorbed H at 300 K, 1 bar (the mission's constant)
 SCAN = (-0.35, 0.0, 0.35)  # Å, heights tried about the starting one
 RECONSTRUCTED = 0.1  # eV: a slab that ends lower by more, H taken off, was not the reference
 FMAX = 0.05  # eV/Å, force on the free atoms at which H has settled; ΔE_H moves by less than 0.01 eV below it
@@ -176,6 +176,12 @@ class HydrogenOracle:
         if found.problem:
             raise ValueError(f"relaxation: {found.problem}")
         return extract_layer(found.atoms).atoms, found.energy
+
+    def delta_e_at(self, layer: Atoms, pose: Atoms) -> float:
+        """ΔE_H (eV) of a pose (supercell, H last) on its layer as they stand, whoever relaxed them."""
+        cells = (len(pose) - 1) // len(layer)
+        slab = single_point(roomy(layer), self.calculator)
+        return single_point(roomy(pose), self.calculator) - cells * slab - self.half_h2
 
     def delta_g(self, layer: Atoms) -> HydrogenResult:
         """ΔG_H of a layer that this potential has relaxed, in the convention."""

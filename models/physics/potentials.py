@@ -29,7 +29,7 @@ MATTERSIM_FILES = {"mattersim": "mattersim-v1.0.0-5M.pth", "mattersim-1m": "matt
 MATTERSIM_CACHE = Path("~/.local/mattersim/pretrained_models")  # where mattersim itself looks
 MATTERSIM_URL = "https://raw.githubusercontent.com/microsoft/mattersim/main/pretrained_models/"
 SEVENNET_MODELS = {"sevennet": "7net-l3i5", "sevennet-0": "7net-0"}
-NAMES = ("auto", *MATTERSIM_FILES, *SEVENNET_MODELS, "chgnet", "module:factory")
+NAMES = ("auto", *MATTERSIM_FILES, *SEVENNET_MODELS, "diep", "chgnet", "module:factory")
 
 MAX_AREA_RATIO = 3.0  # a relaxing layer never changes its area by more
 MAX_FORCE = 1e4  # eV/Å
@@ -85,8 +85,8 @@ def load_potential(
 
     Args:
         name: one of `auto` (MatterSim if its checkpoint is given, cached or downloadable, else SevenNet,
-            saying so), `mattersim` (5M), `mattersim-1m`, `sevennet` (7net-l3i5), `sevennet-0`, `chgnet`, or
-            `module:factory`, a callable without arguments that returns an ASE calculator.
+            saying so), `mattersim` (5M), `mattersim-1m`, `sevennet` (7net-l3i5), `sevennet-0`, `diep`,
+            `chgnet`, or `module:factory`, a callable without arguments that returns an ASE calculator.
         checkpoint: MatterSim checkpoint file; only for `auto` and `mattersim*`.
         device: "cpu", "cuda", … or "auto".
 
@@ -102,6 +102,8 @@ def load_potential(
         return _load_mattersim(name, checkpoint, device)
     if name in SEVENNET_MODELS:
         return _load_sevennet(name, device)
+    if name == "diep":
+        return _load_diep(device)
     if name == "chgnet":
         return _load_chgnet(device)
     if ":" in name:
@@ -331,6 +333,18 @@ def _load_sevennet(name: str, device: str) -> Potential:
         raise PotentialError(f"SevenNet cannot be imported ({error}): pip install sevenn") from error
     note = f"{_version('sevenn')}, weights from its wheel, {device}"
     return Potential(f"SevenNet {model}", calculator, note, name)
+
+
+def _load_diep(device: str) -> Potential:
+    try:
+        with _quiet():
+            from diep.pretrained import make_calculator
+
+            calculator = make_calculator(device=device)
+    except ImportError as error:
+        raise PotentialError(f"diep cannot be imported ({error}): pip install diep") from error
+    note = f"{_version('diep')}, weights from its wheel, {device}"
+    return Potential("DIEP MatPES-r2SCAN", calculator, note, "diep")
 
 
 def _load_chgnet(device: str) -> Potential:

@@ -8,7 +8,7 @@ import pytest
 from layers import known
 from scipy.stats import norm
 
-from benchmarks import guidance
+from benchmarks.guidance import study as guidance
 from models.crystals.layer import pack_atoms
 from models.evaluation.rows import table
 from models.infra.shards import Shard

@@ -14,9 +14,9 @@ from ase.io import read
 from ase.optimize import BFGS
 
 from models.crystals.sites import Site, adsorption_sites, roomy, with_hydrogen
+from models.crystals.thresholds import CORRECTION
 from models.evaluation import dft_inputs
 from models.evaluation.dft_inputs import kpoint_mesh, remove_stale, safe_name, write_handoff
-from models.physics.hydrogen import CORRECTION
 from tests.layers import known
 
 ROW = {

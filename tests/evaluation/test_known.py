@@ -15,7 +15,7 @@ from pymatgen.core import Composition
 from scipy.stats import spearmanr
 from test_evaluate import bilayer, overlapping, periodic, water
 
-from benchmarks.gates import confusion, confusion_table, labelled_structures
+from benchmarks.gates.study import confusion, confusion_table, labelled_structures
 from geo_utils import evaluate
 from models.crystals.gates import VERDICTS
 from models.crystals.layer import extract_layer

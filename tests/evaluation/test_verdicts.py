@@ -8,7 +8,7 @@ import pytest
 from models.evaluation.funnel import funnel, funnels_markdown, hit_gates
 from models.evaluation.metrics import aggregate, metric_samples
 from models.evaluation.rows import join, table
-from models.evaluation.shortlist import candidate_class, ranked, ranking
+from models.evaluation.shortlist import candidate_class, p_active, ranked, ranking
 from models.evaluation.verdicts import (
     GATES,
     NEEDED,
@@ -34,6 +34,7 @@ PERFECT = {
     "phonons": "stable",
     "elastic": "stable",
     "p_synth": 0.8,
+    "delta_g_h_dft_eV": 0.12,
     "unique": True,
     "novel": True,
 }
@@ -46,11 +47,13 @@ FAILS = {  # what makes a perfect structure fail each gate
     "aqueous": {"aqueous": False},
     "dynamic": {"phonons": "unstable"},
     "synthesizable": {"p_synth": 0.4},
+    "DFT": {"delta_g_h_dft_eV": 0.5},
 }
 UNKNOWN = {
     "aqueous": {"aqueous": None},
     "dynamic": {"phonons": "failed", "elastic": "failed"},
     "synthesizable": {"p_synth": None},
+    "DFT": {"delta_g_h_dft_eV": None},
 }
 
 
@@ -99,32 +102,39 @@ def test_a_hit_is_the_chain_up_to_what_was_computed():
     rows.append(PERFECT | UNKNOWN["aqueous"] | FAILS["dynamic"] | {"material_id": "unstable"})
     rows.append(PERFECT | {"h_flags": "", "delta_g_h_oracle_eV": None, "material_id": "no oracle"})
     found = candidates(table(rows))
-    assert [found[row["material_id"]]["hit"] for row in rows] == [True, True, True, False, False]
+    assert [found[row["material_id"]]["hit"] for row in rows] == [True, True, True, True, False, False]
     assert found["aqueous"]["stopped_by"] == "aqueous (not computed)"
     assert found["aqueous"]["gate_passed"] == "active"
     assert found["no oracle"]["stopped_by"] == "H stays (not computed)"
-    assert metric_samples(table(rows))["hit_rate_0.2eV"].tolist() == [1, 1, 1, 0, 0]
+    assert metric_samples(table(rows))["hit_rate_0.2eV"].tolist() == [1, 1, 1, 1, 0, 0]
     assert hit_gates(table(rows[:1])) == [name for name in GATES if name != "aqueous"]
+
+
+def test_dft_has_the_last_word_in_the_ranking():
+    """A candidate that DFT refutes falls behind one of which the oracle alone says less; one that DFT
+    confirms is surer than the oracle can make it.
+    """
+    said = {"refuted": (0.0, 0.6), "oracle alone": (0.15, None), "confirmed": (0.3, 0.02)}
+    rows = []
+    for name, (oracle, dft) in said.items():
+        rows.append(PERFECT | {"material_id": name, "delta_g_h_oracle_eV": oracle, "delta_g_h_dft_eV": dft})
+    rows = table(rows)
+    refuted, alone, confirmed = p_active(rows, 0.3)
+    assert refuted < 0.001 < alone < 0.3 < 0.9 < confirmed
+    ranks = join(rows, ranking(rows, 0.3))["rank"]
+    assert ranks.tolist() == [3, 2, 1]
 
 
 def test_the_funnel_counts_by_hand_and_only_narrows():
     rows = [PERFECT, PERFECT | UNKNOWN["dynamic"], *(PERFECT | changes for changes in FAILS.values())]
     found = {gate["gate"]: gate for gate in funnel(table(rows))}
     proven = [found[gate]["proven"] for gate in GATES]
-    assert proven == [9, 8, 7, 6, 5, 4, 2, 1] and [found[gate]["possible"] for gate in GATES] == [
-        9,
-        8,
-        7,
-        6,
-        5,
-        4,
-        3,
-        2,
-    ]
-    assert found["dynamic"]["computed"] == 3 and found["2D"]["rate"]["n"] == 10
-    assert found["synthesizable"]["possible"] == is_hit(table(rows)).sum()
+    possible = [found[gate]["possible"] for gate in GATES]
+    assert proven == [10, 9, 8, 7, 6, 5, 3, 2, 1] and possible == [10, 9, 8, 7, 6, 5, 4, 3, 2]
+    assert found["dynamic"]["computed"] == 4 and found["2D"]["rate"]["n"] == 11
+    assert found["DFT"]["possible"] == is_hit(table(rows)).sum()
     text = funnels_markdown({"ours": list(found.values())})
-    assert "| dynamic | 2 (3) |" in text and text.count("\n") == 1 + len(GATES)
+    assert "| dynamic | 3 (4) |" in text and text.count("\n") == 1 + len(GATES)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -8,7 +8,6 @@ import torch
 
 from models.networks.diffusion import (
     EMPHASIS,
-    LOSS_WEIGHTS,
     MAX_E_HULL,
     SHOWN,
     Z_SPREAD,
@@ -24,6 +23,7 @@ from models.networks.diffusion import (
 )
 from models.networks.egnn import Denoised, DenoisingEGNN, Heads
 from models.networks.layers import MASK, Labels, Layers
+from models.networks.settings import LOSS_WEIGHTS
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -45,6 +45,7 @@ from models.networks.dimenet import (
     triplets,
 )
 from models.networks.training import Diverged
+from models.stages import pretraining
 
 SAMPLE = Path(os.environ.get("HER2D_REFERENCE_DATA", ROOT / "../shared/data")) / "is2re_lmdb" / "sample.lmdb"
 
@@ -355,7 +356,7 @@ def test_resumed_run_equals_uninterrupted_one(tmp_path, records, monkeypatch, ca
         return ["--lmdb", str(records), "--out", str(tmp_path / name / "m.pt"), *TINY]
 
     pretrain_dimenet.main(arguments("whole"))
-    real = pretrain_dimenet.train_epoch
+    real = pretraining.train_epoch
 
     def interrupted(*args):
         if args[2] == 1:
@@ -363,7 +364,7 @@ def test_resumed_run_equals_uninterrupted_one(tmp_path, records, monkeypatch, ca
         return real(*args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pretrain_dimenet, "train_epoch", interrupted)
+        patch.setattr(pretraining, "train_epoch", interrupted)
         pretrain_dimenet.main(arguments("parts"))
     pretrain_dimenet.main([*arguments("parts"), "--resume"])
     assert "continuing after epoch 1" in capsys.readouterr().out
@@ -451,13 +452,13 @@ def labelled(host: str, y: float, rigid: bool = True, seed: int = 0) -> Data:
 def test_an_epoch_draws_each_host_alike():
     graphs = [Data(host=host) for host, count in (("a", 1), ("b", 3), ("c", 9)) for _ in range(count)]
     args = pretrain_dimenet.parse_args(["--lmdb", "x", "--per-host", "2"])
-    orders = [pretrain_dimenet.epoch_order(graphs, epoch, args) for epoch in range(20)]
+    orders = [pretraining.epoch_order(graphs, epoch, args) for epoch in range(20)]
     for order in orders:
         assert len(set(order)) == len(order)
         assert Counter(graphs[index].host for index in order) == {"a": 1, "b": 2, "c": 2}
-    assert orders[3] == pretrain_dimenet.epoch_order(graphs, 3, args)
+    assert orders[3] == pretraining.epoch_order(graphs, 3, args)
     assert set().union(*orders) == set(range(13))
-    everything = pretrain_dimenet.epoch_order(
+    everything = pretraining.epoch_order(
         graphs, 0, pretrain_dimenet.parse_args(["--lmdb", "x", "--per-host", "0"])
     )
     assert sorted(everything) == list(range(13))
@@ -527,7 +528,7 @@ def test_a_loss_that_is_not_finite_is_named_and_the_last_good_weights_stay(
     tmp_path, records, monkeypatch, capsys
 ):
     """From the second epoch on every prediction is NaN."""
-    real, epochs = pretrain_dimenet.train_epoch, []
+    real, epochs = pretraining.train_epoch, []
 
     def broken(trainer, *args):
         epochs.append(1)
@@ -535,7 +536,7 @@ def test_a_loss_that_is_not_finite_is_named_and_the_last_good_weights_stay(
             trainer.model.target_mean.fill_(np.nan)
         return real(trainer, *args)
 
-    monkeypatch.setattr(pretrain_dimenet, "train_epoch", broken)
+    monkeypatch.setattr(pretraining, "train_epoch", broken)
     with pytest.raises(Diverged, match=r"no step of epoch 2 .*best of 1 epochs is in .*m.pt"):
         pretrain_dimenet.main(["--lmdb", str(records), "--out", str(tmp_path / "m.pt"), *TINY])
     assert "step skipped: loss nan" in capsys.readouterr().out
@@ -556,7 +557,7 @@ def test_bad_flags_are_refused_by_name(wrong, capsys):
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x04K\x01."])
 def test_a_broken_checkpoint_is_said_before_any_record_is_read(tmp_path, monkeypatch, content):
-    monkeypatch.setattr(pretrain_dimenet, "read_graphs", lambda *args: pytest.fail("the work began"))
+    monkeypatch.setattr(pretraining, "read_graphs", lambda *args: pytest.fail("the work began"))
     (tmp_path / "broken.pt").write_bytes(content)
     for flag in ("--init", "--combine"):
         with pytest.raises(ValueError, match="broken.pt"):

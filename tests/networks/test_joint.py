@@ -13,7 +13,7 @@ import optimization
 from data.build.prototypes import PROTOTYPES
 from models.datasets.graphs import layer_graph
 from models.infra.files import read_json, read_rows
-from models.networks.diffusion import LOSS_WEIGHTS, Diffusion, joint_loss
+from models.networks.diffusion import Diffusion, joint_loss
 from models.networks.egnn import DenoisingEGNN
 from models.networks.joint import (
     CHANNELS,
@@ -24,7 +24,9 @@ from models.networks.joint import (
     validate,
 )
 from models.networks.layers import collate
+from models.networks.settings import LOSS_WEIGHTS
 from models.networks.training import Diverged
+from models.stages import joint_training
 
 ATOMS = {p.name: p.atoms() for p in PROTOTYPES}
 NAMES = ("graphene", "MoS2-2H", "CdI2-1T", "GaSe", "SnS", "FeOCl", "MXene-M2X", "silicene")
@@ -220,7 +222,7 @@ def flags(folders, *more) -> list[str]:
 
 
 def test_two_databases_are_trained_on_together_and_their_energies_kept_apart(folders, monkeypatch):
-    monkeypatch.setattr(optimization, "plot_loss_curve", lambda *args: None)
+    monkeypatch.setattr(joint_training, "plot_loss_curve", lambda *args: None)
     optimization.main(flags(folders, "--epochs", 12, "--lr", 0.02, "--drop-all", 0.5, "--ema", 0.5))
     offsets = read_json(folders / "m.metrics.json")["e_hull_offsets_eV_per_atom"]
     assert offsets["dft"] == 0 and 0.05 < offsets["potential"] < 0.35
@@ -235,15 +237,15 @@ def test_two_databases_are_trained_on_together_and_their_energies_kept_apart(fol
 
 
 def test_a_batch_without_a_finite_loss_is_named_and_the_training_goes_on(folders, monkeypatch, capsys):
-    real, calls = optimization.joint_loss, []
+    real, calls = joint_training.joint_loss, []
 
     def sometimes_nan(*args, **kwargs):
         loss, terms = real(*args, **kwargs)
         calls.append(loss)
         return (loss * math.nan, terms) if len(calls) == 2 else (loss, terms)
 
-    monkeypatch.setattr(optimization, "joint_loss", sometimes_nan)
-    monkeypatch.setattr(optimization, "plot_loss_curve", lambda *args: None)
+    monkeypatch.setattr(joint_training, "joint_loss", sometimes_nan)
+    monkeypatch.setattr(joint_training, "plot_loss_curve", lambda *args: None)
     optimization.main(flags(folders, "--epochs", 1))
     assert "step skipped: loss nan" in capsys.readouterr().out
     (row,) = read_rows(folders / "m.log.csv")
@@ -265,7 +267,7 @@ def test_bad_flags_are_refused_by_name(wrong, capsys):
 
 
 def test_a_checkpoint_to_start_from_is_read_before_any_training(folders, monkeypatch):
-    monkeypatch.setattr(optimization, "train_model", lambda *args: pytest.fail("the work began"))
+    monkeypatch.setattr(joint_training, "train_model", lambda *args: pytest.fail("the work began"))
     (folders / "broken.pth").write_bytes(b"PK\x03\x04")
     torch.save({"weights": 1}, folders / "other.pth")
     for name, said in (("broken.pth", "cut short"), ("other.pth", "holds no weights of this model")):
@@ -279,7 +281,7 @@ def test_a_checkpoint_to_start_from_is_read_before_any_training(folders, monkeyp
 
 def test_weights_that_run_away_end_in_one_line_and_the_best_stay_finite(folders, monkeypatch):
     """The highest learning rate that is accepted, nothing capped."""
-    monkeypatch.setattr(optimization, "plot_loss_curve", lambda *args: None)
+    monkeypatch.setattr(joint_training, "plot_loss_curve", lambda *args: None)
     wild = ("--lr", 1, "--clip", 1e12, "--warmup", 0, "--sample-every", 0, "--epochs", 20)
     with pytest.raises(Diverged, match="the training diverged: .* Use a lower --lr"):
         optimization.main(flags(folders, *wild))

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from models.infra.cli import add_optimisation
 from models.infra.files import load_checkpoint, read_rows
 from models.networks.training import (
     LAST_RATE,
     PATIENCE,
     Diverged,
     Trainer,
-    add_optimisation,
     averaged,
     last_checkpoint,
     refuse_other_arguments,

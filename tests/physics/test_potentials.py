@@ -268,6 +268,13 @@ def test_energy_does_not_depend_on_the_given_vacuum(sevennet):
     assert single_point(hydrogen, sevennet.calculator) == pytest.approx(-6.81, abs=0.05)
 
 
+def test_diep():
+    potential = load_potential("diep")
+    assert potential.name == "DIEP MatPES-r2SCAN"
+    relaxed = relax_layer(graphene(vacuum=8.0), potential.calculator, fmax=0.02)
+    assert relaxed.atoms.cell.lengths()[0] == pytest.approx(2.45, abs=0.03)  # r2SCAN: 2.45 Å
+
+
 def test_chgnet():
     potential = load_potential("chgnet")
     assert potential.name == "CHGNet 0.3.0"

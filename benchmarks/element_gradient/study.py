@@ -1,16 +1,7 @@
-"""Does the gradient on the elements do what best-of-32 proposals do, at equal cost?
-
-    python -m benchmarks.element_gradient --num 64 --out results/element_gradient
-
-Element proposals alone, without denoising: what a guide decides is decided there. Every arm starts from the
-same templates; its cost is counted in function evaluations a structure (a gradient counts as three). Judged
-by the heads that guide, which says only that the guide works, and by DimeNet++, which did not guide. Writes
-OUT/table.md and .csv.
-"""
+"""The arms of the study of the gradient on the elements, drawn and judged."""
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,8 +11,7 @@ from models.crystals.elements import choose_elements
 from models.crystals.templates import Templates
 from models.evaluation.metrics import flat, interval, markdown
 from models.evaluation.rows import write_table
-from models.infra.cli import whole
-from models.infra.files import shipped, write_text
+from models.infra.files import write_text
 from models.networks.delta_g import predict_delta_g
 from models.networks.dimenet import load_dimenet
 from models.networks.egnn import Heads
@@ -90,21 +80,8 @@ def _first_of_its_kind(found: list) -> np.ndarray:
     return np.array(first)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--db", type=Path, default=shipped("data/her2d.db"), help="templates")
-    weights = shipped("models/weights/best_diffusion_model.pth")
-    parser.add_argument("--checkpoint", type=Path, default=weights, help="from stage 3")
-    parser.add_argument(
-        "--dimenet", type=Path, default=shipped("models/weights/dimenet.pt"), help="from stage 1"
-    )
-    parser.add_argument("--only-heads", action="store_true", help="without DimeNet++")
-    parser.add_argument("--num", type=whole(1), default=64, help="structures an arm")
-    parser.add_argument("--seed", type=whole(0), default=0, help="of everything random")
-    parser.add_argument("--out", type=Path, default=Path("results/element_gradient"), help="folder")
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> None:
+    """The study; args are the parsed flags."""
     torch.set_num_threads(1)
     trained = load_generator(args.checkpoint)
     dimenet = None if args.only_heads else load_dimenet(args.dimenet)
@@ -120,7 +97,3 @@ def main() -> None:
         write_text(args.out / "table.md", markdown(tables) + "\n")
     write_table(args.out / "table.csv", flat(tables), ["set", "metric", "value", "low95", "high95", "n"])
     print(markdown(tables))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,8 @@
-"""Hydrogen on monolayers by DFT: python -m data.build.dft --hours 2
-
-One record a host and pose is appended to data/shards/dft.jsonl as it comes: SevenNet relaxes layer and
-hydrogen, DFT takes its energy where SevenNet put it. The order of work is fixed and mixes its sources, so
-that whatever is done is a sample of the whole; what is in the shard is never computed again. What failed is a
-record with its reason.
-"""
+"""Items of work for DFT, in their order, and the records that they become."""
 
 import argparse
 import csv
+import json
 import os
 import signal
 import time
@@ -22,13 +17,22 @@ from ase import Atoms
 from ase.io import read
 from tqdm import tqdm
 
+from data.build.rows import checked
 from models.crystals.layer import pack_atoms, primitive_layer, reduced_formula, unpack_atoms
 from models.crystals.sites import adsorption_flag, spaced_supercell
 from models.crystals.split import split_of
 from models.datasets.lmdb_data import LmdbDataset
-from models.infra.files import ROOT, digest
+from models.infra.files import ROOT, UnreadableFile, digest, file_text
+from models.infra.runs import take_output
 from models.infra.shards import Shard
-from models.physics.dft import Energy, Settings, core_seconds, half_hydrogen, hydrogen_on
+from models.physics.dft import (
+    Energy,
+    Settings,
+    adsorption_record,
+    core_seconds,
+    half_hydrogen,
+    hydrogen_on,
+)
 from models.physics.hydrogen import CORRECTION, HydrogenOracle
 from models.physics.parallel import OracleSettings
 
@@ -112,7 +116,7 @@ def embedded_items(shard: Path) -> list[dict]:
     """Monolayers of the embedded set at the relaxed level, shuffled by hash: the better of their two sites,
     of some the other one too.
     """
-    rows = sorted(Shard(shard).rows.values(), key=lambda row: digest("dft" + row["key"]))
+    rows = sorted(checked(shard).rows.values(), key=lambda row: digest("dft" + row["key"]))
     items, hosts = [], 0
     for row in rows:
         if row["reason"] or row["key"].startswith(SURFACES) or len(row["slab"]["numbers"]) > MAX_ATOMS:
@@ -200,11 +204,11 @@ def targeted_items(folder: Path) -> list[dict]:
 
 def literature_items(shard: Path) -> list[dict]:
     """Layers of LITERATURE as SevenNet relaxed them in the embedded set; hydrogen is still to be put on."""
-    rows = Shard(shard).rows
+    rows = checked(shard).rows
     return [
         item(key, "literature", "embedded", None, unrelaxed=unpack_atoms(rows[key]["atoms"]))
         for key in LITERATURE
-        if rows[key]["reason"] == ""
+        if key in rows and rows[key]["reason"] == ""
     ]
 
 
@@ -310,26 +314,7 @@ def record(work: dict, settings: Settings, half_h2: float, potential: str, slab:
         "delta_e_sevennet": round(float(work["delta_e"]), 5),
     }
     found = hydrogen_on(host, pose, settings, half_h2, work["relax"], slab)
-    row |= {
-        "delta_e_dft": round(found.delta_e, 5),
-        "energies": {
-            "slab": round(found.slab.energy, 5),
-            "pose": round(found.pose.energy, 5),
-            "half_h2": round(half_h2, 5),
-        },
-        "cells": found.cells,
-        "moments": {"slab": round(found.slab.moment, 3), "pose": round(found.pose.moment, 3)},
-        "gaps": {
-            "slab": found.slab.gap and round(found.slab.gap, 3),
-            "pose": found.pose.gap and round(found.pose.gap, 3),
-        },
-        "attempts": {"slab": found.slab.attempts, "pose": found.pose.attempts},
-        "spin": found.spin,
-        "grid": found.grid,
-        "dft_seconds": round(found.slab.seconds + found.pose.seconds, 1),
-    }
-    if found.end is not None:
-        row["relaxed_pose"] = pack_atoms(found.end)
+    row |= adsorption_record(found, host, pose, half_h2)
     return row | {"reason": ""}
 
 
@@ -381,6 +366,53 @@ def make(
         shard.append(key, row | {"seconds": round(core_seconds() - begin, 1)})
 
 
+def add_evaluated(shard: Shard, path: Path) -> int:
+    """Appends what `test.py --dft` computed (its dft.jsonl) and the shard lacks; returns how many records."""
+    added = 0
+    for row in Shard(path).sorted_rows():
+        if "material_id" not in row or row["reason"]:  # the H2 molecule, or one that failed
+            continue
+        host = unpack_atoms(row["host"])
+        formula = reduced_formula(host)
+        name = f"evaluated {formula} {digest(json.dumps([row['host'], row['pose']]))[:8]}"
+        key = "|".join([name, "best", row["relax"], row["settings"]])
+        if key in shard.rows:
+            continue
+        about = {"sample": "evaluated", "source": "evaluated", "rank": "best", "formula": formula}
+        about |= {"class": material_class(host), "split": split_of(formula), "site": ""}
+        kept = {name: value for name, value in row.items() if name not in ("key", "material_id")}
+        shard.append(key, about | kept)
+        added += 1
+    return added
+
+
+def records(path: Path) -> Shard:
+    """The shard of the records, with what a continued run reads of them checked.
+
+    Raises:
+        UnreadableFile: a row is no record of DFT.
+    """
+    shard = Shard(path)
+    for key, row in shard.rows.items():
+        if not _is_record(row):
+            raise UnreadableFile(
+                f"{file_text(path)}: the row {key[:80]!r} is no record of DFT: take it out, or give "
+                "another --out"
+            )
+    return shard
+
+
+def _is_record(row: dict) -> bool:
+    sample, reason = row.get("sample"), row.get("reason")
+    if sample == "reference":
+        return isinstance(row.get("half_h2"), float)
+    if not isinstance(sample, str) or not isinstance(reason, str):
+        return False
+    if reason.startswith("TimeoutError"):
+        return isinstance(row.get("limit"), (int, float))
+    return bool(reason) or {"energies", "moments", "gaps"} <= row.keys()
+
+
 def counts(shard: Shard) -> str:
     """How many records there are, by sample and by what became of them."""
     table = defaultdict(int)
@@ -389,37 +421,14 @@ def counts(shard: Shard) -> str:
     return "\n".join(f"{sample:12s}{state:30s}{count}" for (sample, state), count in sorted(table.items()))
 
 
-def build_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument(
-        "--hours", type=float, default=1.0, help="no new calculation is started after this time"
-    )
-    parser.add_argument("--out", type=Path, default=SHARDS / "dft.jsonl", help="where the records go")
-    parser.add_argument("--only", nargs="*", help="only these samples: random, targeted, literature, top20")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=600,
-        help="most processor time of one calculation; what ran out of less is tried again",
-    )
-    parser.add_argument("--potential", default="sevennet", help="potential that relaxes layers and hydrogen")
-    parser.add_argument(
-        "--dft-calculator", default="gpaw", help="gpaw, or module:factory of any ASE calculator"
-    )
-    return parser
-
-
-def main():
-    args = build_parser().parse_args()
+def run(args: argparse.Namespace) -> None:
+    """Computes what the shard lacks until the time is up; args are the parsed flags."""
     np.seterr(all="ignore")
     settings = Settings(code=args.dft_calculator)
     items = (work for work in work_items() if not args.only or work["sample"] in args.only)
-    shard = Shard(args.out)
+    take_output(args.out, out_is_file=True)
+    shard = records(args.out)
+    for path in args.evaluated:
+        print(f"{path}: {add_evaluated(shard, path)} records added")
     make(shard, items, settings, args.hours, args.potential, args.seconds)
     print(counts(shard))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,6 @@
-"""The README's figure: a generated layer with its hydrogen beside the hit rates of the study.
-
-python -m benchmarks.readme_figure
-
-Reads results/published: study.csv, top20 (the pose, and ΔG_H by the potential), and dft_single_points.csv
-(ΔE_H of that pose by DFT). Nothing in the picture is computed here but the shading.
-"""
+"""Both panels of the README's figure."""
 
 import argparse
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,9 +11,9 @@ from ase.io import read
 from ase.neighborlist import neighbor_list
 
 from models.crystals.layer import flipped
+from models.crystals.thresholds import CORRECTION
 from models.evaluation.figures import save, subscripts
 from models.infra.files import ROOT, read_rows
-from models.physics.hydrogen import CORRECTION
 
 PUBLISHED = ROOT / "results" / "published"
 SHOWN = "16_RhS2"  # the layer of the top 20 that both potentials call a hit and that DFT has judged as well
@@ -174,19 +167,11 @@ def hits_panel(axis):
     axis.set_title("Hits: stable and |ΔG$_H$| ≤ 0.2 eV, both by SevenNet", fontsize=13, loc="left", pad=14)
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=PUBLISHED / "readme.png", help="PNG to write")
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> None:
+    """The study; args are the parsed flags."""
     figure, (layer, hits) = plt.subplots(
         1, 2, figsize=(13.2, 4.7), width_ratios=(1.0, 0.95), layout="constrained"
     )
     layer_panel(layer)
     hits_panel(hits)
     save(figure, args.out)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,62 +1,22 @@
-"""How far ΔE_H by DFT depends on its settings: python -m benchmarks.dft_convergence
-
-One setting after another is changed from the reference on a few small hosts of the embedded set; every result
-is appended to data/shards/dft_convergence.jsonl and none computed again. Writes
-results/published/dft_convergence.csv.
-"""
+"""ΔE_H of the hosts with one setting of DFT changed after the other, and the table of it."""
 
 import argparse
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from data.build.dft import SHARDS, embedded_items
+from benchmarks.dft_convergence.changes import CHANGES, HOSTS
+from data.build.dft.records import SHARDS, embedded_items
 from models.infra.files import write_rows
 from models.infra.shards import Shard
 from models.physics.dft import DftError, Settings, half_hydrogen, hydrogen_on
 
 PUBLISHED = Path("results/published/dft_convergence.csv")
-HOSTS = {  # small ones of every kind
-    "MoS2-2H:Ta-Se": "metal",
-    "Janus-1T:Bi-Te-I": "polar, gapped",
-    "Janus-1T:Ru-Te-Se": "polar, metal",
-    "CrI3:V-Br": "magnetic",
-    "graphene:Al-P": "planar, gapped",
-    "MXene-M2X:Sr-N": "bare MXene",
-    "silicene:Sn-Te": "buckled, gapped",
-}
-CHANGES = {
-    "reference": {},
-    "k 12 Å": {"kpoint_length": 12.0},
-    "k 18 Å": {"kpoint_length": 18.0},
-    "k 36 Å": {"kpoint_length": 36.0},
-    "500 eV": {"cutoff": 500.0},
-    "300 eV": {"cutoff": 300.0},
-    "vacuum 18 Å": {"vacuum": 18.0},
-    "vacuum 9 Å": {"vacuum": 9.0},
-    "spin on all": {"spin": "all"},
-    "no spin": {"spin": "none"},
-    "LCAO dzp": {"mode": "dzp"},
-    "smearing 0.05 eV": {"smearing": 0.05},
-    "tolerance 1e-3": {"tolerance": 1e-3},
-}
 REFERENCE = Settings(kpoint_length=24.0)
 
 
-def build_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--changes", nargs="*", default=list(CHANGES), help="which of them")
-    parser.add_argument("--hosts", nargs="*", default=list(HOSTS), help="which hosts")
-    parser.add_argument(
-        "--hours", type=float, default=1.0, help="no new calculation is started after this time"
-    )
-    return parser
-
-
-def main():
-    args = build_parser().parse_args()
+def run(args: argparse.Namespace) -> None:
+    """The study; args are the parsed flags."""
     shard, deadline = Shard(SHARDS / "dft_convergence.jsonl"), time.time() + args.hours * 3600
     poses = {
         work["key"]: work
@@ -108,7 +68,3 @@ def write_table(shard: Shard) -> None:
             row |= {"largest_eV": round(max(differences), 4), "time": round(sum(ratios) / len(ratios), 2)}
             rows.append(row)
     write_rows(PUBLISHED, rows, ["change", *HOSTS, "largest_eV", "time"])
-
-
-if __name__ == "__main__":
-    main()

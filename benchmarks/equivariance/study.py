@@ -1,11 +1,4 @@
-"""What equivariance buys: the denoiser with its own heads, and the same network with heads that are not
-equivariant, on ever less data.
-
-    python -m benchmarks.equivariance --data data/processed_layers --out results/equivariance
-
-Both see the same vectors and train for the same number of steps; the other one's heads may mix the Cartesian
-components. Writes OUT/equivariance.csv and .png; what is trained is not trained again.
-"""
+"""The two denoisers of the study of equivariance, their training, and the figure."""
 
 import argparse
 from pathlib import Path
@@ -18,10 +11,11 @@ from models.datasets.graphs import LayerGraphs
 from models.evaluation.figures import plt, save
 from models.infra.files import write_rows
 from models.infra.shards import Shard
-from models.networks.diffusion import LOSS_WEIGHTS, Diffusion, joint_loss
+from models.networks.diffusion import Diffusion, joint_loss
 from models.networks.egnn import Denoised, DenoisingEGNN
 from models.networks.joint import batches, lattice_statistics, validate
 from models.networks.layers import collate
+from models.networks.settings import LOSS_WEIGHTS
 
 CHANNELS = ("coordinates", "z", "lattice")  # of the diffusion term
 
@@ -89,23 +83,8 @@ def draw(rows: list[dict], path: Path):
     save(figure, path)
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument(
-        "--data", type=Path, default=Path("data/processed_layers"), help="folder written by stage 2"
-    )
-    parser.add_argument(
-        "--shares", type=float, nargs="+", default=[0.1, 0.3, 1.0], help="of the training layers"
-    )
-    parser.add_argument("--steps", type=int, default=3000, help="optimiser steps of every training")
-    parser.add_argument("--channels", type=int, default=64, help="width of the scalar features")
-    parser.add_argument("--vectors", type=int, default=8, help="width of the vector features")
-    parser.add_argument("--batch-atoms", type=int, default=384, help="atoms a batch")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, noise and the choice of layers")
-    parser.add_argument("--out", type=Path, default=Path("results/equivariance"), help="folder")
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> None:
+    """The study; args are the parsed flags."""
     args.device = "cpu"
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -125,7 +104,3 @@ def main():
     rows = [{column: shard.rows[f"{name} {share}"][column] for column in columns} for share, name in keys]
     write_rows(args.out / "equivariance.csv", rows, columns)
     draw(rows, args.out / "equivariance.png")
-
-
-if __name__ == "__main__":
-    main()

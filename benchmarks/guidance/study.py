@@ -1,13 +1,4 @@
-"""Does guidance find active, stable layers more often than its nulls? Arms drawn by structure_generator.py,
-judged by the evaluator.
-
-    python -m benchmarks.guidance --out results/study
-
-A hit is stable (E_hull < 0.1 eV/atom) and active by the oracle: H and layer relaxed with the potential.
-Settings of the guide are swept first, with a seed that no arm has; every arm has three seeds. Writes
-OUT/table.csv, OUT/table.md, OUT/study.png, and TOP, the best of the default by its own ranking. What is done
-is not done again.
-"""
+"""Draws and judges the arms of the study of guidance, and holds them against each other."""
 
 import argparse
 import itertools
@@ -16,7 +7,6 @@ import math
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -29,6 +19,7 @@ from pymatgen.core import Composition
 from scipy.stats import binomtest
 
 import structure_generator
+from benchmarks.guidance.arms import AGAIN, ARMS, BASE, FILTER, RANDOM, SEEDS, SWEEP, SWEEP_SEED, Arm
 from geo_utils import evaluate
 from models.crystals.layer import unpack_atoms
 from models.crystals.matching import Fingerprint
@@ -58,7 +49,6 @@ from models.infra.files import (
     file_hash,
     plain,
     read_rows,
-    shipped,
     write_rows,
     write_text,
 )
@@ -68,74 +58,6 @@ from models.networks.proposals import HEADS
 from models.networks.settings import Guide, expected_distance
 from models.physics.potentials import load_potential
 
-SEEDS, SWEEP_SEED = (11, 12, 13), 10
-BASE, AGAIN, FILTER, RANDOM = "unguided", "unguided, other seeds", "unguided, filtered", "random elements"
-
-
-def guide(cfg_scale=0, gradient_scale=0, proposals=1, best_of=1, elements="any", **more) -> tuple[str, ...]:
-    """Flags of structure_generator.py that switch everything off but what is named."""
-    named = dict(
-        cfg_scale=cfg_scale,
-        gradient_scale=gradient_scale,
-        proposals=proposals,
-        best_of=best_of,
-        elements=elements,
-        **more,
-    )
-    return tuple(
-        text for name, value in named.items() for text in (f"--{name.replace('_', '-')}", str(value))
-    )
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A way of drawing structures.
-
-    Attributes:
-        flags: of structure_generator.py; the others are its defaults.
-        share: structures a seed in units of --num.
-        shift: added to the seed.
-        paired: whether each structure starts from the template that the unguided one of the same number
-            starts from.
-        oracle: whether the oracle judges it, or DimeNet++ alone.
-    """
-
-    flags: tuple = ()
-    share: float = 1.0
-    shift: int = 0
-    paired: bool = False
-    oracle: bool = True
-
-
-CHOICE = dict(
-    cfg_scale=2,
-    proposals=32,
-    templates=32,
-    tau=0.05,
-    weight_e_hull=4,
-    max_e_hull=0.05,
-    uncertainty_weight=0.5,
-)
-ARMS = {
-    RANDOM: Arm(("--method", "random"), paired=True),
-    "substitution": Arm(("--method", "substitution"), 0.5),
-    BASE: Arm(guide()),
-    AGAIN: Arm(guide(), shift=100),
-    "gradient": Arm(guide(gradient_scale=30), 0.5, paired=True),
-    "CFG": Arm(guide(cfg_scale=2), 0.5, paired=True),
-    "gradient and CFG": Arm(guide(cfg_scale=2, gradient_scale=30), 0.5, paired=True),
-    FILTER: Arm(
-        guide(best_of=21, elements="database"), 0.67
-    ),  # so that it costs more function evaluations than the default
-    "default": Arm((), 0.67),
-}
-SWEEP = {  # around one setting, with a seed of its own
-    "chosen": Arm(guide(**CHOICE)),
-    "uncertainty twice": Arm(guide(**CHOICE | dict(uncertainty_weight=1))),
-} | {  # gradient and CFG alone, judged by DimeNet++
-    **{f"η = {eta}": Arm(guide(gradient_scale=eta), oracle=False) for eta in (10, 100)},
-    **{f"s = {s}": Arm(guide(cfg_scale=s), oracle=False) for s in (1, 4)},
-}
 EXTRA = ["template", *HEADS, "nfe"]  # of generated.csv
 JUDGED_SCHEMA = (*SCHEMA, *(column for column in GENERATED if column.name in EXTRA))
 HITS = HIT, CLOSE = "hit_rate_0.2eV", "hit_rate_0.1eV"
@@ -531,32 +453,8 @@ def draw_figure(tables: dict, sweep: dict, path: Path):
     save(figure, path)
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument(
-        "--db", type=Path, default=shipped("data/her2d.db"), help="templates, and what is novel"
-    )
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        default=shipped("models/weights/best_diffusion_model.pth"),
-        help="from stage 3",
-    )
-    parser.add_argument(
-        "--dimenet", type=Path, default=shipped("models/weights/dimenet.pt"), help="from stage 1"
-    )
-    parser.add_argument("--num", type=int, default=96, help="structures a seed of a whole arm")
-    parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
-    parser.add_argument(
-        "--top", type=Path, default=Path("results/published/top20"), help="folder of the best"
-    )
-    parser.add_argument(
-        "--only", nargs="*", choices=[*ARMS, "sweep"], help="draw and judge these, and write no table"
-    )
-    parser.add_argument("--out", type=Path, default=Path("results/study"), help="folder")
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> None:
+    """The study; args are the parsed flags."""
     args.db, args.checkpoint, args.dimenet, args.out = (
         p.resolve() for p in (args.db, args.checkpoint, args.dimenet, args.out)
     )
@@ -592,7 +490,3 @@ def main():
     draw_figure(tables, swept, args.out / "study.png")
     write_top(arms["default"], args)
     print((args.out / "table.md").read_text(encoding="utf-8"))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,4 @@
-"""How well the 2D gate tells monolayers from everything else, counted on structures whose truth is known by
-construction.
-
-python -m benchmarks.gates --db data/her2d.db
-"""
+"""Structures of known kind, and what the 2D gate calls them."""
 
 import argparse
 from collections import Counter
@@ -22,13 +18,10 @@ from models.crystals.layer import (
     extract_layer,
     layer_atoms,
 )
-from models.infra.files import shipped
 
 BOX = 12.0  # Å of empty space around molecules and chains
 RATTLE = 0.05  # Å, so that no known structure is too perfect to fail
 WIRES = "C Si Ge Sn P As S Se Te Al Ga In Cu Ag Au Pt Pd Ni Fe Mo W".split()
-# --- the confusion table
-# ---------------------------------------------------------------------------------------------
 
 
 def bilayer(layer: Atoms) -> Atoms:
@@ -138,20 +131,8 @@ def confusion_table(counts: dict[str, Counter]) -> str:
     return "\n".join(lines)
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description="confusion table of the 2D gate", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument(
-        "--db", type=Path, default=shipped("data/her2d.db"), help="ASE database of monolayers, e.g. C2DB"
-    )
-    parser.add_argument("--count", type=int, default=300, help="at most so many structures of each kind")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample and of the rattling")
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> None:
+    """The study; args are the parsed flags."""
     print(
         confusion_table(confusion(labelled_structures(args.db, args.count, np.random.default_rng(args.seed))))
     )
-
-
-if __name__ == "__main__":
-    main()
