@@ -3,7 +3,7 @@
 # make dimenet   stage 1 alone; HOSTS=DIR for further hosts make lint       formats
 # make nulls     unguided, reseeded, filtered and real held-out sets beside those of the run
 # make gates     confusion table of the 2D gate
-# make benchmark-generator   what the generator draws beside baseline and ceiling; DB=c2db.db for real layers
+# make benchmark-generator   what the generator draws beside baseline and ceiling; DB=c2db.db for real layers; QUICK=1
 # make study     guidance against its baselines
 # make dft       GPAW into .venv, which nothing else needs  make dft-data   HOURS=1 more of the DFT data, and its tables
 PYTHON ?= python3
@@ -81,7 +81,7 @@ results_external/%_scores/metrics.csv:
 
 DB ?= data/her2d.db
 benchmark-generator: install
-	$(BIN)/python -m benchmarks.generator --db $(DB) --out results/benchmark_generator
+	$(BIN)/python -m benchmarks.generator --db $(DB) $(if $(QUICK),--quick) --out results/benchmark_generator
 
 study: install
 	$(BIN)/python -m benchmarks.guidance --out results/study

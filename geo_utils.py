@@ -13,6 +13,7 @@ from ase import Atoms
 
 from models.crystals.structure_files import read_structures
 from models.evaluation.columns import (
+    band_gap,
     dft,
     dimenet,
     element_marks,
@@ -67,6 +68,7 @@ def evaluate(
     rows = join(rows, energies)
     adsorbed, poses = hydrogen(rows, layers, potential, settings, Shard(out / "adsorbed.jsonl", resume))
     rows = join(rows, adsorbed)
+    rows = join(rows, band_gap(layers, settings))
     corrected, correction = to_dft(
         rows, layers, poses, potential, settings, Shard(out / "poses.jsonl", resume)
     )

@@ -15,7 +15,7 @@ from models.infra.cli import add_system, real, whole
 from models.infra.files import digest, file_hash, shipped
 from models.infra.runs import resolve, run_script
 from models.infra.shards import Shard
-from models.networks.settings import METHODS, SYMMETRIES, GeneratorSettings, Guide
+from models.networks.settings import METHODS, ORBITS, SYMMETRIES, GeneratorSettings, Guide
 
 DEFAULT, AIM = GeneratorSettings(), Guide()
 
@@ -63,6 +63,11 @@ def add_model(flag: Callable) -> None:
     flag("--checkpoint", type=Path, default=weights, help="from stage 3")
     flag("--noise-level", type=real(1e-3, 1), default=DEFAULT.noise_level, help=level)
     flag("--symmetry", choices=SYMMETRIES, default=DEFAULT.symmetry, help=group)
+    orbits = (
+        "with --noise-level 1: occupied orbits as in a template, or layer group and occupation drawn from "
+    )
+    orbits += "the statistics of --db"
+    flag("--orbits", choices=ORBITS, default=DEFAULT.orbits, help=orbits)
     flag("--steps", type=whole(1, 1000), default=DEFAULT.steps, help="denoising updates")
     noise = "factor on the noise ζ of each update; 1 is the exact sampler"
     flag("--noise-scale", type=real(0, 10), default=DEFAULT.noise_scale, help=noise)
@@ -107,10 +112,13 @@ def add_guide(flag: Callable) -> None:
 
 def add_afterwards(flag: Callable) -> None:
     flag("--refine", action="store_true", help="relax what was generated as well, into OUT/refined")
-    potential = "of --refine: auto, mattersim[-1m], sevennet[-0], chgnet or module:factory"
+    rank = "with --formula: kept is what the heads like, or what has the lowest energy when relaxed with the "
+    rank += "potential (its cost is printed apart)"
+    flag("--rank", choices=("heads", "potential"), default="heads", help=rank)
+    potential = "of --refine and --rank: auto, mattersim[-1m], sevennet[-0], chgnet or module:factory"
     flag("--potential", default="auto", help=potential)
     flag("--potential-checkpoint", type=Path, help="MatterSim checkpoint file")
-    flag("--jobs", type=whole(1), default=2, help="processes of --refine, one thread each")
+    flag("--jobs", type=whole(1), default=2, help="processes of --refine and --rank, one thread each")
 
 
 def settings_of(args: argparse.Namespace, elements: list[str] | None = None) -> GeneratorSettings:
@@ -135,12 +143,8 @@ def settings_of(args: argparse.Namespace, elements: list[str] | None = None) -> 
 def main(argv: list[str] | None = None) -> None:
     """Reads templates and model, draws, keeps the best, writes them."""
     args = build_parser().parse_args(argv)
-    learned = args.method == "diffusion"
-    if args.refine and not learned:
-        raise ValueError(
-            f"--refine is for the model's structures, not for --method {args.method}: "
-            "the evaluator relaxes those"
-        )
+    learned, by_energy = args.method == "diffusion", args.rank == "potential"
+    refuse_contradictions(args)
     if args.formula is not None:
         from models.crystals.formula import read_formula
 
@@ -148,8 +152,9 @@ def main(argv: list[str] | None = None) -> None:
         print(note, end="\n" if note else "")
     # late: torch takes seconds, and wrong flags none
     from models.crystals.elements import choose_elements
+    from models.crystals.orbits import Orbits
     from models.crystals.templates import Templates
-    from models.evaluation.generated import refine, summary, write_structures
+    from models.evaluation.generated import ranked_by_potential, refine, summary, write_structures
     from models.networks.proposals import Generator, best, fitting
     from models.networks.sampler import load_generator
 
@@ -161,21 +166,50 @@ def main(argv: list[str] | None = None) -> None:
     model, diffusion = load_generator(args.checkpoint, args.device) if learned else (None, None)
 
     total = args.num * (args.best_of if learned else 1)
-    generator = Generator(settings, templates, model, diffusion)
+    orbits = Orbits(database.structures) if settings.orbits == "drawn" else None
+    generator = Generator(settings, templates, model, diffusion, orbits)
     identity = run_identity(settings, args)
     found = generator.run(total, Shard(args.out / "generated.jsonl", args.resume), identity)
-    kept = best(found, args.num, settings.guide)
+    relaxed = Shard(args.out / "refined" / "relaxed.jsonl", args.resume) if args.refine or by_energy else None
+    kept, energies, cost = best(found, args.num, settings.guide), None, []
+    if by_energy:
+        kept, energies, cost = ranked_by_potential(found, args.num, evaluator_of(args), relaxed)
 
-    structures = write_structures(found, kept, settings.guide, args.out)
-    print(*summary(found, kept, settings.guide), f"written to {args.out}", sep="\n")
+    structures = write_structures(found, kept, settings.guide, database, args.out, energies)
+    print(*summary(found, kept, settings.guide), *cost, f"written to {args.out}", sep="\n")
     if args.refine:
-        evaluator = Settings(
-            potential=args.potential,
-            potential_checkpoint=args.potential_checkpoint,
-            jobs=args.jobs,
-            device=args.device,
+        print(*refine(structures, model, evaluator_of(args), relaxed), sep="\n")
+
+
+def evaluator_of(args: argparse.Namespace) -> Settings:
+    """The evaluator's settings with the potential of the flags."""
+    return Settings(
+        potential=args.potential,
+        potential_checkpoint=args.potential_checkpoint,
+        jobs=args.jobs,
+        device=args.device,
+    )
+
+
+def refuse_contradictions(args: argparse.Namespace) -> None:
+    """Raises a ValueError where two flags exclude each other."""
+    if args.refine and args.method != "diffusion":
+        raise ValueError(
+            f"--refine is for the model's structures, not for --method {args.method}: "
+            "the evaluator relaxes those"
         )
-        print(*refine(structures, model, evaluator, args.out / "refined", args.resume), sep="\n")
+    if args.rank == "potential" and not args.formula:
+        raise ValueError(
+            "--rank potential needs --formula: energies of different formulas cannot be compared"
+        )
+    if args.orbits == "drawn" and (args.method != "diffusion" or args.noise_level < 1):
+        raise ValueError(
+            "--orbits drawn needs --method diffusion and --noise-level 1: there is no layer to start from"
+        )
+    if args.orbits == "drawn" and args.symmetry == "none":
+        raise ValueError(
+            "--orbits drawn with --symmetry none: no orbit would be kept; use template or subgroup"
+        )
 
 
 def run_identity(settings: GeneratorSettings, args: argparse.Namespace) -> str:

@@ -51,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="ADSORBED.jsonl",
         help="only pack what the oracle said of scored sets (test.py) into her2d_h_generated_*.lmdb",
     )
+    parser.add_argument("--jobs", type=whole(1), default=os.cpu_count(), help="processes, one thread each")
     parser.add_argument(
         "--rejudge",
         type=Path,
@@ -58,7 +59,6 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE.lmdb",
         help="only drop from packed LMDBs what is no adsorption by the rules of today",
     )
-    parser.add_argument("--jobs", type=whole(1), default=os.cpu_count(), help="processes, one thread each")
     parser.add_argument(
         "--limit", type=whole(0), default=0, help="only the first so many items of each level, 0 for all"
     )

@@ -3,7 +3,7 @@ symmetrisation.
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -29,6 +29,7 @@ class Operations:
         group: international symbol of the layer group.
         number: its number, 1 to 80.
         wyckoff: letter of the Wyckoff position of each atom.
+        basis, origin: [2, 2], [2], to the standard setting of the group: x_standard = basis x + origin.
     """
 
     rotations: np.ndarray
@@ -38,6 +39,8 @@ class Operations:
     group: str = "p1"
     number: int = 1
     wyckoff: tuple[str, ...] = ()
+    basis: np.ndarray = field(default_factory=lambda: np.eye(2))
+    origin: np.ndarray = field(default_factory=lambda: np.zeros(2))
 
     def __len__(self) -> int:
         return len(self.signs)
@@ -92,6 +95,8 @@ def _operations(numbers: bytes, positions: bytes, cell: bytes, count: int, sympr
         found.international,
         int(found.number),
         tuple(found.wyckoffs),
+        found.transformation_matrix[:2, :2],
+        found.origin_shift[:2],
     )
 
 

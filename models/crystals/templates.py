@@ -51,8 +51,8 @@ TRIES = 100  # draws of a formula that the templates do not hold yet
 
 
 def prototype_name(atoms: Atoms, symprec: float = SYMPREC) -> str:
-    """Name of a layer's prototype: anonymous formula, layer group, and how many atoms each orbit of each
-    element holds, e.g. "AB2 p-6m2 1|2".
+    """Name of a layer's prototype: anonymous formula, layer group, and how many atoms of a primitive cell
+    each orbit of each element holds, e.g. "AB2 p-6m2 1|2".
 
     Args:
         symprec: tolerance in Å of the symmetry.
@@ -62,13 +62,19 @@ def prototype_name(atoms: Atoms, symprec: float = SYMPREC) -> str:
     found = spglib.get_layergroup(cell, aperiodic_dir=2, symprec=symprec)
     if found is None:
         return f"{anonymous} {len(atoms)}"
+    copies = int((found.rotations == np.eye(3, dtype=int)).all((1, 2)).sum())  # primitive cells in this one
     orbits = {}  # element -> sizes of its orbits; which element is which does not count
     for (element, _), size in Counter(zip(atoms.numbers, found.equivalent_atoms)).items():
-        orbits.setdefault(element, []).append(size)
+        orbits.setdefault(element, []).append(size // copies)
     texts = []
-    for sizes in sorted(orbits.values()):
-        texts.append(",".join(str(size) for size in sorted(sizes)))
+    for sizes in sorted(sorted(sizes) for sizes in orbits.values()):
+        texts.append(",".join(map(str, sizes)))
     return f"{anonymous} {found.international} {'|'.join(texts)}"
+
+
+def amounts(composition: Composition) -> tuple[float, ...]:
+    """What formulas of one type share, e.g. (1.0, 2.0) of MoS2."""
+    return tuple(sorted(composition.values()))
 
 
 class Templates:
@@ -82,9 +88,12 @@ class Templates:
 
     def __init__(self, structures: list[tuple[str, Atoms]]):
         self.structures = structures
-        self.compositions = []
+        self.compositions, self.by_amounts = [], {}  # sorted amounts of a formula -> numbers of templates
+        self._prototypes = {}  # anonymous formula -> prototypes, filled as they are asked for
         for _, atoms in structures:
-            self.compositions.append(Composition(atoms.get_chemical_formula()).reduced_composition)
+            composition = Composition(atoms.get_chemical_formula()).reduced_composition
+            self.by_amounts.setdefault(amounts(composition), []).append(len(self.compositions))
+            self.compositions.append(composition)
 
     @classmethod
     def read(cls, path: Path, max_atoms: int = 20, max_e_hull: float = 0.3) -> "Templates":
@@ -126,6 +135,17 @@ class Templates:
     def elements(self) -> list[str]:
         """All elements of the templates, sorted."""
         return sorted({symbol for _, atoms in self.structures for symbol in atoms.symbols})
+
+    def holds_prototype(self, atoms: Atoms) -> bool:
+        """Whether a layer of the database has the same prototype (prototype_name) as this one."""
+        anonymous = Composition(atoms.get_chemical_formula()).anonymized_formula
+        if anonymous not in self._prototypes:
+            names = set()
+            for (_, own), composition in zip(self.structures, self.compositions):
+                if composition.anonymized_formula == anonymous:
+                    names.add(prototype_name(own))
+            self._prototypes[anonymous] = names
+        return prototype_name(atoms) in self._prototypes[anonymous]
 
     def draw(self, rng: np.random.Generator) -> tuple[str, Atoms]:
         """A random template: (name, layer)."""
@@ -172,7 +192,7 @@ def best_assignment(own: Composition, wanted: Composition) -> tuple[int, dict[st
     Returns:
         (sum of chemical distances, own symbol -> wanted symbol), or None if the amounts differ.
     """
-    if sorted(own.values()) != sorted(wanted.values()):
+    if amounts(own) != amounts(wanted):
         return None
     old = sorted(element.symbol for element in own)
     best = None
@@ -197,7 +217,8 @@ def nearest_prototypes(templates: Templates, formula: str) -> Iterator[tuple[str
         ValueError: no template of another formula has these amounts.
     """
     wanted, found = Composition(formula).reduced_composition, []
-    for k, own in enumerate(templates.compositions):
+    for k in templates.by_amounts.get(amounts(wanted), []):
+        own = templates.compositions[k]
         fit = None if own == wanted else best_assignment(own, wanted)
         if fit:
             found.append((fit[0], k, fit[1]))
@@ -232,11 +253,11 @@ def related_formula(
         choices = [(relatives(element.symbol, elements), amount) for element, amount in composition.items()]
         if not all(symbols for symbols, _ in choices):
             continue
-        amounts = {}
+        chosen = {}
         for symbols, amount in choices:
-            amounts.setdefault(str(rng.choice(symbols)), amount)
-        formula = Composition(amounts).reduced_formula
-        if len(amounts) == len(composition) and formula not in known:
+            chosen.setdefault(str(rng.choice(symbols)), amount)
+        formula = Composition(chosen).reduced_formula
+        if len(chosen) == len(composition) and formula not in known:
             break
     if formula is None:
         raise ValueError(f"no template has relatives of all its elements among {', '.join(elements)}")

@@ -34,12 +34,22 @@ from models.evaluation.tasks import (
     relax_one,
     second_opinion,
 )
-from models.evaluation.verdicts import E_HULL, ORACLE, ORACLE_STD, POTENTIAL, is_stable, stability_score
+from models.evaluation.verdicts import (
+    E_HULL,
+    GAP,
+    GAP_STD,
+    ORACLE,
+    ORACLE_STD,
+    POTENTIAL,
+    is_stable,
+    stability_score,
+)
 from models.infra.jobs import run_jobs
 from models.infra.shards import Shard
 from models.networks.csllm import CSLLM
 from models.networks.delta_g import predict_delta_g
 from models.networks.dimenet import load_dimenet
+from models.networks.gap import load_gap, predict_gap
 from models.networks.synthesis import load_synthesis
 from models.physics.competitors import extend
 from models.physics.dft import Settings as DftSettings
@@ -152,6 +162,15 @@ def hydrogen(
     return found, poses
 
 
+def band_gap(layers: Layers, settings: Settings) -> Columns:
+    """The PBE band gap that trees expect of each layer (models.networks.gap), and their disagreement."""
+    means, stds = predict_gap(load_gap(settings.gap), list(layers.values()))
+    found = {}
+    for name, mean, std in zip(layers, means, stds):
+        found[name] = {GAP: float(mean), GAP_STD: float(std)}
+    return found
+
+
 def to_dft(
     rows: pd.DataFrame,
     layers: Layers,
@@ -170,20 +189,20 @@ def to_dft(
     correction = DftCorrection.load(settings.dft_correction)
     if correction.potential != potential.name:
         return {}, f"none: {settings.dft_correction.name} is of {correction.potential}"
-    said = dict(zip(rows["material_id"], numbers(rows[POTENTIAL])))
+    known = rows.set_index("material_id")[[POTENTIAL, GAP, GAP_STD]]
     second = load_potential(correction.second, device=settings.device)
     items = [(name, (layers[name], pose)) for name, pose in poses.items()]
     results = computed(delta_e_at, items, settings, second, None, shard, f"poses by {second.name}", ())
-    found, good = {}, []
+    found, good = {}, {}
     for (name, _), result in zip(items, results):
         if result.get("delta_e") is None:
             found[name] = {"error": f"not brought to DFT: {result.get('error') or result['lost']}"}
         else:
-            good.append((name, poses[name], said[name] - settings.correction, result["delta_e"]))
+            delta_g, gap, gap_std = known.loc[name]
+            good[name] = (delta_g - settings.correction, result["delta_e"], gap, gap_std)
     if good:
-        names, kept, delta_e, others = zip(*good)
-        mean, std = correction.delta_e(list(kept), np.array(delta_e), np.array(others))
-        for name, value, width in zip(names, mean + settings.correction, std):
+        mean, std = correction.delta_e(*np.array(list(good.values())).T)
+        for name, value, width in zip(good, mean + settings.correction, std):
             found[name] = {ORACLE: float(value), ORACLE_STD: float(width)}
     return found, f"{settings.dft_correction.name}, by {potential.name} and {second.name}"
 

@@ -1,5 +1,6 @@
 """What the generator leaves behind: a CIF a structure, generated.csv, and on demand all of it relaxed."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,27 +10,42 @@ from ase.io import write
 from models.crystals.layer import reduced_formula, unpack_atoms
 from models.crystals.matching import layer_group
 from models.crystals.symmetry import layer_operations
+from models.crystals.templates import Templates
 from models.evaluation.metrics import pareto_front
+from models.evaluation.ranking import by_energy, relaxations
 from models.evaluation.schema import GENERATED
 from models.evaluation.settings import Settings
 from models.evaluation.tasks import RELAXATION, computed, relax_one
 from models.infra.files import write_rows, write_text
 from models.infra.shards import Shard
-from models.networks.proposals import HEADS, head_properties, opinions
+from models.networks.proposals import COINCIDENT, DIVERGED, HEADS, head_properties, opinions
 from models.networks.settings import Guide
 from models.physics.potentials import load_potential
 
 COLUMNS = [column.name for column in GENERATED]
+REMEDIES = {
+    DIVERGED: "lower the guide's scales",
+    COINCIDENT: "the model knows little of this composition, or the layer group leaves no room for its atoms",
+}
 UNSURE = 0.5  # eV of the members' spread beyond which ΔG_H is said to be a guess
 
 
-def write_structures(found: list[dict], kept: set[int], guide: Guide, out: Path) -> dict[str, Atoms]:
+def write_structures(
+    found: list[dict],
+    kept: set[int],
+    guide: Guide,
+    database: Templates,
+    out: Path,
+    energies: dict[int, float] | None = None,
+) -> dict[str, Atoms]:
     """One CIF for each structure that is kept, and generated.csv with all of them; CIFs of an earlier run are
     removed.
 
     Args:
         found: as Generator.run gives them.
         kept: their numbers.
+        database: whose prototypes are known.
+        energies: number -> eV/atom relaxed by the potential, where that ranked them.
 
     Returns:
         material_id -> layer of those kept.
@@ -40,15 +56,18 @@ def write_structures(found: list[dict], kept: set[int], guide: Guide, out: Path)
     front = _front(opinions(found), guide)
     for k, row in enumerate(found):
         atoms = unpack_atoms(row["atoms"])
-        plain = "diverged" if atoms is None else atoms.get_chemical_formula(empirical=True)
-        identity = f"gen_{k:04d}_{plain}"  # no brackets in a file's name
+        identity = name_of(k, atoms)
         columns = {
             "material_id": identity,
             "formula": "" if atoms is None else reduced_formula(atoms),
             "template": row["template"],
             "layer_group": "" if atoms is None else layer_group(atoms),
+            "prototype_known": "" if atoms is None else database.holds_prototype(atoms),
             "pareto": front[k],
             "kept": k in kept,
+            "relaxed_energy_eV_per_atom": (energies or {}).get(k, ""),
+            "failure": row["failure"],
+            "redrawn": row["redrawn"],
             "nfe": row["nfe"],
             "seconds": row["seconds"],
         }
@@ -60,12 +79,41 @@ def write_structures(found: list[dict], kept: set[int], guide: Guide, out: Path)
     return structures
 
 
+def name_of(number: int, atoms: Atoms | None) -> str:
+    """material_id of a drawn structure: no brackets in a file's name."""
+    plain = "failed" if atoms is None else atoms.get_chemical_formula(empirical=True)
+    return f"gen_{number:04d}_{plain}"
+
+
+def ranked_by_potential(
+    found: list[dict], count: int, settings: Settings, shard: Shard
+) -> tuple[set[int], dict[int, float], list[str]]:
+    """Which `count` structures of one formula have the lowest energy when relaxed with the potential.
+
+    Returns:
+        their numbers; number -> eV/atom of all that relaxed; lines that say what it cost.
+    """
+    structures = {k: unpack_atoms(row["atoms"]) for k, row in enumerate(found) if row["atoms"]}
+    names = {name_of(k, atoms): k for k, atoms in structures.items()}
+    relaxed, potential = relaxations(dict(zip(names, structures.values())), settings, shard)
+    order = [names[name] for name in by_energy(relaxed)]
+    energies = {
+        names[name]: round(relaxed[name].energy, 4) for name in relaxed if relaxed[name].atoms is not None
+    }
+    spent = [one.seconds for one in relaxed.values() if one.seconds]
+    drawing = sum(row["seconds"] for row in found)
+    line = f"ranked by {potential}: {len(spent)} different ones of {len(found)} relaxed in {sum(spent):.0f} "
+    line += (
+        f"core-seconds, beside {drawing:.0f} for drawing them; {len(energies)} of {len(found)} have an energy"
+    )
+    return set(order[:count]), energies, [line]
+
+
 def write_cif(path: Path, atoms: Atoms) -> None:
     """CIF of a layer with its layer group and the Wyckoff position of each atom in it.
 
     CIF has no item for a layer group: the symbol and the number stand under names of our own, which readers
-        pass
-    over. Every atom is listed, so a reader needs no operations.
+    pass over. Every atom is listed, so a reader needs no operations.
     """
     found = layer_operations(atoms)
     letters = found.wyckoff or ("a",) * len(atoms)
@@ -87,10 +135,12 @@ def summary(found: list[dict], kept: set[int], guide: Guide) -> list[str]:
     """Lines that say what was drawn."""
     heads = opinions(found)
     formulas = {reduced_formula(unpack_atoms(found[k]["atoms"])) for k in kept}
-    lost = sum(row["atoms"] is None for row in found)
     lines = []
-    if lost:
-        lines.append(f"{lost} of {len(found)} have diverged and are not written: lower the guide's scales")
+    for failure, count in Counter(row["failure"] for row in found if row["failure"]).items():
+        lines.append(f"{count} of {len(found)} are not written: {failure} ({REMEDIES[failure]})")
+    again = sum(row["redrawn"] > 0 for row in found)
+    if again:
+        lines.append(f"{again} of {len(found)} were drawn again, as {COINCIDENT} had come out")
     lines += [f"{len(kept)} of {len(found)} structures as CIFs, {len(formulas)} formulas"]
     if not np.isnan(heads).all():
         unsure = sum(heads[k, 3] > UNSURE for k in kept)
@@ -101,20 +151,21 @@ def summary(found: list[dict], kept: set[int], guide: Guide) -> list[str]:
     return lines
 
 
-def refine(structures: dict[str, Atoms], model, settings: Settings, folder: Path, resume: bool) -> list[str]:
-    """Relaxes the structures with the potential: FOLDER/*.cif, and refined.csv with the heads' opinion before
-    and after.
+def refine(structures: dict[str, Atoms], model, settings: Settings, shard: Shard) -> list[str]:
+    """Relaxes the structures with the potential: *.cif, and refined.csv with the heads' opinion before and
+    after, in the folder of the shard.
 
     Args:
         structures: material_id -> layer.
         model: whose heads judge.
         settings: of the evaluator: potential, device, processes.
+        shard: keeps what was relaxed.
 
     Returns:
         lines that say how many there are, and name what failed or left two dimensions.
     """
     potential = load_potential(settings.potential, settings.potential_checkpoint, settings.device)
-    tasks, shard = list(structures.items()), Shard(folder / "relaxed.jsonl", resume)
+    tasks, folder = list(structures.items()), shard.path.parent
     checkpoint = settings.potential_checkpoint
     found = computed(relax_one, tasks, settings, potential, checkpoint, shard, "refining", RELAXATION)
     for stale in folder.glob("gen_*.cif"):

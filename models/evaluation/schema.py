@@ -98,6 +98,8 @@ METRICS = (
     Column(
         "rmsd_relaxed_A", "float", "Å", "RMS displacement on relaxation, drift and strain removed", REFUSED
     ),
+    Column("gap_eV", "float", "eV", "PBE band gap expected by trees on C2DB, at most 2.5 eV", REFUSED),
+    Column("gap_std_eV", "float", "eV", "standard deviation of the trees", REFUSED),
     Column("delta_g_h_dimenet_eV", "float", "eV", "ΔG_H by DimeNet++, lowest over all sites", REFUSED),
     Column("delta_g_h_dimenet_std_eV", "float", "eV", "calibrated spread of its members", "no ensemble"),
     Column(
@@ -315,6 +317,9 @@ GENERATED = (
     Column("formula", "str", "", "reduced formula"),
     Column("template", "str", "", "prototype that it started from"),
     Column("layer_group", "str", "", "international symbol of the layer group as drawn"),
+    Column(
+        "prototype_known", "bool", "", "a layer of --db has its layer group and sizes of orbits", "failed"
+    ),
     Column("head_delta_g_h_eV", "float", "eV", "ΔG_H by the generator's own head", "drawn without the model"),
     Column("head_e_hull_eV_per_atom", "float", "eV/atom", "E_hull by its head", "drawn without the model"),
     Column("head_p_synth", "float", "", "P_synth by its head", "drawn without the model"),
@@ -327,6 +332,15 @@ GENERATED = (
     ),
     Column("pareto", "bool", "", "on the Pareto front of the heads' |ΔG_H − target|, E_hull and P_synth"),
     Column("kept", "bool", "", "written as a CIF: the best of --best-of"),
+    Column(
+        "relaxed_energy_eV_per_atom",
+        "float",
+        "eV/atom",
+        "energy after relaxation with the potential, by which --rank potential ranks",
+        "ranked by the heads",
+    ),
+    Column("failure", "str", "", "why it is no structure: diverged, or two atoms on one place", "it is one"),
+    Column("redrawn", "int", "", "how often it was drawn again, as two atoms had come to lie on one place"),
     Column("nfe", "float", "", "network evaluations spent on it"),
     Column("seconds", "float", "s", "core-seconds spent on it"),
 )

@@ -28,7 +28,8 @@ from models.networks.symmetry import Symmetry
 # eV/atom: labels of E_hull above are clamped; how bad beyond that a structure is, no guide needs to know.
 MAX_E_HULL = 1.0
 # Density of the training times: 1 / (1 − EMPHASIS) in the middle, where σ is tenths of an Å and a crystal's
-# prototype is decided, 1 / (1 + EMPHASIS) at either end; 0 for uniform times.
+# prototype is decided, 1 / (1 + EMPHASIS) at either end; 0 for uniform times. 0.6 puts 58 % of the times at σ
+# from 0.1 to 1.5 Å, uniform times 40 %.
 EMPHASIS = 0.6
 # Å, standard deviation of z over C2DB. The v-target of z is that wide at high noise; a loss that does not
 # divide by it learns how thick layers are, and little else.

@@ -7,6 +7,7 @@ elements in a random template, substitution into the nearest prototype, and real
 
 import time
 from collections.abc import Collection, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +19,13 @@ from tqdm import tqdm
 from models.crystals.layer import (
     NotALayer,
     NotAStructure,
+    coincident,
     extract_layer,
     pack_atoms,
     reduced_formula,
     unpack_atoms,
 )
+from models.crystals.orbits import Orbits
 from models.crystals.symmetry import layer_operations, maximal_subgroups, symmetrized
 from models.crystals.templates import Templates, by_substitution, spread, substitute
 from models.infra.shards import Shard
@@ -39,6 +42,10 @@ HEADS = ["head_delta_g_h_eV", "head_e_hull_eV_per_atom", "head_p_synth", "head_d
 # Å, of a cell's height and of its rows and thickness, that are still looked at
 SMALLEST, LARGEST = 1.0, 100.0
 SUBGROUP_SHARE = 0.5  # of the structures with --symmetry subgroup that lose part of their template's group
+# Why a draw is no structure. Two atoms on one place are chance and are drawn again, REDRAWS times at most;
+# what has diverged under too strong a guide would diverge again.
+DIVERGED, COINCIDENT = "diverged", "two atoms on one place"
+REDRAWS = 5
 
 Start = tuple[str, Atoms]  # name of the prototype, and the layer
 
@@ -47,10 +54,22 @@ Start = tuple[str, Atoms]  # name of the prototype, and the layer
 
 
 def start_structures(
-    templates: Templates, count: int, settings: GeneratorSettings, rng: np.random.Generator
+    templates: Templates,
+    count: int,
+    settings: GeneratorSettings,
+    rng: np.random.Generator,
+    orbits: Orbits | None = None,
 ) -> list[list[Start]]:
-    """What each of `count` structures may start from: several templates where the model chooses."""
-    if settings.method == "substitution":
+    """What each of `count` structures may start from: several templates where the model chooses.
+
+    Args:
+        orbits: where the occupation of orbits is drawn; the templates give layer groups and numbers of atoms.
+    """
+    if orbits is not None:
+        found = [orbits.draw(templates.structures, rng) for _ in range(count)]
+        if settings.formula:
+            found = [(name, with_formula(atoms, settings.formula, rng)) for name, atoms in found]
+    elif settings.method == "substitution":
         found = by_substitution(templates, count, rng, settings.formula, settings.guide.elements)
     elif settings.method == "held-out":
         found = templates.held_out(count, rng)
@@ -98,10 +117,15 @@ def random_elements(
     """
     for ((_, atoms),) in batch:
         if formula:
-            yield substitute(atoms, random_assignment(atoms, formula, rng))
+            yield with_formula(atoms, formula, rng)
         else:
             old = sorted(set(atoms.symbols))
             yield substitute(atoms, dict(zip(old, rng.choice(elements, len(old), replace=False))))
+
+
+def with_formula(atoms: Atoms, formula: str, rng: np.random.Generator) -> Atoms:
+    """The layer with the elements of a formula, in a random order that keeps its amounts."""
+    return substitute(atoms, random_assignment(atoms, formula, rng))
 
 
 def random_assignment(atoms: Atoms, formula: str, rng: np.random.Generator) -> dict[str, str]:
@@ -126,32 +150,80 @@ def hide(layers: Layers) -> Layers:
     return layers.replace(atomic_numbers=torch.where(layers.mask, MASK, 0))
 
 
-def diffuse(batch: list[list[Start]], sampler: Sampler, taken: Collection = ()) -> tuple[list[str], Layers]:
-    """From templates to denoised layers: propose elements, substitute, noise to the level, denoise.
+def chosen_starts(batch: list[list[Start]], sampler: Sampler, taken: Collection = ()) -> list[Start]:
+    """What each structure starts from, with the elements that the model proposes; from pure noise, and with a
+    formula, the first that it may start from.
 
     Args:
         batch: for each structure what it may start from.
         taken: recipes that are not to be chosen again.
-
-    Returns:
-        names of the templates that were taken, and the layers.
     """
-    settings = sampler.settings
-    top = sampler.diffusion.steps
-    start = round(settings.noise_level * top)
-    if start == top or settings.formula:
-        chosen = [starts[0] for starts in batch]
-    else:
-        chosen = propose(batch, sampler, start, taken)
-    layers = layers_of([atoms for _, atoms in chosen]).to(settings.device)
-    if start == top and not settings.formula:
+    settings, start = sampler.settings, start_time(sampler)
+    if start == sampler.diffusion.steps or settings.formula:
+        return [starts[0] for starts in batch]
+    return propose(batch, sampler, start, taken)
+
+
+def start_time(sampler: Sampler) -> int:
+    """The integer time that structures are noised to."""
+    return round(sampler.settings.noise_level * sampler.diffusion.steps)
+
+
+def denoised(starts: list[Start], sampler: Sampler) -> Layers:
+    """The starts noised to the level and denoised; from pure noise without a formula their elements, too."""
+    settings, start = sampler.settings, start_time(sampler)
+    pure = start == sampler.diffusion.steps
+    layers = layers_of([atoms for _, atoms in starts]).to(settings.device)
+    if pure and not settings.formula:
         layers = hide(layers)
-    symmetry = symmetry_of(chosen, sampler)
-    if start == top and symmetry is None:
+    symmetry = symmetry_of(starts, sampler)
+    if pure and symmetry is None:
         noised, lattice = sampler.prior(layers)
     else:
         noised, lattice = sampler.noised(layers, start, symmetry)
-    return [name for name, _ in chosen], sampler.denoise(noised, lattice, start, settings.steps, symmetry)
+    return sampler.denoise(noised, lattice, start, settings.steps, symmetry)
+
+
+class Drawn(NamedTuple):
+    """What became of a start.
+
+    Attributes:
+        atoms: the layer, None where it failed.
+        failure: "", DIVERGED or COINCIDENT.
+        redrawn: how often it was drawn again, because two atoms had come to lie on one place.
+    """
+
+    atoms: Atoms | None
+    failure: str
+    redrawn: int
+
+
+def drawn(starts: list[Start], sampler: Sampler) -> list[Drawn]:
+    """A layer from each start; one in which two atoms lie on one place is drawn again from other noise,
+    REDRAWS times at most.
+    """
+    found, left = {}, list(range(len(starts)))
+    for redrawn in range(1 + REDRAWS):
+        layers = denoised([starts[k] for k in left], sampler).to("cpu")
+        for row, k in enumerate(left):
+            found[k] = Drawn(*_finished(layers[row : row + 1], sampler.settings.symprec), redrawn)
+        left = [k for k in left if found[k].failure == COINCIDENT]
+        if not left:
+            break
+    return [found[k] for k in range(len(starts))]
+
+
+def _finished(layer: Layers, symprec: float) -> tuple[Atoms | None, str]:
+    """The structure of a batch of one, and why it is none.
+
+    Two atoms lie on one place inside a layer group where an orbit has come to lie on a more special position
+    (the two S of 2H MoS2 on the mirror plane between them), or on another orbit. No energy forbids it in the
+    sampler, and a network that has learned little is not repelled by it.
+    """
+    if not sensible(layer).item():
+        return None, DIVERGED
+    atoms = presentable(to_atoms(layer)[0], symprec)
+    return (None, COINCIDENT) if coincident(atoms) else (atoms, "")
 
 
 def symmetry_of(starts: list[Start], sampler: Sampler) -> Symmetry | None:
@@ -240,7 +312,7 @@ def opinions(found: list[dict]) -> np.ndarray:
 
 
 def recipe_of(row: dict) -> tuple[str, str]:
-    """The recipe of a drawn structure; of one that has diverged, its template and no formula."""
+    """The recipe of a drawn structure; of one that failed, its template and no formula."""
     if row["atoms"] is None:
         return row["template"], ""
     return recipe((row["template"], unpack_atoms(row["atoms"])))
@@ -268,6 +340,7 @@ class Generator:
         settings: how.
         templates: what to start from, selected already.
         model, diffusion: as trained; None where settings.method needs no model.
+        orbits: statistics to draw from where settings.orbits is "drawn".
     """
 
     def __init__(
@@ -276,21 +349,22 @@ class Generator:
         templates: Templates,
         model: DenoisingEGNN | None = None,
         diffusion: Diffusion | None = None,
+        orbits: Orbits | None = None,
     ):
-        self.settings, self.templates, self.model, self.diffusion = settings, templates, model, diffusion
+        self.settings, self.templates, self.orbits = settings, templates, orbits
+        self.model, self.diffusion = model, diffusion
 
     def run(self, count: int, shard: Shard, identity: str) -> list[dict]:
         """`count` drawn structures; batches that the shard holds under `identity` are taken from there.
 
         Returns:
-            {"atoms", "template", "heads", "nfe", "seconds"} each: the packed layer (None if it has diverged),
-            the name of its template, HEADS as text, and its share of the batch's function evaluations and of
-            the seconds of one core.
+            {"atoms", "template", "heads", "failure", "redrawn", "nfe", "seconds"} each: the packed layer
+            (None if it failed), the name of its template, HEADS as text, as in Drawn, and its share of the
+            batch's function evaluations and of the seconds of one core.
         """
         size = self.settings.batch_size
-        starts = start_structures(
-            self.templates, count, self.settings, np.random.default_rng(self.settings.seed)
-        )
+        rng = np.random.default_rng(self.settings.seed)
+        starts = start_structures(self.templates, count, self.settings, rng, self.orbits)
         taken = set()
         for first in tqdm(range(0, count, size), desc="batches"):
             keys = [f"{identity}:{k}" for k in range(first, min(first + size, count))]
@@ -306,12 +380,13 @@ class Generator:
         """
         begin = time.process_time()
         draw = self._without_model if self.model is None else self._denoised
-        names, structures, heads, nfe = draw(batch, first, taken)
+        names, found, heads, nfe = draw(batch, first, taken)
         cost = {"nfe": nfe, "seconds": round((time.process_time() - begin) / len(batch), 3)}
-        return [
-            {"atoms": pack_atoms(atoms), "template": name, "heads": head} | cost
-            for atoms, name, head in zip(structures, names, heads)
-        ]
+        rows = []
+        for one, name, head in zip(found, names, heads):
+            row = {"atoms": pack_atoms(one.atoms), "template": name, "heads": head}
+            rows.append(row | {"failure": one.failure, "redrawn": one.redrawn} | cost)
+        return rows
 
     def _without_model(self, batch, first, taken):
         names = [name for ((name, _),) in batch]
@@ -321,25 +396,21 @@ class Generator:
             allowed = self.settings.guide.elements
             elements = self.templates.elements() if allowed is None else sorted(allowed)
             structures = list(random_elements(batch, elements, self.settings.formula, rng))
-        return names, structures, [[""] * len(HEADS)] * len(batch), 0
+        found = [Drawn(atoms, "", 0) for atoms in structures]
+        return names, found, [[""] * len(HEADS)] * len(batch), 0
 
     def _denoised(self, batch, first, taken):
         settings = self.settings
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + first)
         sampler = Sampler(self.model, self.diffusion, settings, generator)
-        names, layers = diffuse(batch, sampler, taken)
-        layers, sound = layers.to("cpu"), sensible(layers).tolist()
-        structures, heads = [None] * len(batch), [[""] * len(HEADS)] * len(batch)
-        for k in range(len(batch)):
-            if sound[k]:
-                (atoms,) = to_atoms(layers[k : k + 1])
-                structures[k] = presentable(atoms, settings.symprec)
-        kept = [k for k in range(len(batch)) if sound[k]]
+        starts = chosen_starts(batch, sampler, taken)
+        found, heads = drawn(starts, sampler), [[""] * len(HEADS)] * len(batch)
+        kept = [k for k, one in enumerate(found) if one.atoms is not None]
         if kept:
-            said = head_properties(self.model, [structures[k] for k in kept], settings.device).tolist()
+            said = head_properties(self.model, [found[k].atoms for k in kept], settings.device).tolist()
             for k, row in zip(kept, said):
                 heads[k] = [f"{x:.4f}" for x in row]
-        return names, structures, heads, round(sampler.nfe / len(batch))
+        return [name for name, _ in starts], found, heads, round(sampler.nfe / len(batch))
 
 
 def sensible(layers: Layers) -> Tensor:

@@ -35,6 +35,7 @@ LOSS_WEIGHTS = {
 
 METHODS = ("diffusion", "random", "substitution", "held-out")
 SYMMETRIES = ("template", "subgroup", "none")
+ORBITS = ("template", "drawn")
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,8 @@ class GeneratorSettings:
             of the structures a random maximal subgroup of it, so that distorted phases can come out; "none".
             On 60 held-out formulas from t0 = 0.5 "template" finds as many as "none" (0.62), keeps the
             template's group in 0.92 against 0.26, and lies nearer to the true structure.
+        orbits: from pure noise inside a layer group: which orbits are occupied, those of a template; or
+            "drawn": group and occupation from the statistics of the database (models/crystals/orbits.py).
         temperature: of the element proposals.
         gibbs: slots of a structure that are masked and revealed again after the proposal, one at a time: more
             than one look at each element for the gradient on them.
@@ -160,7 +163,8 @@ class GeneratorSettings:
     steps: int = 50
     noise_scale: float = 0.0
     corrector: int = 0
-    symmetry: str = "none"
+    symmetry: str = "template"
+    orbits: str = "template"
     temperature: float = 1.0
     gibbs: int = 0
     proposals: int = 32

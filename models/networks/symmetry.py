@@ -3,11 +3,9 @@
 The network is equivariant, so a symmetric layer stays symmetric under an update without noise, and atoms on
 special positions stay there. What is left to do is to project what is not equivariant: the Gaussian noise,
 the lattice channel (which depends on the basis), and the rounding. The projections are orthogonal, in Å for
-the atoms and in standardised
-units for the lattice: noise of variance σ² in every direction has variance σ² along every symmetric one,
-    which is what
-the network was told of the noise level. (Published for bulk: DiffCSP++, arXiv:2402.03992; SymmCD,
-arXiv:2502.03638.)
+the atoms and in standardised units for the lattice: noise of variance σ² in every direction has variance σ²
+along every symmetric one, which is what the network was told of the noise level. (Published for bulk:
+DiffCSP++, arXiv:2402.03992; SymmCD, arXiv:2502.03638.)
 """
 
 from collections.abc import Sequence

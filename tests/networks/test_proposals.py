@@ -2,6 +2,8 @@
 
 import math
 from collections import Counter
+from dataclasses import fields
+from types import SimpleNamespace
 
 import ase.data
 import ase.geometry
@@ -11,10 +13,21 @@ import torch
 
 from data.build.prototypes import PROTOTYPES
 from models.crystals.elements import choose_elements
-from models.crystals.layer import pack_atoms, reduced_formula, unpack_atoms
+from models.crystals.layer import coincident, pack_atoms, reduced_formula, unpack_atoms
 from models.crystals.templates import Templates
-from models.networks.layers import layers_of
-from models.networks.proposals import Generator, best, fitting, propose, random_assignment, sensible
+from models.evaluation.generated import summary
+from models.networks import proposals
+from models.networks.layers import Layers, layers_of
+from models.networks.proposals import (
+    COINCIDENT,
+    REDRAWS,
+    Generator,
+    best,
+    fitting,
+    propose,
+    random_assignment,
+    sensible,
+)
 from models.networks.settings import GeneratorSettings, Guide
 
 ATOMS = {p.name: p.atoms() for p in PROTOTYPES}
@@ -99,6 +112,53 @@ def test_what_has_diverged_costs_one_row():
     lost = {"atoms": None, "template": "2H", "heads": [""] * 4}
     good = lost | {"atoms": pack_atoms(ATOMS["MoS2-2H"]), "heads": ["0.1", "0.1", "0.5", "0.1"]}
     assert best([lost, good, lost], 2, Guide()) == {1}
+
+
+def squashed(name: str, by: float):
+    """A layer with its heights scaled: at 0 its two S lie on the mirror plane between them."""
+    layers = layers_of([ATOMS[name]])
+    return layers.replace(z=by * layers.z)
+
+
+@pytest.mark.parametrize("flat_draws, failed", [(0, False), (2, False), (REDRAWS + 1, True)])
+def test_two_atoms_on_one_place_are_drawn_again_and_counted(flat_draws, failed, monkeypatch):
+    """An orbit on the mirror plane: as many draws as it takes, no more than REDRAWS + 1, and no CIF of it."""
+    draws, good = [], squashed("MoS2-2H", 1.0)
+    flat = squashed("MoS2-2H", 0.02)  # S 0.06 Å apart
+
+    def denoised(starts, sampler):
+        draws.append(len(starts))
+        first = flat if len(draws) <= flat_draws else good
+        return pad_together([first] + [good] * (len(starts) - 1))
+
+    monkeypatch.setattr(proposals, "denoised", denoised)
+    sampler = SimpleNamespace(settings=GeneratorSettings())
+    one, other = proposals.drawn([("2H", ATOMS["MoS2-2H"])] * 2, sampler)
+    assert draws == [2] + [1] * min(flat_draws, REDRAWS)  # the other one is not drawn again
+    assert (one.atoms is None) == failed and one.redrawn == min(flat_draws, REDRAWS)
+    assert one.failure == (COINCIDENT if failed else "") and other.failure == "" and other.redrawn == 0
+    rows = []
+    for found in (one, other):
+        row = {"atoms": pack_atoms(found.atoms), "template": "2H", "heads": ["0.1", "0.1", "0.5", "0.1"]}
+        rows.append(row | {"failure": found.failure, "redrawn": found.redrawn})
+    text = "\n".join(summary(rows, best(rows, 2, Guide()), Guide()))
+    assert ("1 of 2 are not written: two atoms on one place" in text) == failed
+    assert ("1 of 2 were drawn again" in text) == (flat_draws > 0)
+
+
+def pad_together(layers: list) -> Layers:
+    """One batch of batches of the same size of cell."""
+    names = [field.name for field in fields(Layers)]
+    return Layers(**{name: torch.cat([getattr(one, name) for one in layers]) for name in names})
+
+
+def test_only_atoms_on_one_place_count_as_such():
+    """Short bonds are the evaluator's to judge."""
+    for scale, same in ((1.0, False), (0.5, False), (0.2, False), (0.05, True), (0.0, True)):
+        flat = ATOMS["MoS2-2H"].copy()
+        middle = flat.positions[:, 2].mean()
+        flat.positions[:, 2] = middle + scale * (flat.positions[:, 2] - middle)
+        assert coincident(flat) == same
 
 
 def test_the_elements_that_may_be_chosen():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from groups import GENERAL, example, family
 from layers import known
 from pyxtal.symmetry import Group
 
@@ -13,19 +14,12 @@ from models.crystals.symmetry import layer_operations, maximal_subgroups, symmet
 from models.networks.diffusion import Diffusion
 from models.networks.egnn import DenoisingEGNN
 from models.networks.layers import layers_of, to_atoms
+from models.networks.proposals import denoised, hide
 from models.networks.sampler import Sampler
 from models.networks.settings import MISSION, GeneratorSettings
 from models.networks.symmetry import Symmetry
 
-# By the number of the layer group: oblique, rectangular, square, hexagonal.
-PLANES = {
-    7: [[5.0, 0.0], [-1.4, 6.3]],
-    48: [[5.2, 0.0], [0.0, 6.9]],
-    64: [[6.0, 0.0], [0.0, 6.0]],
-    80: [[6.0, 0.0], [-3.0, 6.0 * 3**0.5 / 2]],
-}
 FREE = {7: 3, 48: 2, 64: 1, 80: 1}  # parameters of such a lattice
-GENERAL = ((42, (0.131, 0.292, 0.055)), (16, (0.377, 0.418, 0.02)))  # element, place of an atom
 NUMBERS = range(1, 81)
 
 
@@ -35,19 +29,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def family(number: int) -> int:
-    return min(last for last in PLANES if number <= last)
-
-
-def example(number: int, orbits=GENERAL) -> Atoms:
-    """A layer of a layer group: general orbits by pyxtal's tables, of the International Tables E."""
-    plane, height = np.array(PLANES[family(number)]), 20.0
-    operations = Group(number, dim=2)[0].ops
-    places = [(z, operation.operate(place)) for z, place in orbits for operation in operations]
-    positions = np.array([[*(place[:2] @ plane), place[2] * height] for _, place in places])
-    return layer_atoms([z for z, _ in places], positions, plane)
 
 
 def rattled(atoms: Atoms, size: float, seed: int = 0) -> Atoms:
@@ -251,3 +232,25 @@ def test_noise_without_symmetry_breaks_it():
     d = Diffusion(lattice_mean=(0.47, 0.68, -0.12), lattice_std=(0.24, 0.27, 0.13))
     noised = d.noise(layers_of([atoms]), torch.tensor([500]), torch.Generator().manual_seed(0))
     assert broken(noised.layers, symmetry) > 0.1
+
+
+@pytest.mark.parametrize("level, formula", [(0.5, "MoS2"), (1.0, "MoS2"), (1.0, None)])
+def test_without_symmetry_it_is_the_plain_sampler_to_the_bit(level, formula):
+    """--symmetry none against the plain sampler's steps, written out; in a group another layer comes out."""
+    d, starts = Diffusion(), [("2H", known("1H-MoS2")), ("1T", known("1T-MoS2"))]
+
+    def drawn_with(symmetry):
+        settings = GeneratorSettings(formula=formula, guide=MISSION, noise_level=level, symmetry=symmetry)
+        sampler = Sampler(network(), d, settings, torch.Generator().manual_seed(3))
+        return denoised(starts, sampler)
+
+    plain = Sampler(network(), d, GeneratorSettings(guide=MISSION), torch.Generator().manual_seed(3))
+    layers = layers_of([atoms for _, atoms in starts])
+    if formula is None:
+        layers = hide(layers)
+    noised, lattice = plain.prior(layers) if level == 1 else plain.noised(layers, 500)
+    expected = plain.denoise(noised, lattice, round(1000 * level), 50)
+    found = drawn_with("none")
+    for field in ("atomic_numbers", "frac_coords", "z", "cell"):
+        assert torch.equal(getattr(found, field), getattr(expected, field))
+    assert not torch.equal(drawn_with("template").frac_coords, expected.frac_coords)
