@@ -13,9 +13,10 @@ from ase import Atoms
 
 from models.crystals.structure_files import read_structures
 from models.evaluation.columns import (
+    band_gap,
     dft,
     dimenet,
-    elements_to_avoid,
+    element_marks,
     hydrogen,
     novelty,
     phonons,
@@ -67,6 +68,7 @@ def evaluate(
     rows = join(rows, energies)
     adsorbed, poses = hydrogen(rows, layers, potential, settings, Shard(out / "adsorbed.jsonl", resume))
     rows = join(rows, adsorbed)
+    rows = join(rows, band_gap(layers, settings))
     corrected, correction = to_dft(
         rows, layers, poses, potential, settings, Shard(out / "poses.jsonl", resume)
     )
@@ -75,7 +77,7 @@ def evaluate(
     synthesis, synthesis_model = synthesizability(rows, layers, settings)  # it reads E_hull
     rows = join(rows, synthesis)
     rows = join(rows, novelty(rows, layers, settings))  # of twins the one of lower E_hull is unique
-    rows = join(rows, elements_to_avoid(rows))
+    rows = join(rows, element_marks(rows))
     rows = join(rows, ranking(rows, sigma))
 
     source = provenance(settings, potential, second, synthesis_model)

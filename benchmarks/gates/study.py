@@ -18,6 +18,7 @@ from models.crystals.layer import (
     extract_layer,
     layer_atoms,
 )
+from models.infra.files import markdown_table
 
 BOX = 12.0  # Å of empty space around molecules and chains
 RATTLE = 0.05  # Å, so that no known structure is too perfect to fail
@@ -124,11 +125,10 @@ def confusion(labelled: dict[str, list[Atoms]]) -> dict[str, Counter]:
 
 def confusion_table(counts: dict[str, Counter]) -> str:
     """Markdown: what structures are, by what the gate says they are."""
-    lines = ["| is \\ is called | n | " + " | ".join(VERDICTS) + " |", "|---" * (len(VERDICTS) + 2) + "|"]
+    rows = []
     for kind, found in counts.items():
-        cells = [str(found[name]) if found[name] else "·" for name in VERDICTS]
-        lines.append(f"| {kind} | {found.total()} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([kind, found.total(), *(found[name] or "·" for name in VERDICTS)])
+    return markdown_table(["is \\ is called", "n", *VERDICTS], rows)
 
 
 def run(args: argparse.Namespace) -> None:

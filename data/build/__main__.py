@@ -5,6 +5,7 @@ any moment; databases and LMDBs are packed from the shards, sorted, and so do no
 """
 
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -52,6 +53,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--jobs", type=whole(1), default=os.cpu_count(), help="processes, one thread each")
     parser.add_argument(
+        "--rejudge",
+        type=Path,
+        nargs="*",
+        metavar="FILE.lmdb",
+        help="only drop from packed LMDBs what is no adsorption by the rules of today",
+    )
+    parser.add_argument(
         "--limit", type=whole(0), default=0, help="only the first so many items of each level, 0 for all"
     )
     parser.add_argument(
@@ -66,12 +74,14 @@ def main() -> None:
     # late: torch takes seconds, and wrong flags none
     from data.build.items import host_items
     from data.build.levels import LEVELS, claim, guarded, items_of
-    from data.build.pack import pack, pack_evaluated
+    from data.build.pack import pack, pack_evaluated, rejudge
     from data.build.rows import checked
     from models.physics.parallel import OracleSettings, run_with_oracle
 
     if args.evaluated:
         return pack_evaluated(args.evaluated, args.out)
+    if args.rejudge:
+        return print(json.dumps([rejudge(path) for path in args.rejudge], indent=1))
     take_output(args.out)
     claim(args.out / "shards" / "potential.txt", args.potential)
     shards = {name: checked(args.out / "shards" / f"{name}.jsonl") for name in LEVELS}

@@ -20,7 +20,7 @@ from models.crystals.sites import abstracts
 from models.crystals.split import split_of
 from models.evaluation.figures import plt, save
 from models.evaluation.metrics import DRAWS
-from models.infra.files import read_rows, write_rows
+from models.infra.files import markdown_table, read_rows, write_rows
 from models.infra.shards import Shard
 from models.physics.dft import Settings
 from models.physics.hydrogen import CORRECTION, HydrogenOracle
@@ -292,14 +292,11 @@ SHOWN = {  # in docs/dft.md; everything is in dft_error.csv
 
 def markdown(rows: list[dict], columns: dict[str, str]) -> str:
     """A table of some columns (name -> heading); what a row lacks stays empty."""
-    lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
+    lines = []
     for row in rows:
-        cells = []
-        for name in columns:
-            value = row.get(name, "")
-            cells.append(f"{value:.2f}" if isinstance(value, float) else str(value).replace("|", "\\|"))
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        values = [row.get(name, "") for name in columns]
+        lines.append([f"{value:.2f}" if isinstance(value, float) else value for value in values])
+    return markdown_table(list(columns.values()), lines)
 
 
 def error_tables(found: list[dict]) -> str:

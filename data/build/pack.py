@@ -20,7 +20,7 @@ from models.crystals.matching import Fingerprint, Register, layer_group
 from models.crystals.sites import adsorption_flag, adsorption_sites, roomy, with_hydrogen
 from models.crystals.split import split_of
 from models.crystals.thresholds import OVERLAP_SCALE
-from models.datasets.lmdb_data import write_lmdb
+from models.datasets.lmdb_data import LmdbDataset, safe_loads, write_lmdb
 from models.infra.files import ROOT, atomic, read_rows, save_checkpoint, write_json
 from models.infra.shards import Shard
 from models.physics.hull import MAX_ENERGY, Hull
@@ -48,7 +48,8 @@ def known_layers() -> dict:
 
 
 def pack_references(references, layers, path: Path, potential: str, competitors=()) -> Hull:
-    """Lowest converged phase of each formula, layers included.
+    """Lowest converged phase of each formula, layers included; returns the hull that an evaluation reads from
+    them, with the points and offsets that serve the potential.
 
     What overlaps is left out, a hole of the potential that looks like a compound: rutile NiI2 at 1.4 eV/atom.
 
@@ -73,7 +74,7 @@ def pack_references(references, layers, path: Path, potential: str, competitors=
             for _, row, atoms in (best[formula] for formula in sorted(best)):
                 database.write(atoms, name=row["key"], energy_eV=row["energy"])
         database.metadata = {"potential": potential, "searched": searched}
-    return Hull.read(path, points=None)
+    return Hull.read(path)
 
 
 def pack_layers(layers, hull: Hull, path: Path, potential: str) -> tuple[list[str], Counter]:
@@ -213,6 +214,25 @@ def pack_evaluated(paths: list[Path], out: Path) -> None:
     print(
         json.dumps(pack_adsorption([rows[key] for key in sorted(rows)], out, "her2d_h_generated"), indent=1)
     )
+
+
+def rejudge(path: Path) -> dict:
+    """Drops from a packed LMDB the records whose relaxed pose is no adsorption by the rules of today; for
+    sets whose shards are not kept. The others stay as they are, under new keys.
+    """
+    stored, kept, dropped = LmdbDataset([path]), [], Counter()
+    for index in range(len(stored)):
+        fields = safe_loads(stored.raw(index))
+        numbers, end, cell = (np.asarray(fields[k]) for k in ("atomic_numbers", "pos_relaxed", "cell"))
+        pose = Atoms(numbers.astype(int), end, cell=cell[0], pbc=(True, True, False))
+        flag = adsorption_flag(pose, 1 if fields["site"].endswith("-top") else -1)
+        if flag:
+            dropped[flag] += 1
+        else:
+            kept.append(Data(**fields))
+    if dropped:
+        write_lmdb(path, kept)
+    return {"file": path.name, "kept": len(kept), "dropped": dict(dropped)}
 
 
 def pack_adsorption(rows, out: Path, prefix: str) -> dict:

@@ -1,8 +1,8 @@
-"""Measures the potential and the hull against DFT: python -m data.build.validate
+"""Measures the potential's hydrogen against DFT: python -m data.build.validate
 
-C2DB's formation energies and hull distances, hydrogen on single-atom catalysts (geometries given), and the
-literature's ΔG_H. Writes data/validation.json and data/validation.png; what of the reference data is missing
-is left out, and said.
+Hydrogen on single-atom catalysts (geometries given) and the literature's ΔG_H; formation energies and the
+hull are measured by data.build.validate_hull. Writes data/validation.json and data/validation.png; what of
+the reference data is missing is left out, and said.
 """
 
 import argparse
@@ -10,20 +10,16 @@ import json
 import os
 from pathlib import Path
 
-import ase.db
 import numpy as np
 from ase.io import read
-from pymatgen.core import Composition
 from tqdm import tqdm
 
-from models.crystals.split import ADSORBATE, split_of
-from models.crystals.thresholds import STABLE
+from models.crystals.split import ADSORBATE
 from models.datasets.adsorption import adsorption_graph
 from models.evaluation.figures import parity
 from models.infra.files import ROOT, read_json, read_rows, write_json
 from models.infra.shards import Shard
 from models.networks.dimenet import load_dimenet, predict
-from models.physics.hull import MAX_ENERGY, Hull
 from models.physics.hydrogen import CORRECTION, hydrogen_energy
 from models.physics.potentials import load_potential, single_point
 
@@ -67,66 +63,6 @@ def corrected_on_halves(predicted, true, seed: int = 0) -> dict:
     for fit, test in (halves, halves[::-1]):
         found[test] = np.polyval(np.polyfit(predicted[fit], true[fit], 1), predicted[test])
     return errors(found, true)
-
-
-def fitted_references(formulas: list[str], e_form, hform, huber: float = 0.05, ridge: float = 0.02) -> dict:
-    """Errors on val and test formulas of E_form with an energy per element added that was fitted, robustly,
-    on training formulas.
-    """
-    compositions = [Composition(formula) for formula in formulas]
-    elements = sorted({element for composition in compositions for element in composition})
-    shares = np.array(
-        [[composition.get_atomic_fraction(element) for element in elements] for composition in compositions]
-    )
-    train = np.array([split_of(formula) == "train" for formula in formulas])
-    weights, shift = np.ones(train.sum()), np.zeros(len(elements))
-    for _ in range(30):
-        weighted = shares[train].T * weights
-        shift = np.linalg.solve(
-            weighted @ shares[train] + ridge * np.eye(len(elements)), weighted @ (hform - e_form)[train]
-        )
-        weights = np.minimum(1, huber / np.maximum(np.abs((hform - e_form - shares @ shift)[train]), 1e-9))
-    return errors((e_form + shares @ shift)[~train], hform[~train])
-
-
-def against_c2db(calculator, count: int, seed: int = 0) -> tuple[dict, dict]:
-    """hform and ehull of random C2DB rows of at most 20 atoms, single points at DFT's geometry."""
-    path = REFERENCE / "c2db" / "c2db.db"
-    rows = [row for row in ase.db.connect(path).select("natoms<=20") if "hform" in row and "ehull" in row]
-    hull, skipped, found = Hull.read(), {}, []
-    for k in tqdm(np.random.default_rng(seed).permutation(len(rows))[:count], desc="C2DB", mininterval=5):
-        row = rows[k]
-        try:
-            energy = single_point(row.toatoms(), calculator)
-            if abs(energy) > MAX_ENERGY * row.natoms:
-                raise ValueError("a hole in the potential")
-            stability = hull.stability(row.formula, energy)
-        except ValueError as error:
-            skipped[str(error)] = skipped.get(str(error), 0) + 1
-            continue
-        found.append(
-            (row.formula, stability.e_form, row.hform, stability.e_hull, row.ehull, stability.phases)
-        )
-    e_form, hform, e_hull, ehull, phases = np.array([row[1:] for row in found]).T
-    called, true = e_hull < STABLE, ehull < STABLE
-    formulas = [row[0] for row in found]
-    summary = {
-        "hform": errors(e_form, hform),
-        "hform, references fitted on training formulas": fitted_references(formulas, e_form, hform),
-        "ehull": errors(e_hull, ehull),
-        "ehull where compounds compete": errors(e_hull[phases > 0], ehull[phases > 0]),
-        "stable below 0.1 eV/atom": {
-            "precision": (called & true).sum() / called.sum(),
-            "recall": (called & true).sum() / true.sum(),
-            "share called": called.mean(),
-            "share true": true.mean(),
-        },
-        "skipped": skipped,
-    }
-    return summary, {
-        "E_form (eV/atom)": (hform, e_form, "eV/atom"),
-        "E_hull (eV/atom)": (ehull, e_hull, "eV/atom"),
-    }
 
 
 def against_sac(calculator, dimenet: Path) -> tuple[dict, dict]:
@@ -189,7 +125,6 @@ def build_parser():
         default=HERE.parent / "models" / "weights" / "dimenet.pt",
         help="checkpoint of stage 1",
     )
-    parser.add_argument("--rows", type=int, default=1000, help="random rows of C2DB")
     parser.add_argument(
         "--out", type=Path, default=HERE / "validation.json", help="the figure lands beside it"
     )
@@ -200,7 +135,6 @@ def main():
     args = build_parser().parse_args()
     potential = load_potential(args.potential)
     tasks = {
-        "c2db": lambda: against_c2db(potential.calculator, args.rows),
         "single-atom catalysts": lambda: against_sac(potential.calculator, args.dimenet),
         "literature": lambda: against_literature(HERE / "shards" / "adsorption.jsonl"),
     }

@@ -17,6 +17,7 @@ import numpy as np
 from ase import Atoms
 from ase.db.row import AtomsRow
 
+from models.crystals.thresholds import HEAVIEST, TOO_HEAVY
 from models.infra.files import bounded_memory, file_text
 
 ROW_MEMORY = 256 << 20  # bytes that decoding one row may take; C2DB's largest take some MB
@@ -92,9 +93,14 @@ def readable_rows(
             try:
                 with bounded_memory(ROW_MEMORY):
                     row = database.get(identity)
-                    rows.append((row, _atoms(row)))
+                    atoms = _atoms(row)
             except Exception as error:  # one bad row costs one row
                 dropped[f"unreadable row ({type(error).__name__})"] += 1
+                continue
+            if atoms.numbers.max() > HEAVIEST:
+                dropped[TOO_HEAVY] += 1
+            else:
+                rows.append((row, atoms))
     return rows
 
 

@@ -2,14 +2,18 @@
 data.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
+from pathlib import Path
 
 import numpy as np
-from ase.data import atomic_numbers, chemical_symbols, covalent_radii
+from ase.data import atomic_masses, atomic_numbers, chemical_symbols, covalent_radii
 from pymatgen.core import Element
 
 from models.crystals.charges import reachable_charges
+from models.infra.files import ROOT, read_rows
+
+PRICES = ROOT / "data" / "element_prices.csv"
 
 ELEMENTAL = ("group", "row", "electronegativity", "covalent_radius", "valence_electrons")
 STATISTICS = ("mean", "min", "max", "range", "std")
@@ -61,6 +65,21 @@ def benign(symbols: Iterable[str]) -> bool:
 def avoided(symbols: Iterable[str]) -> dict[str, str]:
     """Those of the elements that one would not use, in alphabetical order, each with its reason."""
     return {symbol: AVOIDED[symbol] for symbol in sorted(set(symbols)) if symbol in AVOIDED}
+
+
+@cache
+def element_prices(path: Path = PRICES) -> dict[str, float]:
+    """element -> price of the pure element, USD/kg; sources in the file."""
+    return {row["element"]: float(row["price_usd_per_kg"]) for row in read_rows(path)}
+
+
+def price(amounts: Mapping[str, float]) -> float | None:
+    """USD per kilogram of the elements in these amounts (element -> atoms); None where one has no price."""
+    prices = element_prices()
+    if not amounts or any(symbol not in prices for symbol in amounts):
+        return None
+    masses = {symbol: count * atomic_masses[atomic_numbers[symbol]] for symbol, count in amounts.items()}
+    return float(sum(prices[symbol] * mass for symbol, mass in masses.items()) / sum(masses.values()))
 
 
 def choose_elements(which: str, exclude: str, database: list[str]) -> list[str] | None:

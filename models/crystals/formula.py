@@ -8,7 +8,8 @@ from math import gcd, lcm
 from ase.data import atomic_numbers, chemical_symbols
 from pymatgen.core import Composition
 
-HEAVIEST = 94  # the potentials, and so templates and hulls, know elements up to plutonium
+from models.crystals.thresholds import HEAVIEST
+
 LARGEST_DENOMINATOR = (
     12  # of an amount like 0.5: an ordered cell of more formula units is no layer drawn here
 )

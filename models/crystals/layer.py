@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import spglib
 from ase import Atoms
-from ase.data import covalent_radii
+from ase.data import chemical_symbols, covalent_radii
 from matscipy.neighbours import neighbour_list
 
-from models.crystals.thresholds import BOND_SCALE, COINCIDENT_SCALE, LAYER_VACUUM
+from models.crystals.thresholds import BOND_SCALE, COINCIDENT_SCALE, HEAVIEST, LAYER_VACUUM, TOO_HEAVY
 
 MAX_LENGTH = 1000.0  # Å; moiré cells of magic-angle graphene are 130 Å wide
 MIN_LATTICE = 1.0  # Å; the shortest period of any crystal is a bond, and H2's 0.74 Å is none of a lattice
@@ -55,12 +55,15 @@ def check_geometry(atoms: Atoms) -> None:
     """Refuses at once what would cost minutes or gigabytes in a neighbour list.
 
     Raises:
-        NotAStructure: no atoms; a cell or positions that are not finite or beyond MAX_LENGTH; lattice vectors
-            shorter than any bond; less volume than any solid has.
+        NotAStructure: no atoms; an element beyond HEAVIEST, whose radius nobody knows; a cell or positions
+            that are not finite or beyond MAX_LENGTH; lattice vectors shorter than any bond; less volume than
+            any solid has.
     """
     cell, positions = atoms.cell.array, atoms.positions
     if len(atoms) == 0:
         raise NotAStructure("no atoms")
+    if atoms.numbers.max() > HEAVIEST:
+        raise NotAStructure(f"{TOO_HEAVY}: {chemical_symbols[atoms.numbers.max()]}")
     if not (np.isfinite(cell).all() and np.isfinite(positions).all()):
         raise NotAStructure("cell or positions are not finite numbers")
     longest = max(np.abs(cell).max(), np.abs(positions).max())

@@ -16,10 +16,12 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from ase import Atoms
+from ase.data import chemical_symbols
 from ase.geometry.minkowski_reduction import minkowski_reduce
 from ase.io import read
 
 from models.crystals.cif import MAX_ATOMS, CifError, checked_cell, read_cif, refuse_overlaps
+from models.crystals.thresholds import HEAVIEST, TOO_HEAVY
 from models.infra.files import file_text
 
 MAX_BYTES = 16 << 20  # of a file: 500 atoms take 50 kB, the frames of a generator's output some MB
@@ -238,6 +240,8 @@ def _refuse_impossible(atoms: Atoms) -> None:
         raise CifError(f"a coordinate of {abs(atoms.positions).max():g} Å: no atom is there")
     if atoms.numbers.min() < 1:
         raise CifError("an atom of no element (X)")
+    if atoms.numbers.max() > HEAVIEST:
+        raise CifError(f"{TOO_HEAVY}: {chemical_symbols[atoms.numbers.max()]}")
     if atoms.cell.rank < 2:
         raise CifError("no lattice: an isolated molecule or a file without a cell")
     cell = atoms.cell.complete()

@@ -17,6 +17,9 @@ CALCULATION_VACUUM = (
     16.0  # Å of vacuum in a calculation, more than twice the potentials' longest cutoff of 6 Å
 )
 
+HEAVIEST = 94  # atomic number of plutonium: no potential, radius or reference phase here is of a heavier one
+TOO_HEAVY = f"an element beyond plutonium (atomic number above {HEAVIEST})"
+
 # Symmetry tolerances of spglib, Å.
 SYMPREC = 0.1  # printed layer groups and prototypes: a slightly bent layer keeps its group
 SAME_SYMPREC = 0.3  # comparison of two layers: 0.03 Å of rattling must not make a new material

@@ -19,10 +19,11 @@ from torch_geometric.data import Batch, Data
 from tqdm import tqdm
 
 from models.crystals.split import ADSORBATE, hash_fraction, host_formula, split_of
+from models.crystals.thresholds import HEAVIEST, TOO_HEAVY
 from models.datasets.lmdb_data import LmdbDataset, UnsafeRecordError
 
 GRAPH_FIELDS = ("pos", "cell", "atomic_numbers", "tags", "edge_index", "edge_shift", "edge_cutoff")
-MAX_ATOMIC_NUMBER = 94  # the rows of the element embedding of torch_geometric's EmbeddingBlock
+MAX_ATOMIC_NUMBER = HEAVIEST  # as many rows as the element embedding of torch_geometric's EmbeddingBlock
 # Å; H2 has 0.74. Broken records (a collapsed cell) cost millions of triplets and teach nothing
 MIN_DISTANCE = 0.5
 
@@ -96,7 +97,7 @@ def reason_to_skip(record: Data, target: str, start: str, adsorbate: str) -> str
     if start == "relaxed" and "pos_relaxed" not in record:
         return "no pos_relaxed"
     if not 1 <= int(record.atomic_numbers.min()) <= int(record.atomic_numbers.max()) <= MAX_ATOMIC_NUMBER:
-        return "element unknown to the model"
+        return TOO_HEAVY
     adsorbed = record.atomic_numbers[record.tags == ADSORBATE]
     if adsorbate == "H" and bool((adsorbed != 1).any()):
         return "adsorbate is not hydrogen"

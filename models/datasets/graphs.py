@@ -8,6 +8,7 @@ from ase import Atoms
 from torch_geometric.data import Data, InMemoryDataset
 
 from models.crystals.split import split_of
+from models.crystals.thresholds import HEAVIEST
 from models.infra.files import load_checkpoint
 
 LABELS = ("delta_g_h", "delta_g_h_std", "e_hull", "e_form", "synthesizable")
@@ -77,8 +78,8 @@ def problem_of(graph: Data) -> str | None:
         return "positions or cell that are not finite"
     if abs(float(torch.linalg.det(graph.cell[0]))) < 1e-3:
         return "a cell without volume"
-    if not 1 <= int(graph.atomic_numbers.min()) <= int(graph.atomic_numbers.max()) <= 118:
-        return "atomic numbers outside 1 to 118"
+    if not 1 <= int(graph.atomic_numbers.min()) <= int(graph.atomic_numbers.max()) <= HEAVIEST:
+        return f"atomic numbers outside 1 to {HEAVIEST}"
     if any(bool(torch.isinf(graph[name]).any()) for name in LABELS):
         return "an infinite label"
     return None

@@ -373,6 +373,12 @@ class LmdbDataset(Dataset):
     def __len__(self) -> int:
         return len(self.keys)
 
+    def raw(self, index: int) -> bytes:
+        """Pickle of a record, for `safe_loads` only."""
+        number, key = self.keys[index]
+        with _open(self.files[number]) as env, env.begin() as txn:
+            return txn.get(str(key).encode("ascii")) or b""
+
     def __getitem__(self, index: int) -> Data:
         """Record as `normalise` returns it, with sid = its key where it has none.
 
@@ -381,10 +387,8 @@ class LmdbDataset(Dataset):
             RecordError: The record is truncated, corrupt or incomplete.
         """
         number, key = self.keys[index]
-        with _open(self.files[number]) as env, env.begin() as txn:
-            raw = txn.get(str(key).encode("ascii"))
         try:
-            data = normalise(safe_loads(raw or b""))
+            data = normalise(safe_loads(self.raw(index)))
         except RecordError as error:
             raise type(error)(f"{self.files[number]}, key {key}: {error}") from error.__cause__
         except Exception as error:  # a field of any kind where a number belongs; nothing of ours is hidden

@@ -13,7 +13,7 @@ import pandas as pd
 from ase import Atoms
 from pymatgen.core import Composition
 
-from models.crystals.elements import avoided
+from models.crystals.elements import avoided, price
 from models.crystals.layer import unpack_atoms
 from models.crystals.matching import Fingerprint
 from models.crystals.thresholds import STABLE
@@ -34,18 +34,29 @@ from models.evaluation.tasks import (
     relax_one,
     second_opinion,
 )
-from models.evaluation.verdicts import E_HULL, ORACLE, ORACLE_STD, POTENTIAL, is_stable, stability_score
+from models.evaluation.verdicts import (
+    E_HULL,
+    GAP,
+    GAP_STD,
+    ORACLE,
+    ORACLE_STD,
+    POTENTIAL,
+    is_stable,
+    stability_score,
+)
 from models.infra.jobs import run_jobs
 from models.infra.shards import Shard
 from models.networks.csllm import CSLLM
 from models.networks.delta_g import predict_delta_g
 from models.networks.dimenet import load_dimenet
+from models.networks.gap import load_gap, predict_gap
 from models.networks.synthesis import load_synthesis
 from models.physics.competitors import extend
 from models.physics.dft import Settings as DftSettings
 from models.physics.dft import estimated_seconds
 from models.physics.dft_correction import DftCorrection
 from models.physics.hull import hull_for
+from models.physics.hull_error import spread
 from models.physics.potentials import Potential, load_potential
 from models.physics.pourbaix import Pourbaix, aqueous_columns
 
@@ -118,6 +129,7 @@ def stability(
         found[name] = {
             "e_form_eV_per_atom": place.e_form,
             "e_hull_eV_per_atom": place.e_hull,
+            "e_hull_std_eV_per_atom": spread(hull, cell),
             "hull_compounds": place.phases,
             "stability_score": stability_score(place.e_hull),
             "error": alone if place.e_hull < STABLE and not place.competes else None,
@@ -150,6 +162,15 @@ def hydrogen(
     return found, poses
 
 
+def band_gap(layers: Layers, settings: Settings) -> Columns:
+    """The PBE band gap that trees expect of each layer (models.networks.gap), and their disagreement."""
+    means, stds = predict_gap(load_gap(settings.gap), list(layers.values()))
+    found = {}
+    for name, mean, std in zip(layers, means, stds):
+        found[name] = {GAP: float(mean), GAP_STD: float(std)}
+    return found
+
+
 def to_dft(
     rows: pd.DataFrame,
     layers: Layers,
@@ -168,20 +189,20 @@ def to_dft(
     correction = DftCorrection.load(settings.dft_correction)
     if correction.potential != potential.name:
         return {}, f"none: {settings.dft_correction.name} is of {correction.potential}"
-    said = dict(zip(rows["material_id"], numbers(rows[POTENTIAL])))
+    known = rows.set_index("material_id")[[POTENTIAL, GAP, GAP_STD]]
     second = load_potential(correction.second, device=settings.device)
     items = [(name, (layers[name], pose)) for name, pose in poses.items()]
     results = computed(delta_e_at, items, settings, second, None, shard, f"poses by {second.name}", ())
-    found, good = {}, []
+    found, good = {}, {}
     for (name, _), result in zip(items, results):
         if result.get("delta_e") is None:
             found[name] = {"error": f"not brought to DFT: {result.get('error') or result['lost']}"}
         else:
-            good.append((name, poses[name], said[name] - settings.correction, result["delta_e"]))
+            delta_g, gap, gap_std = known.loc[name]
+            good[name] = (delta_g - settings.correction, result["delta_e"], gap, gap_std)
     if good:
-        names, kept, delta_e, others = zip(*good)
-        mean, std = correction.delta_e(list(kept), np.array(delta_e), np.array(others))
-        for name, value, width in zip(names, mean + settings.correction, std):
+        mean, std = correction.delta_e(*np.array(list(good.values())).T)
+        for name, value, width in zip(good, mean + settings.correction, std):
             found[name] = {ORACLE: float(value), ORACLE_STD: float(width)}
     return found, f"{settings.dft_correction.name}, by {potential.name} and {second.name}"
 
@@ -234,12 +255,14 @@ def novelty(rows: pd.DataFrame, layers: Layers, settings: Settings) -> Columns:
     return found
 
 
-def elements_to_avoid(rows: pd.DataFrame) -> Columns:
-    """The elements of each structure that one would not use (models.crystals.elements.AVOIDED)."""
+def element_marks(rows: pd.DataFrame) -> Columns:
+    """The elements of each structure that one would not use (models.crystals.elements.AVOIDED), and what they
+    cost.
+    """
     found = {}
     for name, formula in zip(rows["material_id"], rows["formula"]):
-        symbols = Composition(formula).as_dict() if formula else ()
-        found[name] = {"avoid_elements": " ".join(avoided(symbols))}
+        amounts = Composition(formula).as_dict() if formula else {}
+        found[name] = {"avoid_elements": " ".join(avoided(amounts)), "price_usd_per_kg": price(amounts)}
     return found
 
 

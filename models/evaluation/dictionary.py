@@ -14,6 +14,7 @@ from models.evaluation.schema import (
     SUMMARY,
     Column,
 )
+from models.infra.files import markdown_table
 
 TYPES = {"str": "text", "float": "number", "int": "integer", "bool": "True / False"}
 BEGIN = """\
@@ -42,33 +43,24 @@ FILES = """\
 
 def columns_table(columns: Iterable[Column]) -> str:
     """Markdown of columns."""
-    lines = ["| column | type | unit | meaning | empty where |", "|---|---|---|---|---|"]
+    rows = []
     for column in columns:
-        cells = [f"`{column.name}`", TYPES[column.kind], column.unit, column.meaning, column.missing]
-        lines.append(_line(cells))
-    return "\n".join(lines)
+        rows.append([f"`{column.name}`", TYPES[column.kind], column.unit, column.meaning, column.missing])
+    return markdown_table(["column", "type", "unit", "meaning", "empty where"], rows)
 
 
 def metrics_table() -> str:
     """Markdown of the metrics of a set."""
-    lines = ["| metric | kind | meaning |", "|---|---|---|"]
+    rows = []
     for metric in SET_METRICS:
         kind = "rate" if metric.is_rate else f"mean ({metric.unit})" if metric.unit else "mean"
-        lines.append(_line([f"`{metric.name}`", kind, ": ".join(filter(None, [metric.label, metric.note]))]))
-    return "\n".join(lines)
+        rows.append([f"`{metric.name}`", kind, ": ".join(filter(None, [metric.label, metric.note]))])
+    return markdown_table(["metric", "kind", "meaning"], rows)
 
 
 def summary_table() -> str:
     """Markdown of the keys of metrics.json."""
-    lines = ["| key | meaning |", "|---|---|"]
-    for key, meaning in SUMMARY.items():
-        lines.append(_line([f"`{key}`", meaning]))
-    return "\n".join(lines)
-
-
-def _line(cells: list[str]) -> str:
-    """A line of a table; a bar within a cell is escaped."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return markdown_table(["key", "meaning"], [[f"`{key}`", meaning] for key, meaning in SUMMARY.items()])
 
 
 def document() -> str:

@@ -6,6 +6,7 @@ import pandas as pd
 from models.evaluation.metrics import interval
 from models.evaluation.rows import is_true
 from models.evaluation.verdicts import GATES, NEEDED, gates_passed
+from models.infra.files import markdown_table
 
 
 def funnel(rows: pd.DataFrame) -> list[dict]:
@@ -43,11 +44,11 @@ def hit_gates(rows: pd.DataFrame) -> list[str]:
 
 def funnels_markdown(funnels: dict[str, list[dict]]) -> str:
     """A table of several sets: structures proven up to each gate, in brackets those still possible."""
-    lines = ["| gate | " + " | ".join(funnels) + " | passes |", "|---" * (len(funnels) + 2) + "|"]
+    rows = []
     for k, (name, meaning) in enumerate(GATES.items()):
-        cells = [name]
+        cells = []
         for found in funnels.values():
             proven, possible = found[k]["proven"], found[k]["possible"]
             cells.append(f"{proven}" + (f" ({possible})" if possible != proven else ""))
-        lines.append("| " + " | ".join([*cells, meaning.replace("|", "\\|")]) + " |")
-    return "\n".join(lines)
+        rows.append([name, *cells, meaning])
+    return markdown_table(["gate", *funnels, "passes"], rows)

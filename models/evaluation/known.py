@@ -20,7 +20,7 @@ from ase import Atoms
 from tqdm import tqdm
 
 from models.crystals.ase_database import readable_rows, row_ids, uid_of
-from models.crystals.layer import NotALayer, extract_layer, layer_atoms, reduced_formula
+from models.crystals.layer import NotALayer, NotAStructure, extract_layer, layer_atoms, reduced_formula
 from models.crystals.matching import Fingerprint, Register
 from models.infra.files import UnreadableFile, atomic, file_text
 
@@ -55,7 +55,7 @@ def layers_of(path: Path, formulas: set[str] | None = None) -> Iterator[tuple[st
             continue
         try:
             yield uid_of(row), extract_layer(atoms).atoms
-        except NotALayer:  # a row that is no layer cannot match one
+        except (NotALayer, NotAStructure):  # a row that is no layer cannot match one
             continue
     for reason, count in dropped.items():
         print(f"{path}: {count} rows left out of what is known: {reason}")

@@ -24,6 +24,7 @@ from models.evaluation.verdicts import (
     is_stable,
     is_sun,
 )
+from models.infra.files import markdown_table
 
 DRAWS = 2000  # of a bootstrap and of a permutation test: p is known to ± 0.005 at 0.05
 LEVEL = 0.95  # of every interval
@@ -203,31 +204,17 @@ def difference_cell(metric: dict) -> str:
 def markdown(sets: dict[str, dict[str, dict]]) -> str:
     """The metrics of several sets, and the differences of the first to the others where they have one."""
     own, *others = sets
-    names = list(dict.fromkeys(name for metrics in sets.values() for name in metrics))
-    lines = _head(list(sets))
-    for name in names:
-        lines.append(_line(name, [cell(found[name]) if name in found else "" for found in sets.values()]))
+    rows = []
+    for name in dict.fromkeys(name for metrics in sets.values() for name in metrics):
+        rows.append([name, *(cell(found[name]) if name in found else "" for found in sets.values())])
+    text = markdown_table(["metric", *sets], rows)
     tested = [other for other in others if any("difference" in metric for metric in sets[other].values())]
     if not tested:
-        return "\n".join(lines)
+        return text
+    rows = [[name, *(difference_cell(sets[other][name]) for other in tested)] for name in sets[own]]
     test = "p of Fisher's exact test or of a permutation test (one test each, * below 0.05)"
-    lines += [
-        "",
-        f"{own} minus another set of as many structures, 95 % interval, {test}:",
-        "",
-        *_head(tested),
-    ]
-    for name in sets[own]:
-        lines.append(_line(name, [difference_cell(sets[other][name]) for other in tested]))
-    return "\n".join(lines)
-
-
-def _head(names: list[str]) -> list[str]:
-    return [_line("metric", names), "|---" * (len(names) + 1) + "|"]
-
-
-def _line(name: str, cells: list[str]) -> str:
-    return f"| {name} | " + " | ".join(cells) + " |"
+    what = f"{own} minus another set of as many structures, 95 % interval, {test}:"
+    return "\n\n".join([text, what, markdown_table(["metric", *tested], rows)])
 
 
 def flat(sets: dict[str, dict[str, dict]]) -> pd.DataFrame:

@@ -172,7 +172,10 @@ def shortlist_line(row: dict) -> str:
     chance = f"P(|ΔG_H| <= 0.1 eV) {row['p_active']:.2f}"
     line = f"{row['rank']}. {row['material_id']} (class {row['candidate_class']}): {chance}"
     line += f", ΔG_H {', '.join(said)}"
-    line += f"; E_hull {_signed(row['e_hull_eV_per_atom'])} eV/atom"
+    line += f"; E_hull {_signed(row['e_hull_eV_per_atom'])}"
+    error, cost = row["e_hull_std_eV_per_atom"], row["price_usd_per_kg"]
+    line += f" ± {error:.2f} eV/atom" if error is not None else " eV/atom"
+    line += f"; {cost:,.0f} USD/kg" if cost is not None else ""
     line += f"; holds {row['avoid_elements']}" if row["avoid_elements"] else ""
     line += f"; stopped by: {row['stopped_by']}" if row["stopped_by"] else ""
     return line + (f"; phonons {row['phonons']}" if row["phonons"] else "")

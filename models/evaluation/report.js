@@ -465,7 +465,7 @@ function showFacts() {
   const scene = scenes.get(state.selected), row = rows.get(state.selected);
   const listed = data.shortlist.find(item => item.material_id === state.selected) ?? {}, merged = {...row, ...listed};
   if (!row && !listed.material_id) return facts.replaceChildren(el("p", {}, "Choose a structure in the list."));
-  const keys = ["layer_group", "e_hull_eV_per_atom", "delta_g_h_oracle_eV", "delta_g_h_oracle_std_eV", "delta_g_h_dimenet_eV", "delta_g_h_second_eV", "delta_g_h_dft_eV", "p_active", "e_pourbaix_eV_per_atom", "avoid_elements", "p_synth", "h_site", "thickness_A", "novel", "known_as", "hit", "stopped_by"];
+  const keys = ["layer_group", "e_hull_eV_per_atom", "e_hull_std_eV_per_atom", "delta_g_h_oracle_eV", "delta_g_h_oracle_std_eV", "delta_g_h_dimenet_eV", "delta_g_h_second_eV", "delta_g_h_dft_eV", "p_active", "e_pourbaix_eV_per_atom", "avoid_elements", "price_usd_per_kg", "p_synth", "h_site", "thickness_A", "novel", "known_as", "hit", "stopped_by"];
   const pairs = keys.filter(key => merged[key] !== null && merged[key] !== undefined).map(key => [data.labels[key], shown(merged[key], key)]);
   let remark = scene ? "Dashed: the unit cell, 1 Å of its vacuum drawn." : scenes.size < data.rows.length && data.undrawn ? "The page holds 3D views of the first structures only, and not of this one." : "No relaxed layer: nothing to draw.";
   if (scene && scene.hydrogen !== null) {

@@ -82,6 +82,13 @@ METRICS = (
         "no reference phases",
     ),
     Column(
+        "e_hull_std_eV_per_atom",
+        "float",
+        "eV/atom",
+        "68 % of the errors of E_hull against DFT lie within it, for formulas like this one (docs/hull.md)",
+        "no E_hull, or a potential whose errors were not measured",
+    ),
+    Column(
         "hull_compounds",
         "int",
         "",
@@ -91,6 +98,8 @@ METRICS = (
     Column(
         "rmsd_relaxed_A", "float", "Å", "RMS displacement on relaxation, drift and strain removed", REFUSED
     ),
+    Column("gap_eV", "float", "eV", "PBE band gap expected by trees on C2DB, at most 2.5 eV", REFUSED),
+    Column("gap_std_eV", "float", "eV", "standard deviation of the trees", REFUSED),
     Column("delta_g_h_dimenet_eV", "float", "eV", "ΔG_H by DimeNet++, lowest over all sites", REFUSED),
     Column("delta_g_h_dimenet_std_eV", "float", "eV", "calibrated spread of its members", "no ensemble"),
     Column(
@@ -166,7 +175,11 @@ METRICS = (
         "no p_active",
     ),
     Column(
-        "rank", "int", "", "place by class, elements to avoid last, then p_active, then E_hull", "no p_active"
+        "rank",
+        "int",
+        "",
+        "place by class, elements to avoid last, p_active, E_hull and price",
+        "no p_active",
     ),
     Column("pareto", "bool", "", "on the Pareto front of |ΔG_H| (oracle), E_hull and P_synth"),
     Column(
@@ -214,6 +227,13 @@ METRICS = (
         "toxic or radioactive elements in it (models/crystals/elements.py)",
         "none",
     ),
+    Column(
+        "price_usd_per_kg",
+        "float",
+        "USD/kg",
+        "what a kilogram of its elements costs (data/element_prices.csv); below E_hull in the ranking",
+        "an element without a price",
+    ),
     Column("gate_passed", "str", "", "last gate of the unbroken chain that it passes", "not 2D"),
     Column("stopped_by", "str", "", "the first gate that it does not pass", "passes all"),
     Column("hit", "bool", "", "passes the chain up to active, and every later gate that was computed for it"),
@@ -239,8 +259,10 @@ SHORTLIST_COLUMNS = (
     "delta_g_h_dft_eV",
     "h_site",
     "e_hull_eV_per_atom",
+    "e_hull_std_eV_per_atom",
     "e_pourbaix_eV_per_atom",
     "avoid_elements",
+    "price_usd_per_kg",
     "p_synth",
     "hit",
     "stopped_by",

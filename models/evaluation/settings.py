@@ -26,6 +26,7 @@ class Settings:
     template_db: Path = shipped("data/her2d.db")
     learned: Path = shipped("models/weights/best_diffusion_model.known.json.gz")
     validation: Path = shipped("data/validation.json")
+    gap: Path = shipped("models/weights/gap.pt")
     dft_correction: Path | None = shipped("models/weights/dft_correction.json")
     hull_phases: int = (
         3  # relaxations in a chemical system of which no compound is known; 15 to 20 s of a core
@@ -52,7 +53,15 @@ def needed_files(settings: Settings) -> list[Path]:
     classifier = [] if settings.csllm else [settings.synthesis]
     known = [settings.novelty_db, settings.template_db, settings.learned]
     to_dft = [settings.dft_correction] if settings.dft_correction else []
-    needed = [settings.dimenet, *classifier, settings.references, *known, settings.validation, *to_dft]
+    needed = [
+        settings.dimenet,
+        settings.gap,
+        *classifier,
+        settings.references,
+        *known,
+        settings.validation,
+        *to_dft,
+    ]
     return list(dict.fromkeys(needed))
 
 
@@ -82,9 +91,10 @@ def _check_models(settings: Settings) -> None:
         ValueError: names the file.
     """
     from models.networks.dimenet import load_dimenet  # late: the pool's processes need no networks
+    from models.networks.gap import load_gap
     from models.networks.synthesis import load_synthesis
 
-    loads = {settings.dimenet: load_dimenet}
+    loads = {settings.dimenet: load_dimenet, settings.gap: load_gap}
     if not settings.csllm:
         loads[settings.synthesis] = load_synthesis
     for path, load in loads.items():
@@ -145,6 +155,7 @@ def _add_model_flags(group) -> None:
     add("--second-potential", help="repeats ΔG_H on the shortlist, or none")
     add("--dimenet", type=Path, help="checkpoint of stage 1")
     add("--synthesis", type=Path, help="positive-unlabelled classifier")
+    add("--gap", type=Path, help="trees that expect the band gap (python -m data.build.gap)")
     add("--csllm", help="CSLLM: folder or hub name; takes the classifier's place")
     add("--csllm-base", help="base model of the CSLLM adapters, if it is not where their config says")
     add("--csllm-dtype", help="torch dtype of CSLLM, e.g. bfloat16; auto is the checkpoint's")

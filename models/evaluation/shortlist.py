@@ -84,11 +84,12 @@ def candidate_class(rows: pd.DataFrame) -> np.ndarray:
 
 def ranked(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows that have a P(|ΔG_H| <= VERY_ACTIVE), best first: by class, then those of elements that one
-    would use, then by that probability, then by E_hull.
+    would use, then by that probability, then by E_hull, then by price.
     """
     known = rows[rows["p_active"].notna()]
     keys = [candidate_class(known), known["avoid_elements"] != "", -numbers(known["p_active"])]
-    return known.iloc[np.lexsort([numbers(known[E_HULL]), *reversed(keys)])]
+    last = [numbers(known["price_usd_per_kg"]), numbers(known[E_HULL])]  # lexsort: the weakest key first
+    return known.iloc[np.lexsort([*last, *reversed(keys)])]
 
 
 def ranking(rows: pd.DataFrame, sigma: float) -> Columns:

@@ -15,6 +15,7 @@ from models.evaluation.rows import Columns, is_true, numbers
 
 ORACLE, DIMENET, DFT = "delta_g_h_oracle_eV", "delta_g_h_dimenet_eV", "delta_g_h_dft_eV"
 POTENTIAL, ORACLE_STD = "delta_g_h_potential_eV", "delta_g_h_oracle_std_eV"
+GAP, GAP_STD = "gap_eV", "gap_std_eV"
 E_HULL = "e_hull_eV_per_atom"
 GATES = {  # in the order of the chain: what passes
     "2D": "free-standing two-dimensional crystal",

@@ -12,7 +12,7 @@ import os
 import re
 import resource
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b, sha256
 from pathlib import Path
@@ -149,6 +149,22 @@ def write_rows(path: str | os.PathLike, rows: Iterable[dict], columns: Iterable[
             writer.writeheader()
             for row in rows:
                 writer.writerow({name: _cell(value) for name, value in row.items()})
+
+
+def markdown_row(cells: Iterable[Any]) -> str:
+    """A line of a markdown table; a bar, a backslash or a line break in a cell stays in its cell."""
+    escaped = []
+    for cell in cells:
+        text = " ".join(str(cell).splitlines())
+        escaped.append(text.replace("\\", "\\\\").replace("|", "\\|"))
+    return "| " + " | ".join(escaped) + " |"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A markdown table."""
+    lines = [markdown_row(head), "|" + "---|" * len(head)]
+    lines += [markdown_row(row) for row in rows]
+    return "\n".join(lines)
 
 
 def save_checkpoint(path: str | os.PathLike, content: dict) -> None:

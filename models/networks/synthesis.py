@@ -160,15 +160,19 @@ class Forest(nn.Module):
         self.register_buffer("share", torch.zeros(trees, nodes))
         self.register_buffer("c", torch.tensor(1.0))
 
-    def labelled(self, x: torch.Tensor) -> torch.Tensor:
-        """P(known from experiment) [n] of features [n, F]."""
+    def leaves(self, x: torch.Tensor) -> torch.Tensor:
+        """What each tree says [T, n] of features [n, F]."""
         rows = torch.arange(len(x), device=x.device)
         node = torch.zeros(len(self.feature), len(x), dtype=torch.long, device=x.device)
         for _ in range(self.hyper_parameters["depth"]):
             value = x[rows, self.feature.gather(1, node)]
             below = value <= self.threshold.gather(1, node)
             node = torch.where(below, self.left.gather(1, node), self.right.gather(1, node))
-        return self.share.gather(1, node).mean(0)
+        return self.share.gather(1, node)
+
+    def labelled(self, x: torch.Tensor) -> torch.Tensor:
+        """P(known from experiment) [n] of features [n, F]."""
+        return self.leaves(x).mean(0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """P(synthesizable) [n] of features [n, F]."""
@@ -200,10 +204,16 @@ def fit_forest(x: np.ndarray, known: np.ndarray, held_out: np.ndarray, seed: int
             min_samples_leaf=MIN_LEAF, max_features=MAX_FEATURES, random_state=int(state)
         )
         trees.append(tree.fit(x[bag], known[bag]).tree_)
+    forest = as_forest(trees)
+    forest.c = forest.labelled(_tensor(held_out)).mean()
+    return forest
+
+
+def as_forest(trees: list) -> Forest:
+    """scikit-learn's trees (`.tree_`) as tensors: shares of a classifier, means of a regressor."""
     forest = Forest(len(trees), max(tree.node_count for tree in trees), max(tree.max_depth for tree in trees))
     for k, tree in enumerate(trees):
         _store(forest, k, tree)
-    forest.c = forest.labelled(_tensor(held_out)).mean()
     return forest
 
 
@@ -215,7 +225,8 @@ def _store(forest: Forest, k: int, tree) -> None:
     fill("threshold", np.where(leaf, np.inf, tree.threshold))
     fill("left", np.where(leaf, nodes, tree.children_left))
     fill("right", np.where(leaf, nodes, tree.children_right))
-    fill("share", tree.value[:, 0, 1] / tree.value[:, 0].sum(1))
+    value = tree.value[:, 0]  # [K, classes], or [K, 1] of a regressor
+    fill("share", value[:, 0] if value.shape[1] == 1 else value[:, 1] / value.sum(1))
 
 
 def _tensor(x: np.ndarray) -> torch.Tensor:

@@ -3,15 +3,16 @@
 E_form = (E − Σ n_i μ_i) / N with μ_i the lowest elemental phase; E_stable^ref is the formation energy of the
 hull at the structure's composition, so E_form − E_stable^ref = E_hull. The hull holds bulk phases, the layers
 of the database, and points: compositions at which C2DB says where DFT's hull lies (`hform − ehull`, CC-BY
-    4.0).
+4.0).
 
 Potentials that learned the Materials Project's calculations speak of two energy scales: PBE+U where V, Cr,
 Mn, Fe, Co, Ni, Mo or W meets oxygen or fluorine, plain PBE elsewhere. Their energies are brought to the PBE
 scale of C2DB by the published mixing corrections (Wang et al., Sci. Rep. 11, 15496 (2021)), which pymatgen
-ships.
+ships. What a potential then still errs by in a systematic way is taken off by an energy an element
+(`read_offsets`), fitted to formation energies of C2DB's training formulas (data/build/offsets.py). Both reach
+all compounds with the potential's energies, the structure and its competitors alike; points are DFT already.
 """
 
-import csv
 import itertools
 import json
 from collections import Counter
@@ -31,7 +32,7 @@ from tqdm import tqdm
 from models.crystals.ase_database import metadata, number, readable_rows
 from models.crystals.layer import pack_atoms
 from models.crystals.thresholds import BELOW_HULL, STABLE
-from models.infra.files import ROOT, digest
+from models.infra.files import ROOT, digest, read_rows
 from models.infra.shards import Shard
 from models.physics.potentials import relax_layer
 
@@ -45,6 +46,7 @@ RELAX_FMAX, RELAX_STEPS = 0.05, 120  # eV/Å
 RELAXATION = f" fmax {RELAX_FMAX} steps {RELAX_STEPS}"  # part of the key of what is remembered
 DEFAULT = ROOT / "data" / "reference_phases.db"
 POINTS = ROOT / "data" / "hull_points.csv"
+OFFSETS = ROOT / "data" / "energy_offsets.csv"
 WATER = {"O", "H"}
 ON_THE_LINE = 1e-4  # eV/atom below the elements; less is no compound
 
@@ -99,17 +101,22 @@ def _mixing_corrections() -> dict[str, dict[str, float]]:
     return MaterialsProject2020Compatibility().u_corrections
 
 
+def plus_u_metals(composition: Composition) -> dict[str, float]:
+    """Metals for which the Materials Project sets U in this compound -> eV that it adds an atom of each;
+    empty for what is no oxide or fluoride.
+    """
+    if len(composition) == 1:
+        return {}
+    anion = max(composition.elements, key=lambda element: element.X).symbol
+    corrections = _mixing_corrections().get(anion, {})
+    return {el.symbol: corrections[el.symbol] for el in composition if el.symbol in corrections}
+
+
 def to_pbe(composition: Composition, energy: float) -> float:
     """Energy in eV on the PBE scale, of one that is PBE+U where the Materials Project sets U: in oxides and
     fluorides.
     """
-    if len(composition) == 1:
-        return energy
-    anion = max(composition.elements, key=lambda element: element.X).symbol
-    corrections = _mixing_corrections().get(anion, {})
-    return energy + sum(
-        corrections.get(element.symbol, 0.0) * count for element, count in composition.items()
-    )
+    return energy + sum(shift * composition[symbol] for symbol, shift in plus_u_metals(composition).items())
 
 
 class Phase(NamedTuple):
@@ -136,6 +143,8 @@ class Hull:
         phases: list of Phase, or of its first fields.
         potential: name of the potential that made the energies; those of PLUS_U are brought to the PBE scale,
             here and in `stability`.
+        offsets: element -> eV per atom of it that the energy of a compound is moved by, here and in
+            `stability`.
 
     Attributes:
         systems: set of elements -> its phases as pymatgen's entries, on the PBE scale; `attribute` is the
@@ -144,8 +153,10 @@ class Hull:
         searched: chemical system, as "Ca-Pt" -> relaxations spent on its competitors (competitors.py).
     """
 
-    def __init__(self, phases: list[Phase | tuple], potential: str = ""):
-        self.plus_u = potential.startswith(PLUS_U)
+    def __init__(
+        self, phases: list[Phase | tuple], potential: str = "", offsets: dict[str, float] | None = None
+    ):
+        self.plus_u, self.offsets = potential.startswith(PLUS_U), offsets or {}
         self.potential, self.failed, self.searched = potential, {}, {}
         self.systems, self.diagrams = {}, {}
         self.add(phases)
@@ -157,7 +168,7 @@ class Hull:
 
     def copy(self) -> "Hull":
         """A hull of its own with the same phases."""
-        other = Hull([], self.potential)
+        other = Hull([], self.potential, self.offsets)
         other.systems = {elements: list(entries) for elements, entries in self.systems.items()}
         other.failed, other.searched = dict(self.failed), dict(self.searched)
         return other
@@ -192,12 +203,26 @@ class Hull:
 
     def _entry(self, composition: Composition, energy: float, phase: Phase | None = None) -> PDEntry:
         energy = to_pbe(composition, energy) if self.plus_u else energy
-        return PDEntry(composition, energy, attribute=phase)
+        return PDEntry(composition, energy + self.offset(composition), attribute=phase)
+
+    def offset(self, composition: Composition) -> float:
+        """What `offsets` add to the energy of a compound, eV per composition; nothing to an element, where
+        formation energies count from.
+        """
+        if len(composition) == 1:
+            return 0.0
+        return sum(self.offsets.get(element.symbol, 0.0) * count for element, count in composition.items())
 
     @classmethod
-    def read(cls, path: Path = DEFAULT, points: Path | None = POINTS) -> "Hull":
-        """Phases and stored energies of a reference database (row key `energy_eV`), and the points of DFT's
-        hull beside them if the potential learned PBE (`read_points`; None for none).
+    def read(
+        cls, path: Path = DEFAULT, points: Path | None = POINTS, offsets: Path | None = OFFSETS
+    ) -> "Hull":
+        """Phases and stored energies of a reference database (row key `energy_eV`).
+
+        Args:
+            points: the points of DFT's hull, for a potential that learned PBE (`read_points`); None for none.
+            offsets: energies an element, for the potential that they were fitted for (`read_offsets`); None
+                for none.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} is missing: run python -m data.build")
@@ -211,7 +236,8 @@ class Hull:
         for reason, count in dropped.items():
             print(f"{path}: {count} rows are no reference phases: {reason}")
         known = metadata(path, "--references")
-        hull = cls(phases, str(known.get("potential", "")))
+        potential = str(known.get("potential", ""))
+        hull = cls(phases, potential, read_offsets(potential, offsets) if offsets else None)
         hull.searched = dict(known.get("searched", {}))
         if points and hull.potential.startswith(PBE):
             hull.add_points(read_points(points))
@@ -220,6 +246,11 @@ class Hull:
     def compounds(self, symbols) -> int:
         """How many phases hold exactly these elements."""
         return len(self.systems.get(frozenset(Element(symbol) for symbol in symbols), []))
+
+    def knows(self, formula: str) -> bool:
+        """Whether a layer or a point of this reduced formula is part of the hull."""
+        elements = frozenset(Composition(formula).elements)
+        return any(_is_seen(entry, formula) for entry in self.systems.get(elements, []))
 
     def inside(self, elements: frozenset) -> list[PDEntry]:
         """The phases of a chemical system and of the systems inside it."""
@@ -305,8 +336,17 @@ def read_points(path: Path = POINTS) -> dict[str, float]:
     """formula -> formation energy of DFT's hull (eV/atom), of a CSV with these two columns."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is missing: make it with python -m data.build.dft_hull --db c2db.db")
-    with Path(path).open(newline="") as file:
-        return {row["formula"]: float(row["e_stable_eV_per_atom"]) for row in csv.DictReader(file)}
+    return {row["formula"]: float(row["e_stable_eV_per_atom"]) for row in read_rows(path)}
+
+
+def read_offsets(potential: str, path: Path = OFFSETS) -> dict[str, float]:
+    """element -> eV per atom of it, of a CSV with the columns potential, element and offset_eV_per_atom;
+    empty for a potential that none were fitted for.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is missing: make it with python -m data.build.offsets")
+    rows = [row for row in read_rows(path) if row["potential"] == potential]
+    return {row["element"]: float(row["offset_eV_per_atom"]) for row in rows}
 
 
 def relax_phase(atoms: Atoms, calculator, steps: int = RELAX_STEPS) -> tuple[Atoms, float, bool]:
@@ -346,7 +386,7 @@ def hull_for(potential, formulas, path: Path, cache: Shard, points: Path | None 
         return Hull.read(path, points)
     systems = [{el.symbol for el in Composition(formula).elements} | WATER for formula in formulas]
     inside = lambda symbols: any(set(symbols) <= system for system in systems)
-    hull = Hull([], potential.name)
+    hull = Hull([], potential.name, read_offsets(potential.name))
     everything = readable_rows(path, Counter(), "--references")
     rows = [(row, atoms) for row, atoms in everything if inside(atoms.symbols)]
     for row, atoms in tqdm(rows, desc=f"competing phases by {potential.name}", mininterval=2):

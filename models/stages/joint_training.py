@@ -4,9 +4,11 @@ test split.
 
 import argparse
 import math
+from collections import Counter
 from pathlib import Path
 
 import torch
+from torch_geometric.data import Data
 from tqdm import tqdm
 
 from models.datasets.graphs import labelled_layers, off_equilibrium_graphs
@@ -172,6 +174,19 @@ def train_model(joint: Joint, diffusion: Diffusion, data: TrainingData, args: ar
 # ---------------------------------------------------------------- report
 
 
+def held_out(sources: list[str], folders: list[Path]) -> list[Data]:
+    """Test graphs of the sources that were trained on; empty, and said why, where there are none."""
+    try:
+        graphs = labelled_layers(folders, "test")
+    except (FileNotFoundError, ValueError) as error:
+        print(f"the heads are not measured on held-out layers: {error}")
+        return []
+    foreign = Counter(graph.source for graph in graphs if graph.source not in sources)
+    for source, count in foreign.items():
+        print(f"left out of the test: {count} layers of {source}, on whose energies nothing was trained")
+    return [graph for graph in graphs if graph.source in sources]
+
+
 def report(trainer: Trainer, data: TrainingData, args: argparse.Namespace) -> None:
     """Errors of the heads of the best epoch on the test split: OUT.metrics.json."""
     found = {
@@ -181,13 +196,10 @@ def report(trainer: Trainer, data: TrainingData, args: argparse.Namespace) -> No
     joint = trainer.average.module
     joint.network.load_state_dict(load_checkpoint(args.out, args.device)["model"])
     found["e_hull_offsets_eV_per_atom"] = joint.by_source()
-    try:
-        test = joint.on_reference(labelled_layers(args.data, "test"))
+    if test := joint.on_reference(held_out(joint.sources, args.data)):
         found["heads_on_test"] = head_errors(joint.network, joint.on_reference(data.train), test, args)
-    except (FileNotFoundError, ValueError):
-        print("no layer of this database falls into the test split: heads not measured there")
-    if data.bent:
-        bent = off_equilibrium_graphs(args.off_equilibrium, "test")
+    bent = off_equilibrium_graphs(args.off_equilibrium, "test") if data.bent else []
+    if bent:
         found["heads_on_test_off_equilibrium"] = head_errors(joint.network, data.bent, bent, args)
     write_json(beside(args.out, ".metrics.json"), found)
     print(f"held-out heads at t = 0: {found}")

@@ -5,11 +5,12 @@ import pytest
 from ase import Atoms
 from ase.build import fcc111
 from ase.calculators.emt import EMT
-from layers import Springs, energy_by, square_metal
+from layers import Springs, energy_by, known, square_metal
 
 from data.build import levels, pack
 from models.crystals.layer import extract_layer, pack_atoms
 from models.crystals.sites import adsorption_sites, shortest_bond, with_hydrogen
+from models.datasets.lmdb_data import LmdbDataset, safe_loads, write_lmdb
 from models.physics.hydrogen import HydrogenOracle
 
 
@@ -38,6 +39,38 @@ def test_records_keep_hydrogen_on_its_site(monkeypatch):
         delta_e = energy_by(EMT(), end) - slab_energy - oracle.half_h2
         assert site["delta_e"] == pytest.approx(delta_e, abs=2e-3)
     np.testing.assert_allclose(sorted(found), wanted, atol=1e-4)
+
+
+def test_a_packed_set_loses_what_is_no_adsorption_any_more(tmp_path, monkeypatch):
+    """H 1.35 Å over a S of 1H-MoS2, and the same with this S lifted 2.5 Å out of its bonds: one record stays,
+    with all its fields.
+    """
+    layer = known("1H-MoS2").repeat((2, 2, 1))
+    top, poses = int(layer.positions[:, 2].argmax()), []
+    for rise in (0.0, 2.5, 0.2):
+        pose = layer + Atoms("H", [layer.positions[top] + [0, 0, 1.35]])
+        pose.positions[[top, -1], 2] += rise
+        poses.append(pose)
+    sites = [
+        {"kind": "ontop", "face": 1, "start": pose.positions[-1], "end": pose.positions.tolist()}
+        | {"delta_e": rank / 4, "converged": True, "flag": ""}
+        for rank, pose in enumerate(poses)
+    ]
+    row = {"key": "x", "reason": "", "slab": pack_atoms(layer), "sites": sites}
+    _, dropped = pack.adsorption_records(row, 0)
+    assert dropped == {"abstracted": 1}  # a set packed today does not hold it
+    path = tmp_path / "old.lmdb"
+    with monkeypatch.context() as patch:
+        patch.setattr(pack, "adsorption_flag", lambda *_: "")
+        records, _ = pack.adsorption_records(row, 0)
+    write_lmdb(path, records)
+    before = [safe_loads(LmdbDataset([path]).raw(index)) for index in range(3)]
+    assert pack.rejudge(path) == {"file": "old.lmdb", "kept": 2, "dropped": {"abstracted": 1}}
+    after = [safe_loads(LmdbDataset([path]).raw(index)) for index in range(2)]
+    for kept, old in zip(after, (before[0], before[2])):
+        assert kept["y_relaxed"] == old["y_relaxed"] and kept["site"] == old["site"] == "ontop-top"
+        np.testing.assert_array_equal(kept["pos_relaxed"], old["pos_relaxed"])
+    assert pack.rejudge(path)["dropped"] == {}
 
 
 def test_the_builder_relaxes_as_the_evaluator_does():

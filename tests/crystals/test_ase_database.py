@@ -8,9 +8,11 @@ from pathlib import Path
 import ase.db
 import numpy as np
 import pytest
+from ase import Atoms
 from layers import known
 
 from models.crystals.ase_database import DatabaseError, metadata, number, readable_rows, row_ids
+from models.crystals.layer import NotAStructure, check_geometry
 from models.crystals.templates import Templates
 
 
@@ -63,6 +65,17 @@ def test_a_bad_row_costs_one_row_and_is_counted(path, case):
     assert [row.uid for row, _ in rows] == ["1H-MoS2", "graphene"]
     assert sum(dropped.values()) == 1 and next(iter(dropped)).startswith("unreadable row (")
     assert len(Templates.read(path).structures) == 2
+
+
+@pytest.mark.parametrize("number", [95, 118])
+def test_an_element_beyond_plutonium_costs_one_row(path, number):
+    """Its radius is 0.2 Å in ASE's table, a placeholder: no bond of it could be told."""
+    change(path, "numbers", np.array([number, 7], np.int32).tobytes())
+    dropped = Counter()
+    assert [row.uid for row, _ in readable_rows(path, dropped)] == ["1H-MoS2", "graphene"]
+    assert list(dropped.values()) == [1] and "beyond plutonium" in next(iter(dropped))
+    with pytest.raises(NotAStructure, match="beyond plutonium"):
+        check_geometry(Atoms(numbers=[number], cell=[3, 3, 20], pbc=True))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), "low", True])

@@ -124,6 +124,7 @@ REFUSED = {
     "no atoms": ("data_x\n" + CELL, "no atom sites"),
     "element of no kind": (swap(MO=MO.replace("Mo1", "Q1")), "names no element"),
     "no element at all": (swap(MO=MO.replace("Mo1", "1")), "names no element"),
+    "beyond plutonium": (MOS2.replace("Mo", "Cm"), "beyond plutonium (atomic number above 94): Cm"),
     "partial": (with_column("occupancy", "0.9", "1", "1"), "partial occupancy"),
     "two species": (with_column("occupancy", "0.5", "1", "1") + "W1 0.333333 0.666667 0.5 0.5\n", "partial"),
     "occupancy 0": (with_column("occupancy", "0", "1", "1"), "partial occupancy"),

@@ -169,3 +169,11 @@ def test_water_decides_the_class_and_elements_the_rank():
     best = ranked(rows)
     assert list(best["material_id"]) == ["benign", "not known", "thallium", "known layer", "dissolves"]
     assert list(best["candidate_class"]) == [1, 1, 1, 2, 3]
+
+
+def test_of_equal_candidates_the_cheaper_comes_first():
+    prices = {"dear": 30000.0, "cheap": 5.0, "not known": None}
+    rows = [PERFECT | {"material_id": name, "price_usd_per_kg": value} for name, value in prices.items()]
+    rows = table(rows)
+    best = ranked(join(rows, ranking(rows, 0.5)))
+    assert list(best["material_id"]) == ["cheap", "dear", "not known"]

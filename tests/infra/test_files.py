@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from markdown_it import MarkdownIt
 
 from models.infra.files import (
     ROOT,
@@ -22,6 +23,7 @@ from models.infra.files import (
     bounded_memory,
     file_text,
     load_checkpoint,
+    markdown_table,
     read_json,
     read_rows,
     save_checkpoint,
@@ -93,6 +95,24 @@ def test_no_cell_is_a_formula_and_text_comes_back_as_it_was(tmp_path):
     found = read_rows(tmp_path / "x.csv")
     assert [row["id"] for row in found] == HOSTILE + PEACEFUL
     assert {row["x"] for row in found} == {"-0.5"}
+
+
+NAMES = ("a|b", "|", r"a\|b", r"a\\|b", "a\\", "two\nlines", "a\r\n|b", "ordinary", " ", "||||")
+
+
+def test_a_name_stays_in_its_cell():
+    """Markdown tables, read back by a parser: file names with bars, backslashes and line breaks."""
+    text = markdown_table(["set", *NAMES], [[name, *NAMES] for name in NAMES])
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    kinds = [token.type for token in tokens]
+    assert kinds.count("table_open") == 1 and kinds.count("tr_open") == len(NAMES) + 1
+    assert kinds.count("td_open") == len(NAMES) * (len(NAMES) + 1)
+    cells = []
+    for token in tokens:
+        if token.type == "inline":
+            cells.append("".join(child.content for child in token.children))
+    plain = [" ".join(name.split()) for name in NAMES]
+    assert [" ".join(cell.split()) for cell in cells[1 : len(NAMES) + 1]] == plain
 
 
 def test_any_name_can_be_written_in_any_locale(tmp_path):

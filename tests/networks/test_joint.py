@@ -214,6 +214,20 @@ def folders(tmp_path):
     return tmp_path
 
 
+def test_a_folder_with_nothing_but_a_test_split_is_left_out_of_the_report(tmp_path, capsys):
+    """Its energies may lie on another scale, which nothing was trained on."""
+    for name, source in (("a", "dft"), ("b", "elsewhere")):
+        (tmp_path / name / "processed").mkdir(parents=True)
+        InMemoryDataset.save(graphs_of(source), tmp_path / name / "processed" / "test.pt")
+    found = joint_training.held_out(["dft"], [tmp_path / "a", tmp_path / "b"])
+    assert {graph.source for graph in found} == {"dft"} and len(found) == len(NAMES)
+    assert f"{len(NAMES)} layers of elsewhere" in capsys.readouterr().out
+    assert joint_training.held_out(["dft"], [tmp_path / "b"]) == []
+    (tmp_path / "a" / "processed" / "test.pt").write_bytes(b"no graphs")
+    assert joint_training.held_out(["dft"], [tmp_path / "a"]) == []
+    assert "test.pt is no zip" in capsys.readouterr().out
+
+
 def flags(folders, *more) -> list[str]:
     small = "--channels 16 --vectors 4 --trunk 1 --conditional 1 --neighbours 8 --device cpu --batch-atoms 32"
     given = ["--data", folders / "dft", folders / "potential", "--off-equilibrium", ""]

@@ -17,6 +17,8 @@ from models.physics.hull import (
     competing_phase_known,
     hull_for,
     is_stable,
+    plus_u_metals,
+    read_offsets,
     read_points,
     relax_phase,
     to_pbe,
@@ -230,3 +232,32 @@ def test_corrections_reach_phases_and_structures_alike():
     assert mixed.stability("MoO2", -21.7).e_form == pytest.approx((-1.7 - 3.202) / 3)
     for hull in (plain, mixed, Hull(phases, "CHGNet 0.3.0")):
         assert hull.stability("MoO2", -21.7).e_hull == pytest.approx(0.1)
+    assert plus_u_metals(Composition("Mo2FeO4")) == {"Mo": -3.202, "Fe": -2.256}
+    assert plus_u_metals(Composition("MoS2")) == plus_u_metals(Composition("Mo")) == {}
+
+
+def test_offsets_move_compounds_and_neither_elements_nor_points(hull):
+    """LiCl (-6 eV) with 0.1 eV a Li and -0.3 eV a Cl: the formation energy moves by -0.1 eV/atom, and E_hull
+    of a polymorph, which moves as much, by nothing; against a point of DFT's hull it moves.
+    """
+    moved = Hull(TOY, offsets={"Li": 0.1, "Cl": -0.3, "Xe": 5.0})
+    for energy in (-6.0, -5.8):
+        before, after = hull.stability("LiCl", energy), moved.stability("LiCl", energy)
+        assert after.e_form == pytest.approx(before.e_form - 0.1)
+        assert after.e_hull == pytest.approx(before.e_hull)
+    assert moved.stability("Li", -1.9).e_form == pytest.approx(0.1)
+    assert moved.formation_energy(Composition("Li3Cl"), -9.04) == pytest.approx(-0.04)  # 3 * 0.1 - 0.3 = 0
+    moved.add_points({"LiCl": -0.7})
+    assert moved.stability("LiCl", -6.0).e_hull == pytest.approx(-0.6 + 0.7)
+    assert moved.copy().stability("LiCl", -5.8).e_hull == pytest.approx(-0.5 + 0.7)
+
+
+def test_offsets_serve_the_potential_that_they_were_fitted_for(tmp_path):
+    path = tmp_path / "offsets.csv"
+    path.write_text("potential,element,offset_eV_per_atom,training_rows\nA 1,Li,-0.25,9\nB,Li,0.5,9\n")
+    assert read_offsets("A 1", path) == {"Li": -0.25} and read_offsets("C", path) == {}
+    with pytest.raises(FileNotFoundError, match="data.build.offsets"):
+        read_offsets("A 1", tmp_path / "none.csv")
+    shipped = read_offsets("SevenNet 7net-l3i5")
+    assert len(shipped) > 55 and max(map(abs, shipped.values())) < 0.3
+    assert Hull.read().offsets == shipped and Hull.read(offsets=None).offsets == {}

@@ -106,7 +106,7 @@ def test_an_independent_programme_agrees(shipped):
 
 
 def test_computed_solids_meet_measured_gibbs_energies(shipped):
-    """97 solids, of which the scale's three parameters were read off; without any correction 0.24 eV/atom."""
+    """97 solids, off which the scale's three parameters were read; without any correction 0.24 eV/atom."""
     phases, errors, plain = lowest(shipped.hull), [], []
     for row in csv.DictReader((ROOT / "data" / "gibbs_energies.csv").open()):
         composition = Composition(row["formula"])

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from models.infra.files import ROOT, write_text
+from models.infra.files import ROOT, markdown_table, write_text
 
 KINDS = {  # kind -> parts of test ids
     "Checkpoints that name code, truncated, foreign, compressed or too large": (
@@ -34,6 +34,7 @@ KINDS = {  # kind -> parts of test ids
         "test_a_foreign_line",
         "test_broken_json",
         "test_no_cell_is_a_formula",
+        "test_a_name_stays_in_its_cell",
     ),
     "Structures that are none": (
         "test_what_is_no_crystal",
@@ -128,14 +129,14 @@ def document(counts: Counts, long: bool, seconds: float) -> str:
         "A case is one input, or one kill. *Handled*: refused or counted with a message that says what to "
         "do, or read as what it means. *Lost or wrong*: anything else. *Executed*: something in it ran.",
         "",
-        "| kind | cases | handled | lost or wrong | executed |",
-        "|---|---|---|---|---|",
     ]
+    rows = []
     for kind in KINDS:
         cases, lost = counts.cases[kind], counts.lost[kind]
-        lines.append(f"| {kind} | {cases} | {cases - lost} | {lost} | {counts.executed[kind]} |")
+        rows.append([kind, cases, cases - lost, lost, counts.executed[kind]])
     total, lost = counts.cases.total(), counts.lost.total()
-    lines += [f"| **all** | {total} | {total - lost} | {lost} | {counts.executed.total()} |", ""]
+    rows.append(["**all**", total, total - lost, lost, counts.executed.total()])
+    lines += [markdown_table(["kind", "cases", "handled", "lost or wrong", "executed"], rows), ""]
     failed = [name for names in counts.failed.values() for name in names]
     lines += [f"Lost or wrong: {', '.join(failed)}.", ""] if failed else []
     if counts.skipped:
