@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.infra.files import ROOT
-from models.physics.dft_correction import FEATURES, DftCorrection, GaussianProcess
+from models.physics.dft_correction import FEATURES, DftCorrection, GaussianProcess, noise_spread
 
 SHIPPED = ROOT / "models" / "weights" / "dft_correction.json"
 
@@ -19,24 +19,26 @@ def test_a_process_learns_a_line_and_says_where_it_knows_nothing():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(80, 3))
     y = 0.4 * x[:, 0] - 0.2 + rng.normal(0, 0.15, 80)
-    process = GaussianProcess.fit(x, y)
+    process = GaussianProcess.fit(x, y, np.ones(80))
     new = rng.normal(size=(400, 3))
-    mean, std = process.predict(new)
+    mean, std = process.predict(new, np.ones(400))
     truth = 0.4 * new[:, 0] - 0.2
     assert abs(mean - truth).mean() < 0.08  # half of the noise; the mean of y alone errs by 0.32
     assert np.median(std) == pytest.approx(0.15, abs=0.05)
     covered = abs(mean - truth - rng.normal(0, 0.15, 400)) <= std
     assert covered.mean() == pytest.approx(0.68, abs=0.1)
-    _, far = process.predict(np.full((1, 3), 30.0))
+    _, far = process.predict(np.full((1, 3), 30.0), np.ones(1))
     assert far[0] > 1.5 * np.median(std)
+    _, rough = process.predict(new[:1], np.full(1, 3.0))
+    assert rough[0] == pytest.approx(3 * process.noise, rel=0.1)
 
 
 def test_an_uncertain_gap_widens_the_error_bar_by_its_slope():
     """DFT minus the potential is 0.5 times the gap: a gap of 1.0 ± 0.4 eV adds 0.5 · 0.4 eV in quadrature."""
     rng = np.random.default_rng(0)
     x = np.column_stack([rng.normal(size=120), rng.normal(size=120), rng.uniform(0, 2.5, 120)])
-    process = GaussianProcess.fit(x, 0.5 * x[:, 2] + rng.normal(0, 0.1, 120))
-    correction = DftCorrection(process, "any", "other")
+    y = 0.5 * x[:, 2] + 0.1 * noise_spread(x[:, 2]) * rng.normal(size=120)
+    correction = DftCorrection.fit(x, y, "any", "other")
     sure, narrow = correction.delta_e(one(0.1), one(0.2), one(1.0), one(0.0))
     same, wide = correction.delta_e(one(0.1), one(0.2), one(1.0), one(0.4))
     assert sure[0] == pytest.approx(0.1 + 0.5, abs=0.06) and same[0] == pytest.approx(sure[0], abs=0.03)
@@ -46,9 +48,9 @@ def test_an_uncertain_gap_widens_the_error_bar_by_its_slope():
 def test_a_file_gives_the_same_answers_and_another_is_refused(tmp_path):
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(30, len(FEATURES))), rng.normal(size=30)
-    process = GaussianProcess.fit(x, y)
-    process.widening = 1.3
-    correction = DftCorrection(process, "SevenNet", "diep")
+    x[:, 2] = abs(x[:, 2])
+    correction = DftCorrection.fit(x, y, "SevenNet", "diep")
+    correction.widening = 1.3
     correction.save(tmp_path / "c.json", {"poses": 30})
     again = DftCorrection.load(tmp_path / "c.json")
     assert (again.potential, again.second) == ("SevenNet", "diep")
