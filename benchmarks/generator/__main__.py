@@ -7,7 +7,8 @@ held-out layers (the ceiling).
 Formulas of the test split are asked for, and it is counted how often the stablest layer of the formula comes
 out; the guesses at some of them are relaxed and ranked by the potential as well. Then every set is drawn
 unguided by structure_generator.py and judged by evaluate_external.py, without hydrogen. Writes OUT/table.md
-and OUT/table.csv; what is done is not done again. --quick: formulas only, the four ways that matter.
+and OUT/table.csv; what is done is not done again. --quick: formulas only, the four ways that matter; with
+--tries 1 three core-minutes, with 20 guesses a formula half a core-hour.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     relax = f"formulas whose guesses are relaxed by the potential; {RELAXED}, with --quick none, if not given"
     add("--relax", type=whole(0), help=relax)
     add("--only-formulas", action="store_true", help="judge no sets")
-    quick = f"formulas only ({QUICK_FORMULAS} at most), the ways that matter: minutes"
+    quick = f"formulas only ({QUICK_FORMULAS} at most), the ways that matter; 0.5 core-seconds a guess"
     add("--quick", action="store_true", help=quick)
     height = "of the layers that are to be found, eV/atom"
     add("--max-e-hull", type=real(), default=0.3, help=height)

@@ -72,9 +72,11 @@ class GroupStatistics:
         self.together |= set(combinations(sorted(letter for letter, _, _ in orbits), 2))
 
     def occupation(self, counts: Sequence[int], rng: np.random.Generator) -> list[tuple[str, ...]] | None:
-        """Letters for each element of so many atoms; None if OCCUPATIONS draws hold pairs that do not go
-        together.
+        """Letters for each element of so many atoms; None if no layer of the group has so many of one, or if
+        OCCUPATIONS draws hold pairs that do not go together.
         """
+        if any(count not in self.fillings for count in counts):
+            return None
         for _ in range(OCCUPATIONS):
             drawn = []
             for count in counts:
