@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,23 +61,34 @@ class Stage:
     again: tuple[str, ...] = ("--resume",)
 
 
+STOPPING = {signal.SIGINT, signal.SIGTERM}
+
+
 def child(stage: Stage, folder: Path, *more: str) -> int:
-    """Starts a stage in a forked process, a group of its own, and returns its id."""
+    """Starts a stage in a forked process, a group of its own, and returns its id.
+
+    Whatever happens in the child ends it here: an error or a signal before the stage begins would let it go
+    on as a second pytest, for whose end the first one waits.
+    """
     sys.stdout.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # they wait until the stage handles them
     process = os.fork()
     if process:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         return process
-    os.setpgid(0, 0)
-    log = os.open(folder.with_name("log.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
-    sys.argv = ["stage", *map(str, stage.flags), "--out", str(folder / stage.out), *more]
     status = 1
     try:
-        run_script(stage.main)
+        os.setpgid(0, 0)
+        log = os.open(folder.with_name("log.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        sys.argv = ["stage", *map(str, stage.flags), "--out", str(folder / stage.out), *more]
+        run_script(lambda: (signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING), stage.main()))
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
