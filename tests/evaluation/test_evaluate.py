@@ -301,7 +301,8 @@ def test_the_oracle_may_be_kept_for_stable_layers(run, monkeypatch):
     flags = json.loads((run / "test.py" / "config.json").read_text())
     settings = {name: flags[name] for name in Settings.__dataclass_fields__}
     settings |= {"oracle_for": "stable", "second_potential": "none"}
-    for name in ("dimenet", "synthesis", "references", "novelty_db", "template_db", "learned", "validation"):
+    files = "dimenet synthesis references novelty_db template_db learned validation gap dft_correction"
+    for name in files.split():
         settings[name] = Path(settings[name])
     found = evaluate(read_structures(run / "cifs"), Settings(**settings), run / "test.py", resume=True)
     before, after = rows_of(run)["delta_g_h_oracle_eV"], found.rows.set_index("material_id")
@@ -508,7 +509,12 @@ def test_headline_counts_and_refuses():
         "shortlist": [],
         "sensitivity_to_correction": {},
         "second_opinion": {"both_within_0.2eV": nothing},
-        "provenance": {"potential": "P", "second_potential": "none", "synthesizability": "S"},
+        "provenance": {
+            "potential": "P",
+            "second_potential": "none",
+            "synthesizability": "S",
+            "dft_correction": "none",
+        },
     }
     lines = headline(content, rows)
     assert lines[0].startswith("2D: 2/6 ") and "1/6" in lines[0]
