@@ -4,7 +4,7 @@ Convention: pbc (T, T, F); lattice rows a, b in the xy plane with a along x, |a|
 angle between them; c along z and nothing but vacuum; the layer centred in z.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -298,10 +298,28 @@ def primitive_layer(atoms: Atoms, symprec: float) -> Atoms:
     return wrapped(primitive)
 
 
+def symmetry_of(atoms: Atoms, symprec: float) -> dict | None:
+    """spglib's operations of a structure; None where it finds none (two atoms on one place, for instance)."""
+    return _asked(spglib.get_symmetry, atoms, symprec)
+
+
+def layer_group_of(atoms: Atoms, symprec: float):
+    """spglib's dataset of a layer with c along z; None where it finds none."""
+    return _asked(spglib.get_layergroup, atoms, symprec, aperiodic_dir=2)
+
+
+def _asked(question: Callable, atoms: Atoms, symprec: float, **options):
+    """spglib returns None where it finds nothing, or raises once a library asked it to, as phonopy does."""
+    cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
+    try:
+        return question(cell, symprec=symprec, **options)
+    except spglib.SpglibError:
+        return None
+
+
 def _own_translations(atoms: Atoms, symprec: float) -> np.ndarray:
     """In-plane translations [T, 2] in lattice vectors that map the layer onto itself, zero among them."""
-    cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
-    found = spglib.get_symmetry(cell, symprec=symprec)
+    found = symmetry_of(atoms, symprec)
     if found is None:
         return np.zeros((1, 2))
     is_translation = (found["rotations"] == np.eye(3, dtype=int)).all((1, 2))

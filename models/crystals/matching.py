@@ -3,12 +3,11 @@
 from functools import cached_property
 
 import numpy as np
-import spglib
 from ase import Atoms
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
-from models.crystals.layer import layer_atoms, reduced_formula
+from models.crystals.layer import layer_atoms, layer_group_of, reduced_formula
 from models.crystals.thresholds import SAME_SYMPREC, SYMPREC
 
 GAP = 3.0  # Å of vacuum left in the comparison: with more of it the matcher's tolerances merge 1T and 2H MoS2
@@ -17,8 +16,7 @@ MATCHER = StructureMatcher(ltol=0.2, stol=0.3, angle_tol=5, primitive_cell=True,
 
 def layer_group(atoms: Atoms, symprec: float = SYMPREC) -> str:
     """International symbol of the layer group of a layer with c along z; "?" where none is found."""
-    cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
-    found = spglib.get_layergroup(cell, aperiodic_dir=2, symprec=symprec)
+    found = layer_group_of(atoms, symprec)
     return "?" if found is None else found.international
 
 

@@ -9,13 +9,12 @@ vertex, an edge or a corner of the periodic Voronoi diagram of the atoms that a 
 from dataclasses import dataclass
 
 import numpy as np
-import spglib
 from ase import Atoms
 from ase.build import make_supercell
 from ase.data import covalent_radii
 from scipy.spatial import QhullError, Voronoi
 
-from models.crystals.layer import components, flipped, primitive_layer, reduce_plane, wrapped
+from models.crystals.layer import components, flipped, primitive_layer, reduce_plane, symmetry_of, wrapped
 from models.crystals.thresholds import EXACT_SYMPREC, LAYER_VACUUM, SITE_SYMPREC
 
 H_SPACING = 6.0  # Å, least distance between a hydrogen and its periodic images
@@ -173,8 +172,7 @@ def _top_sites(atoms: Atoms) -> list[Site]:
 
 def _layer_operations(atoms: Atoms, symprec: float) -> tuple[np.ndarray, np.ndarray]:
     """Rotations [R, 3, 3] and translations [R, 3] of the layer that keep the plane and its normal apart."""
-    cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
-    found = spglib.get_symmetry(cell, symprec=symprec)
+    found = symmetry_of(atoms, symprec)
     if found is None:
         return np.eye(3, dtype=int)[None], np.zeros((1, 3))
     rotations = found["rotations"]

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
-import spglib
 from ase import Atoms
 
-from models.crystals.layer import layer_atoms
+from models.crystals.layer import layer_atoms, layer_group_of
 from models.crystals.thresholds import SYMPREC
 
 # Generators that a maximal subgroup may need: mmm (order 8) and 6/mmm's subgroups need three.
@@ -77,9 +76,7 @@ def _operations(numbers: bytes, positions: bytes, cell: bytes, count: int, sympr
         cell=np.frombuffer(cell).reshape(3, 3),
         pbc=(True, True, False),
     )
-    found = spglib.get_layergroup(
-        (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), aperiodic_dir=2, symprec=symprec
-    )
+    found = layer_group_of(atoms, symprec)
     if found is None:
         return identity(count)
     rotations, signs = found.rotations[:, :2, :2], found.rotations[:, 2, 2]

@@ -10,13 +10,19 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import spglib
 from ase import Atoms
 from ase.data import covalent_radii
 from pymatgen.core import Composition, Element
 
 from models.crystals.ase_database import number, readable_rows
-from models.crystals.layer import NotALayer, NotAStructure, bond_ratios, extract_layer, layer_atoms
+from models.crystals.layer import (
+    NotALayer,
+    NotAStructure,
+    bond_ratios,
+    extract_layer,
+    layer_atoms,
+    layer_group_of,
+)
 from models.crystals.split import split_of
 from models.crystals.thresholds import BOND_SCALE, LAYER_VACUUM, SYMPREC
 
@@ -58,8 +64,7 @@ def prototype_name(atoms: Atoms, symprec: float = SYMPREC) -> str:
         symprec: tolerance in Å of the symmetry.
     """
     anonymous = Composition(atoms.get_chemical_formula()).anonymized_formula
-    cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
-    found = spglib.get_layergroup(cell, aperiodic_dir=2, symprec=symprec)
+    found = layer_group_of(atoms, symprec)
     if found is None:
         return f"{anonymous} {len(atoms)}"
     copies = int((found.rotations == np.eye(3, dtype=int)).all((1, 2)).sum())  # primitive cells in this one

@@ -8,11 +8,11 @@ from pathlib import Path
 from string import Template
 
 import numpy as np
-import spglib
 from ase import Atoms
 from ase.calculators.calculator import kptdensity2monkhorstpack
 from ase.io import write
 
+from models.crystals.layer import symmetry_of
 from models.crystals.sites import spaced_supercell
 from models.crystals.thresholds import CALCULATION_VACUUM, CORRECTION, EXACT_SYMPREC
 from models.infra.files import write_text
@@ -271,9 +271,7 @@ def _molecule() -> Atoms:
 
 def _is_polar(atoms: Atoms) -> bool:
     """Whether no symmetry turns z over, so that a dipole along z is allowed."""
-    found = spglib.get_symmetry(
-        (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), symprec=EXACT_SYMPREC
-    )
+    found = symmetry_of(atoms, EXACT_SYMPREC)
     return found is None or not (found["rotations"][:, 2, 2] == -1).any()
 
 

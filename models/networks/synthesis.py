@@ -18,14 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import spglib
 import torch
 from ase import Atoms
 from sklearn.tree import ExtraTreeClassifier
 from torch import nn
 
 from models.crystals.elements import COMPOSITION_FEATURES, composition_features
-from models.crystals.layer import bond_ratios
+from models.crystals.layer import bond_ratios, layer_group_of
 from models.crystals.split import split_of
 from models.crystals.thresholds import BOND_SCALE, SYMPREC, SYNTHESIZABLE
 from models.infra.files import load_checkpoint, save_checkpoint
@@ -106,8 +105,7 @@ def features(atoms: Atoms, e_hull: float) -> np.ndarray:
 
 
 def _symmetry(atoms: Atoms) -> list[float]:
-    cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
-    found = spglib.get_layergroup(cell, aperiodic_dir=2, symprec=SYMPREC)
+    found = layer_group_of(atoms, SYMPREC)
     if found is None:
         return [len(atoms), 0.0, 0.0, 0.0, 0.0, 0.0]
     translations = (found.rotations == np.eye(3, dtype=int)).all((1, 2)).sum()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import spglib
 from ase import Atoms
 from ase.build import bulk, molecule, mx2
 from ase.data import covalent_radii
@@ -16,9 +17,11 @@ from models.crystals.layer import (
     extract_layer,
     flipped,
     layer_atoms,
+    layer_group_of,
     min_distance_ratio,
     primitive_layer,
     reduce_plane,
+    symmetry_of,
 )
 from models.crystals.matching import MATCHER, Fingerprint, Register, layer_group, rmsd
 from models.crystals.thresholds import LAYER_VACUUM
@@ -363,3 +366,11 @@ def test_rmsd_of_a_known_displacement():
     displaced.positions[2] += (0, 0.5, 0)  # mean 0.125: (3 × 0.125² + 0.375²) / 4
     displaced.wrap()
     assert rmsd(moved, displaced) == pytest.approx(np.sqrt((3 * 0.125**2 + 0.375**2) / 4))
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_what_spglib_finds_nothing_in_has_no_symmetry_whoever_set_it_to_raise(monkeypatch, raises):
+    """Importing phonopy has spglib raise where it returned None before: two atoms on one place."""
+    monkeypatch.setattr(spglib.error, "OLD_ERROR_HANDLING", not raises)
+    layer = layer_atoms([42, 16, 16], np.zeros((3, 3)) + [[0, 0, 0], [1, 1, 0], [1, 1, 0]], np.eye(2) * 3.2)
+    assert layer_group_of(layer, 0.1) is None and symmetry_of(layer, 0.1) is None
