@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.crystals.thresholds import CORRECTION
 from models.evaluation.schema import COLUMNS
 from models.infra.files import ROOT
 

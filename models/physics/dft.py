@@ -114,7 +114,7 @@ def missing(settings: Settings) -> str:
 
 
 def estimated_seconds(pose: Atoms, settings: Settings, relax: str = "none") -> float:
-    """Processor time that slab and pose will take, within a factor of about two."""
+    """Processor time that slab and pose will take, s: rough, and rather too much than too little."""
     spin = SPIN_FACTOR if settings.polarised(pose.symbols) else 1.0
     return SECONDS_PER_ATOM * len(pose) * spin * RELAX_FACTOR[relax]
 
