@@ -6,10 +6,11 @@ results/published/dft_convergence.csv.
 """
 
 import argparse
+from functools import partial
 
 from benchmarks.dft_convergence.changes import CHANGES, HOSTS
 from models.infra.cli import real
-from models.infra.runs import run_script
+from models.infra.runs import run_late, run_script
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,13 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    """Parses the flags and runs the study."""
-    args = build_parser().parse_args()
-    from benchmarks.dft_convergence.study import run  # late: it takes seconds, and wrong flags none
-
-    run(args)
-
+main = partial(run_late, build_parser, "benchmarks.dft_convergence.study")
 
 if __name__ == "__main__":
     run_script(main)

@@ -8,10 +8,11 @@ components. Writes OUT/equivariance.csv and .png; what is trained is not trained
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from models.infra.cli import real, whole
-from models.infra.runs import run_script
+from models.infra.runs import run_late, run_script
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,13 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    """Parses the flags and runs the study."""
-    args = build_parser().parse_args()
-    from benchmarks.equivariance.study import run  # late: torch takes seconds, and wrong flags none
-
-    run(args)
-
+main = partial(run_late, build_parser, "benchmarks.equivariance.study")
 
 if __name__ == "__main__":
     run_script(main)

@@ -5,11 +5,12 @@ python -m benchmarks.gates --db data/her2d.db
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from models.infra.cli import whole
 from models.infra.files import shipped
-from models.infra.runs import run_script
+from models.infra.runs import run_late, run_script
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,13 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    """Parses the flags and runs the study."""
-    args = build_parser().parse_args()
-    from benchmarks.gates.study import run  # late: torch takes seconds, and wrong flags none
-
-    run(args)
-
+main = partial(run_late, build_parser, "benchmarks.gates.study")
 
 if __name__ == "__main__":
     run_script(main)

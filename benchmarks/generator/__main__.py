@@ -12,12 +12,13 @@ and OUT/table.csv; what is done is not done again. --quick: formulas only, the f
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from benchmarks.generator import QUICK_FORMULAS, RELAXED
 from models.infra.cli import real, whole
 from models.infra.files import shipped
-from models.infra.runs import run_script
+from models.infra.runs import run_late, run_script
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,13 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    """Parses the flags and runs the benchmark."""
-    args = build_parser().parse_args()
-    from benchmarks.generator.study import run  # late: torch takes seconds, and wrong flags none
-
-    run(args)
-
+main = partial(run_late, build_parser, "benchmarks.generator.study")
 
 if __name__ == "__main__":
     run_script(main)

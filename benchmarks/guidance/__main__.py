@@ -10,12 +10,13 @@ is not done again.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from benchmarks.guidance.arms import ARMS
 from models.infra.cli import whole
 from models.infra.files import shipped
-from models.infra.runs import run_script
+from models.infra.runs import run_late, run_script
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,13 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    """Parses the flags and runs the study."""
-    args = build_parser().parse_args()
-    from benchmarks.guidance.study import run  # late: torch takes seconds, and wrong flags none
-
-    run(args)
-
+main = partial(run_late, build_parser, "benchmarks.guidance.study")
 
 if __name__ == "__main__":
     run_script(main)

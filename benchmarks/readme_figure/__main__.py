@@ -7,10 +7,11 @@ Reads results/published: study.csv, top20 (the pose, and ΔG_H by the potential)
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from models.infra.files import ROOT
-from models.infra.runs import run_script
+from models.infra.runs import run_late, run_script
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,13 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    """Parses the flags and runs the study."""
-    args = build_parser().parse_args()
-    from benchmarks.readme_figure.study import run  # late: torch takes seconds, and wrong flags none
-
-    run(args)
-
+main = partial(run_late, build_parser, "benchmarks.readme_figure.study")
 
 if __name__ == "__main__":
     run_script(main)

@@ -11,8 +11,6 @@ from pathlib import Path
 from models.infra.files import ROOT
 from models.infra.runs import run_script
 
-FOLDS = 8
-
 
 def build_parser() -> argparse.ArgumentParser:
     """All flags."""

@@ -6,6 +6,7 @@ stopped by SIGINT and SIGTERM.
 
 import argparse
 import fcntl
+import importlib
 import os
 import signal
 import sys
@@ -103,6 +104,14 @@ class _Output:
 
     def __getattr__(self, name: str):
         return getattr(self.stream, name)
+
+
+def run_late(build_parser: Callable[[], argparse.ArgumentParser], module: str) -> None:
+    """Parses the flags, and only then imports the module whose `run` takes them: that costs seconds of torch,
+    and --help and a wrong flag none.
+    """
+    args = build_parser().parse_args()
+    importlib.import_module(module).run(args)
 
 
 def run_script(main: Callable[[], object]) -> None:

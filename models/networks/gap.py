@@ -35,12 +35,17 @@ def fit_gap(x: np.ndarray, gap: np.ndarray, seed: int = 0) -> Forest:
 
 
 @torch.no_grad()
+def expected_gap(forest: Forest, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, standard deviation over the trees) [n] eV of features [n, F]."""
+    said = forest.leaves(torch.tensor(x, dtype=torch.float32)).double()  # [T, n]
+    return said.mean(0).numpy(), said.std(0).numpy()
+
+
 def predict_gap(forest: Forest, structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
     """(mean, standard deviation over the trees) [n] eV of layers in the convention; gaps end at CAP."""
     if not structures:
         return np.zeros(0), np.zeros(0)
-    said = forest.leaves(torch.tensor(gap_features(structures), dtype=torch.float32)).double()  # [T, n]
-    return said.mean(0).numpy(), said.std(0).numpy()
+    return expected_gap(forest, gap_features(structures))
 
 
 def save_gap(path: Path, forest: Forest, **extra) -> None:
