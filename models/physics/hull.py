@@ -184,12 +184,12 @@ class Hull:
 
         Formation energies meet the potential's own because both count from the elements. A point on the line
         between the elements says that no compound is known there and is left out, as is one with an element
-        that has no reference phase.
+        that has no reference phase, and an element itself: it is where both count from.
         """
         for formula, e_stable in points.items():
             composition = Composition(formula)
             known = all(frozenset([element]) in self.systems for element in composition)
-            if known and e_stable < -ON_THE_LINE:
+            if known and len(composition) > 1 and e_stable < -ON_THE_LINE:
                 elemental = sum(self.reference(element) * n for element, n in composition.items())
                 energy = e_stable * composition.num_atoms + elemental
                 phase = Phase(formula, energy, f"{formula}: hull by DFT", "point")

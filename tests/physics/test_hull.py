@@ -190,6 +190,8 @@ def test_a_phase_that_fails_is_counted_and_tried_again(tmp_path):
 def test_points_of_dft_are_part_of_the_hull_and_can_be_left_out(tmp_path):
     hull = Hull([("Li", -2.0), ("Cl", -3.0), ("LiCl", -6.0), ("K", -1.0)])
     hull.add_points({"Li3Cl": -0.4, "KCl": 0.0, "MoS2": -1.0})  # KCl: on the line; Mo, S: no reference
+    hull.add_points({"Li": -0.5})  # what formation energies count from is no point
+    assert hull.stability("Li", -2.0).e_form == pytest.approx(0.0)
     assert hull.stability("Li3Cl", -9.0).e_stable == pytest.approx(-0.4)
     assert hull.stability("Li7Cl", -17.0).e_stable == pytest.approx(-0.2)  # half way from Li to Li3Cl
     assert hull.stability("KCl", -4.0).phases == 0
