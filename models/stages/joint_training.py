@@ -168,6 +168,8 @@ def train_model(joint: Joint, diffusion: Diffusion, data: TrainingData, args: ar
         plot_loss_curve(trainer.history, args.figure)
         state = f"train {row.get('train_total', math.nan):.4f} val {row['val_total']:.4f}"
         print(f"epoch {epoch + 1}: {state}, {trainer.counts()}", flush=True)
+    # a run that was killed after its last checkpoint left the figure an epoch behind
+    plot_loss_curve(trainer.history, args.figure)
     return trainer
 
 

@@ -122,6 +122,8 @@ def train_model(
         plot_mae_curve(trainer.history, beside(args.out, ".loss.png"))
         state = f"train {train_mae:.4f}, validation {val_mae:.4f} eV (mean of train {null:.4f})"
         print(f"epoch {epoch + 1}: {state}, {trainer.counts()}{'  best' if best else ''}", flush=True)
+    # a run that was killed after its last checkpoint left the figure an epoch behind
+    plot_mae_curve(trainer.history, beside(args.out, ".loss.png"))
     return args.out
 
 
