@@ -99,8 +99,8 @@ def against_sac(calculator, dimenet: Path) -> tuple[dict, dict]:
     }
     return summary, {
         "ΔE_H, single-atom catalysts (eV)": (true, predicted, "eV"),
-        "the same, corrected (eV)": (true, corrected, "eV"),
-        "the same by DimeNet++ (eV)": (true, guessed, "eV"),
+        "ΔE_H, single-atom catalysts, corrected (eV)": (true, corrected, "eV"),
+        "ΔE_H, single-atom catalysts, DimeNet++ (eV)": (true, guessed, "eV"),
     }
 
 
@@ -153,7 +153,7 @@ def against_metals(folder: Path) -> tuple[dict, dict]:
     }
     return summary, {
         "ΔE_H, metal surfaces (eV)": (true, potential, "eV"),
-        "the same, corrected (metals) (eV)": (true, corrected, "eV"),
+        "ΔE_H, metal surfaces, corrected (eV)": (true, corrected, "eV"),
     }
 
 

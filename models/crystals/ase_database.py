@@ -5,6 +5,7 @@ looked at through a read-only connection first.
 """
 
 import math
+import os
 import sqlite3
 from collections import Counter
 from numbers import Real
@@ -43,7 +44,7 @@ def row_ids(path: str | Path, flag: str = "--db") -> list[int]:
     if str(path).endswith(".aselmdb"):
         raise DatabaseError(f"{name} is an LMDB of ASE rows, which is not read here: {instead}")
     try:
-        tables = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=WAIT)
+        tables = sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro", uri=True, timeout=WAIT)
         try:
             found = tables.execute("SELECT id FROM systems ORDER BY id").fetchall()
             tables.execute("SELECT numbers, positions, cell, pbc, key_value_pairs FROM systems LIMIT 1")

@@ -78,14 +78,21 @@ def plot_mae_curve(history: list[dict], path: Path) -> None:
     save(figure, path)
 
 
+PANELS_ACROSS = 3  # of a parity figure
+
+
 def parity(panels: dict[str, tuple], xlabel: str, ylabel: str, path: Path) -> None:
     """Parity plots; panels: title -> (true [n], predicted [n], unit). The frame holds the central 99 % of the
     points.
     """
+    columns = min(len(panels), PANELS_ACROSS)
+    lines = math.ceil(len(panels) / columns)
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.6 * len(panels), 4), squeeze=False, layout="constrained"
+        lines, columns, figsize=(4.6 * columns, 4 * lines), squeeze=False, layout="constrained"
     )
-    for axis, (title, (true, predicted, unit)) in zip(axes[0], panels.items()):
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, (title, (true, predicted, unit)) in zip(axes.flat, panels.items()):
         true, predicted = np.asarray(true), np.asarray(predicted)
         low, high = np.percentile([*true, *predicted], [0.5, 99.5])
         low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)

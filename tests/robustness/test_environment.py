@@ -125,7 +125,6 @@ def test_no_stage_needs_a_network(root, tmp_path, name):
     assert status == 0, said
 
 
-@pytest.mark.long
 def test_a_bare_environment(root, tmp_path):
     """Nothing but a path: no home, no cache, the C locale without UTF-8 mode, stdout closed."""
     environment = {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
