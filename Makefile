@@ -4,6 +4,7 @@
 # make nulls     unguided, reseeded, filtered and real held-out sets beside those of the run
 # make gates     confusion table of the 2D gate
 # make benchmark-generator   what the generator draws beside baseline and ceiling; DB=c2db.db for real layers; QUICK=1
+# make baselines keeps what was computed for the model-free baselines
 # make study     guidance against its baselines
 # make dft       GPAW into .venv, which nothing else needs  make dft-data   HOURS=1 more of the DFT data, and its tables
 PYTHON ?= python3
@@ -24,7 +25,10 @@ ADAPT := --epochs 12 --lr 5e-4
 NUM ?= 24
 DFT ?= 0
 
-.PHONY: run test test-long retrain dimenet install data nulls benchmark-generator study gates lint dft dft-data
+# What was computed for the two sets that never change; a row counts while structure, code and settings are its own.
+SCORED := results/published/baselines
+
+.PHONY: baselines run test test-long retrain dimenet install data nulls benchmark-generator study gates lint dft dft-data
 
 install: .venv/installed
 .venv/installed: requirements.txt requirements-dev.txt
@@ -46,9 +50,17 @@ run: install
 	@echo "[4/5] structure_generator.py"
 	$(BIN)/python structure_generator.py --checkpoint $(WEIGHTS)/best_diffusion_model.pth --num $(NUM) --seed 0 --out results/generated_cifs
 	@echo "[5/5] evaluate_external.py and test.py"
+	@mkdir -p results_external/substitution_scores
+	@cp -n $(SCORED)/random_baseline/*.jsonl results_external/; cp -n $(SCORED)/substitution/*.jsonl results_external/substitution_scores/
 	$(BIN)/python evaluate_external.py --cifs results_external/random_baseline --out results_external --resume --compare
 	$(BIN)/python evaluate_external.py --cifs results_external/substitution --out results_external/substitution_scores --resume --compare
 	$(BIN)/python test.py --cifs results/generated_cifs --out results --resume --dft $(DFT)
+
+# after a change of models/crystals or models/physics: make run, then this, or every run computes them anew
+baselines:
+	mkdir -p $(SCORED)/random_baseline $(SCORED)/substitution
+	cp results_external/*.jsonl $(SCORED)/random_baseline
+	cp results_external/substitution_scores/*.jsonl $(SCORED)/substitution
 
 retrain: install
 	@echo "[1/3] pretrain_dimenet.py"

@@ -106,6 +106,11 @@ class _Output:
         return getattr(self.stream, name)
 
 
+GRACE = 3.0  # s that a run has for its cleaning up after a signal
+INTERRUPTED = "interrupted: start it again with --resume to continue"
+TERMINATED = "terminated: start it again with --resume to continue"
+
+
 def run_late(build_parser: Callable[[], argparse.ArgumentParser], module: str) -> None:
     """Parses the flags, and only then imports the module whose `run` takes them: that costs seconds of torch,
     and --help and a wrong flag none.
@@ -124,12 +129,12 @@ def run_script(main: Callable[[], object]) -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     if sys.stdout is not None:
         sys.stdout = _Output(sys.stdout)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets `script.py &` ignore it
+    signal.signal(signal.SIGINT, _interrupted)  # a shell lets `script.py &` ignore it
     signal.signal(signal.SIGTERM, _terminated)
     try:
         main()
     except KeyboardInterrupt:
-        _end(130, "interrupted: start it again with --resume to continue")
+        _end(130, INTERRUPTED)
     except (OSError, ValueError, RuntimeError, ImportError, MemoryError) as error:
         if os.environ.get(DEBUG):
             raise
@@ -148,9 +153,27 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _interrupted(number: int, frame: object) -> None:
+    _end_soon(130, INTERRUPTED)
+    raise KeyboardInterrupt
+
+
 def _terminated(number: int, frame: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the second one must not break the cleaning up
-    _end(143, "terminated: start it again with --resume to continue")
+    _end_soon(143, TERMINATED)
+    _end(143, TERMINATED)
+
+
+def _end_soon(status: int, text: str) -> None:
+    """Ends the process after GRACE as a kill would, in case that a library swallows a signal's exception."""
+
+    def end(number: int, frame: object) -> None:
+        if sys.stderr is not None:
+            print(text, file=sys.stderr, flush=True)
+        os._exit(status)
+
+    signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, GRACE)
 
 
 def _end(status: int, text: str = "") -> None:

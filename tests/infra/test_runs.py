@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -80,6 +81,25 @@ def test_the_second_run_into_an_output_says_so_and_stops(tmp_path):
 def test_files_of_one_folder_are_taken_one_by_one(tmp_path):
     body = "take_output(Path(sys.argv[1]), True); print((Path(sys.argv[1]).parent / '.a.pt.lock').exists())"
     assert script(body, tmp_path / "a.pt").stdout == "True\n"
+
+
+@pytest.mark.parametrize("name, status", [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_swallowed_signal_ends_the_run_all_the_same(name, status):
+    """As where a library clears the exception that the handler raised."""
+    body = [
+        "import os, signal",
+        f"sent, end = iter([signal.{name}]), time.time() + 20",
+        "while time.time() < end:",
+        "    try:",
+        "        for number in sent: os.kill(os.getpid(), number)",
+        "        time.sleep(0.05)",
+        "    except BaseException:",
+        "        pass",
+    ]
+    begin = time.monotonic()
+    done = script("\n    ".join(body))
+    assert done.returncode == status and time.monotonic() - begin < 15
+    assert "start it again with --resume" in done.stderr
 
 
 def test_a_reader_that_leaves_stops_nothing(tmp_path):
