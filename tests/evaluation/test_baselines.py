@@ -10,7 +10,7 @@ SCORED = ROOT / "results" / "published" / "baselines"
 
 @pytest.mark.parametrize("name", ["random_baseline", "substitution"])
 def test_every_structure_of_a_baseline_is_there(name):
-    """Their keys begin with the name of the structure; a key of other code is passed over by the evaluator."""
+    """Keys begin with the name of the structure; a key of other code is passed over by the evaluator."""
     relaxed = Shard(SCORED / name / "relaxed.jsonl").rows
     named = {key.rpartition(":")[0] for key in relaxed}
     files = {path.stem for path in (ROOT / "results_external" / name).glob("*.cif")}
