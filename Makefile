@@ -51,12 +51,13 @@ run: install
 	$(BIN)/python structure_generator.py --checkpoint $(WEIGHTS)/best_diffusion_model.pth --num $(NUM) --seed 0 --out results/generated_cifs
 	@echo "[5/5] evaluate_external.py and test.py"
 	@mkdir -p results_external/substitution_scores
-	@cp -n $(SCORED)/random_baseline/*.jsonl results_external/; cp -n $(SCORED)/substitution/*.jsonl results_external/substitution_scores/
+	@test -e results_external/relaxed.jsonl || cp $(SCORED)/random_baseline/*.jsonl results_external/
+	@test -e results_external/substitution_scores/relaxed.jsonl || cp $(SCORED)/substitution/*.jsonl results_external/substitution_scores/
 	$(BIN)/python evaluate_external.py --cifs results_external/random_baseline --out results_external --resume --compare
 	$(BIN)/python evaluate_external.py --cifs results_external/substitution --out results_external/substitution_scores --resume --compare
 	$(BIN)/python test.py --cifs results/generated_cifs --out results --resume --dft $(DFT)
 
-# after a change of models/crystals or models/physics: make run, then this, or every run computes them anew
+# after a change of models/crystals or models/physics: make run in a fresh clone, then this, or every run computes them anew
 baselines:
 	mkdir -p $(SCORED)/random_baseline $(SCORED)/substitution
 	cp results_external/*.jsonl $(SCORED)/random_baseline

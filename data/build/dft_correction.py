@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
-from scipy.stats import norm
 from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from data.build.dft_report import PUBLISHED, SHARDS, add_potentials, done, fill, markdown
+from data.build.validate import ONE_SIGMA, cover
 from models.crystals.elements import element_features
 from models.crystals.layer import unpack_atoms
 from models.evaluation.figures import plt, save
@@ -35,7 +35,6 @@ NAME = "SevenNet 7net-l3i5"
 WEIGHTS = ROOT / "models" / "weights" / "dft_correction.json"
 FOLDS = 10
 METAL = 0.1  # eV, gap of the DFT slab below which it counts as a metal
-ONE_SIGMA = 0.6827  # of a normal distribution
 SHELL = 0.1  # decay of a neighbour's weight, in sums of covalent radii beyond the shortest bond to H
 SITE = (  # further features that candidates are given
     "near_electronegativity",  # of the neighbours of H, weighted mean
@@ -214,11 +213,6 @@ def comparison(points: Points) -> list[dict]:
         row["rmse_cv"] = round(float(np.sqrt((error[~points.test] ** 2).mean())), 3)
         found.append(row)
     return found
-
-
-def cover(error: np.ndarray, std: np.ndarray, share: float) -> float:
-    """Share of the errors within the central interval that should hold `share` of them."""
-    return float((abs(error) <= norm.ppf(0.5 + share / 2) * std).mean())
 
 
 def draw(points: Points, mean: np.ndarray, std: np.ndarray, path: Path) -> None:

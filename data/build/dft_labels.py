@@ -22,6 +22,7 @@ from models.infra.cli import real
 from models.infra.files import ROOT, digest
 
 SHARD = ROOT / "data" / "shards" / "second_potential.jsonl"
+WEIGHTS = ROOT / "models" / "weights"
 SAME_PLANE = 0.02  # Å, tolerance of the primitive cell: the hosts were relaxed in theirs
 
 
@@ -47,7 +48,8 @@ def key_of(record: Data) -> str:
 
 def slab_key(record: Data) -> str:
     """The same for the sites of a host."""
-    return digest(str(slab_of(record).positions.round(3).tolist()))
+    slab = slab_of(record)
+    return digest(f"{slab.numbers.tolist()} {slab.cell.array.round(3)} {slab.positions.round(3).tolist()}")
 
 
 def weigh(records: list[Data], shard, second: str, hours: float) -> None:
@@ -82,9 +84,8 @@ def label(records: list[Data], shard) -> int:
     from models.networks.gap import load_gap, predict_gap
     from models.physics.dft_correction import DftCorrection
 
-    weights = ROOT / "models" / "weights"
     gaps, known = {}, []
-    forest, correction = load_gap(weights / "gap.pt"), DftCorrection.load(weights / "dft_correction.json")
+    forest, correction = load_gap(WEIGHTS / "gap.pt"), DftCorrection.load(WEIGHTS / "dft_correction.json")
     for record in tqdm(records, desc="gaps", mininterval=10):
         if "delta_e" not in shard.rows.get(key_of(record), {}):
             continue
@@ -108,7 +109,6 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("lmdb", nargs="+", type=Path, help="files to be labelled, in place")
-    parser.add_argument("--second", default="diep", help="the potential that the correction asks beside")
     parser.add_argument("--energies", type=Path, default=SHARD, help="JSON lines of what it said, resumable")
     parser.add_argument("--hours", type=real(0), default=1e6, help="weigh nothing new after this time")
     return parser
@@ -118,13 +118,15 @@ def main() -> None:
     args = build_parser().parse_args()
     from models.datasets.lmdb_data import LmdbDataset, safe_loads, write_lmdb  # late: torch takes seconds
     from models.infra.shards import Shard
+    from models.physics.dft_correction import DftCorrection
 
     shard = Shard(args.energies)
+    second = DftCorrection.load(WEIGHTS / "dft_correction.json").second
     stored = {}
     for path in args.lmdb:
         dataset = LmdbDataset([path])
         stored[path] = [Data(**safe_loads(dataset.raw(index))) for index in range(len(dataset))]
-    weigh([record for records in stored.values() for record in records], shard, args.second, args.hours)
+    weigh([record for records in stored.values() for record in records], shard, second, args.hours)
     for path, records in stored.items():
         count = label(records, shard)
         write_lmdb(path, records)
