@@ -168,14 +168,14 @@ def scatter(axis, sets: dict[str, pd.DataFrame], names: tuple[str, str], frames:
     axis.legend(frameon=False, fontsize=8, loc="upper left")
 
 
-def her_performance(sets: dict[str, pd.DataFrame], potential: str, path: Path) -> None:
+def her_performance(sets: dict[str, pd.DataFrame], oracle: str, path: Path) -> None:
     """How many come how close to ΔG_H = 0 by the oracle and by DimeNet++, the two against each other, and
-    against E_hull.
+    against E_hull; `oracle` says in words how the oracle comes to its number.
     """
     figure, axes = plt.subplots(2, 2, figsize=(11.5, 9))
     energy, e_hull = FRAME["delta_g_h"], FRAME["e_hull"]
     names = {
-        "delta_g_h_oracle_eV": f"by the oracle, H relaxed with {potential}",
+        "delta_g_h_oracle_eV": f"by the oracle, {oracle}",
         "delta_g_h_dimenet_eV": "by DimeNet++",
     }
     for axis, (name, title) in zip(axes[0], names.items()):

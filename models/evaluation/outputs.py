@@ -113,7 +113,9 @@ def draw(
     sets, potential = {name: evaluation.rows, **others}, evaluation.provenance["potential"]
     names = ("her_performance", "stability_curve", "baseline_comparison", "generated_structures", "funnel")
     paths = [out / f"{figure}.png" for figure in names]
-    figures.her_performance(sets, potential, paths[0])
+    corrected = not evaluation.provenance["dft_correction"].startswith("none")
+    oracle = f"H relaxed with {potential}" + (", corrected to DFT" if corrected else "")
+    figures.her_performance(sets, oracle, paths[0])
     figures.stability_curve(sets, potential, paths[1])
     figures.baseline_comparison(metrics, paths[2])
     figures.generated_structures(evaluation.rows, evaluation.relaxed, evaluation.poses, paths[3])

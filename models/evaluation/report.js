@@ -2,7 +2,8 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const PALETTE = ["#0f6b66", "#c07a1e", "#6a6fb0", "#b0506a", "#6d8b3c", "#8a6d5a", "#4f88a8", "#7d7d7d"];
 const said = key => typeof data.provenance[key] === "string" ? data.provenance[key] : null;
-const NAMES = {oracle: `H relaxed with ${said("potential") ?? "the potential"}`, dimenet: "DimeNet++", second: said("second_potential") ?? "second potential"};
+const corrected = (said("dft_correction") ?? "none").startsWith("none") ? "" : ", corrected to DFT";
+const NAMES = {oracle: `H relaxed with ${said("potential") ?? "the potential"}${corrected}`, dimenet: "DimeNet++", second: said("second_potential") ?? "second potential"};
 const state = window.report = {ready: false, selected: null, yaw: 0, pitch: 0, zoom: 1, atoms: 0, hydrogen: null, frames: 0, thumbnails: 0, sorted: null};
 const scenes = new Map(data.scenes), rows = new Map(data.rows.map(row => [row.material_id, row]));
 const sets = data.sets.map((set, k) => ({...set, title: set.name.replaceAll("_", " "), colour: PALETTE[k % PALETTE.length], own: k === 0}));
