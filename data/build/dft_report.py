@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.build.dft.records import ROOT, SHARDS, counts, embedded_items, material_class
+from data.build.dft.records import ROOT, SHARDS, counts, done, embedded_items, material_class
 from data.build.validate import errors
 from models.crystals.layer import pack_atoms, reduced_formula, unpack_atoms
 from models.crystals.sites import abstracts
@@ -29,11 +29,6 @@ from models.physics.potentials import load_potential
 PUBLISHED = ROOT / "results" / "published"
 OWN = "SevenNet 7net-l3i5"  # made the poses
 GAPPED, MAGNETIC, INERT = 0.1, 0.3, 0.5  # eV, μB a cell, eV: what counts as gapped, magnetic, inert
-
-
-def done(shard: Shard, settings: Settings) -> list[dict]:
-    """Records with numbers, of one setting."""
-    return [row for row in shard.sorted_rows() if row.get("reason") == "" and row["settings"] == settings.key]
 
 
 def convergence_rows(taken: list[dict]) -> list[dict]:

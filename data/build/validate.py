@@ -17,13 +17,17 @@ from scipy.stats import norm
 from tqdm import tqdm
 
 from data.build import dft_labels
+from data.build.dft.records import done
+from models.crystals.layer import unpack_atoms
 from models.crystals.split import ADSORBATE
 from models.datasets.adsorption import adsorption_graph
 from models.datasets.lmdb_data import LmdbDataset
 from models.evaluation.figures import parity
 from models.infra.files import ROOT, read_json, read_rows, write_json
 from models.infra.shards import Shard
+from models.networks.delta_g import predict_delta_g
 from models.networks.dimenet import load_dimenet, predict
+from models.physics.dft import Settings
 from models.physics.dft_correction import DftCorrection
 from models.physics.hydrogen import CORRECTION, hydrogen_energy
 from models.physics.potentials import load_potential, single_point
@@ -44,6 +48,7 @@ LAYERS = {
     "Ti2CO2 (Ti2CTx)": "MXene-M2XT2:Ti-C-O",
 }
 ONE_SIGMA, TWO_SIGMA = 0.6827, 0.9545  # of a normal distribution
+DFT_SHARD = HERE / "shards" / "dft.jsonl"
 FACETS = {"fcc100": "001", "fcc111": "111", "bcc100": "001", "bcc110": "011", "hcp0001": "0001"}
 
 
@@ -121,6 +126,31 @@ def single_points(pairs: list[tuple], calculator, title: str) -> np.ndarray:
 def covers(error: np.ndarray, spread: np.ndarray) -> dict:
     """Shares of the errors within one and two standard deviations."""
     return {"within 1 std": cover(error, spread, ONE_SIGMA), "within 2 std": cover(error, spread, TWO_SIGMA)}
+
+
+def against_layers(dimenet: Path) -> tuple[dict, dict]:
+    """ΔE_H of monolayers of val and test formulas, where DFT has it at the best pose of the potential: by the
+    potential there, and by DimeNet++, which is given the bare layer and takes the best of its starting poses.
+    """
+    records = [
+        row for row in done(Shard(DFT_SHARD), Settings()) if row["rank"] == "best" and row["relax"] == "none"
+    ]
+    held_out = [row for row in records if row["split"] != "train"]
+    layers = [(row["key"], unpack_atoms(row["host"])) for row in held_out]
+    found = dict(predict_delta_g(load_dimenet(dimenet), layers, correction=0.0))
+    held_out = [row for row in held_out if "error" not in found[row["key"]]]
+    true = np.array([row["delta_e_dft"] for row in held_out])
+    potential = np.array([row["delta_e_sevennet"] for row in held_out])
+    guessed = np.array([found[row["key"]]["delta_g_h"] for row in held_out])
+    mean = np.mean([row["delta_e_dft"] for row in records if row["split"] == "train"])
+    test = np.array([row["split"] == "test" for row in held_out])
+    summary = {
+        "as it is": errors(potential, true),
+        "DimeNet++": errors(guessed, true),
+        "DimeNet++, test alone": errors(guessed[test], true[test]),
+        "always the mean": {"mae": np.abs(true - mean).mean()},
+    }
+    return summary, {"ΔE_H, layers, DimeNet++ (eV)": (true, guessed, "eV")}
 
 
 def against_metals(folder: Path) -> tuple[dict, dict]:
@@ -207,6 +237,7 @@ def main():
     args = build_parser().parse_args()
     potential = load_potential(args.potential)
     tasks = {
+        "layers": lambda: against_layers(args.dimenet),
         "single-atom catalysts": lambda: against_sac(potential.calculator, args.dimenet),
         "metal surfaces": lambda: against_metals(HERE),
         "literature": lambda: against_literature(HERE / "shards" / "adsorption.jsonl"),

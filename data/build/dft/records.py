@@ -329,6 +329,11 @@ def _finished(row: dict | None, seconds: float) -> bool:
     )
 
 
+def done(shard: Shard, settings: Settings) -> list[dict]:
+    """Records with numbers, of one setting."""
+    return [row for row in shard.sorted_rows() if row.get("reason") == "" and row["settings"] == settings.key]
+
+
 def make(
     shard: Shard, items: Iterable[dict], settings: Settings, hours: float, potential: str, seconds: float
 ) -> None:
